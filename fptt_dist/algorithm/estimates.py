@@ -1,0 +1,146 @@
+"""Q, the distribution that a terminal loss trusts before the label counts in full (Kag & Saligrama 2021, section 3.3).
+
+The paper: "our estimate in the last epoch". Three readings of it, each indexed by label or example and by window:
+`UniformEstimate` (what the authors' code uses), `ClassMeanEstimate` and `ExampleEstimate`. An estimate is fixed over an
+epoch, gathers what the network says meanwhile (`observe`), and takes it over at the epoch's end (`end_epoch`).
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class LabelEstimate(Protocol):
+    """What a terminal loss asks of Q. B: batch, C: classes."""
+
+    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+        """Q (B, C) for window `window` (from 1), labels (B,) and global example ids (B,)."""
+        ...
+
+    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+        """Take note of P̂ (B, C) of this training pass."""
+        ...
+
+    def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Take over what was observed; `reduce` sums a tensor over the workers."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Bring back what `state_dict` gave."""
+        ...
+
+
+class UniformEstimate:
+    """Q = 1/C, for ever."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+        """Q (B, C), every entry 1/C."""
+        return torch.full((len(labels), self.classes), 1.0 / self.classes, device=labels.device)
+
+    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+        """Nothing to learn."""
+
+    def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Nothing to take over."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to bring back."""
+
+
+class ClassMeanEstimate:
+    """Q: the mean of P̂ over the training examples of a label at a window, over the last epoch.
+
+    Uniform in the first epoch and for labels that the last epoch did not show.
+
+    Args:
+        classes: C.
+        windows: K.
+        device: where labels and probabilities live.
+    """
+
+    def __init__(self, classes: int, windows: int, device: torch.device | str = "cpu") -> None:
+        self.table = torch.full((windows, classes, classes), 1.0 / classes, device=device)  # (K, label, C)
+        self.sums = torch.zeros(windows, classes, classes, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(windows, classes, dtype=torch.float64, device=device)
+
+    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+        """Q (B, C) of each example's label."""
+        return self.table[window - 1, labels]
+
+    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+        """Add P̂ (B, C) to the sums of its labels."""
+        self.sums[window - 1].index_add_(0, labels, probabilities.double())
+        self.counts[window - 1].index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+
+    def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """The means of this epoch, over all workers, become the table of the next."""
+        sums, counts = reduce(self.sums), reduce(self.counts).unsqueeze(-1)
+        mean = (sums / counts.clamp(min=1.0)).float()
+        self.table = torch.where(counts > 0, mean, torch.full_like(mean, 1.0 / mean.shape[-1]))
+        self.sums.zero_()
+        self.counts.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The table in use and the sums so far."""
+        return {"table": self.table, "sums": self.sums, "counts": self.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Bring back table and sums."""
+        for name in ("table", "sums", "counts"):
+            getattr(self, name).copy_(state[name])
+
+
+class ExampleEstimate:
+    """Q: P̂ of this very example at a window, in the last epoch; uniform before. Memory N·K·C floats, twice.
+
+    Args:
+        examples: N, the size of the training set; ids run from 0 to N-1.
+        classes: C.
+        windows: K.
+        device: where labels and probabilities live.
+    """
+
+    def __init__(self, examples: int, classes: int, windows: int, device: torch.device | str = "cpu") -> None:
+        self.table = torch.full((examples, windows, classes), 1.0 / classes, device=device)  # (N, K, C)
+        self.next = self.table.clone()
+
+    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+        """Q (B, C) of each example."""
+        return self.table[_known(examples), window - 1]
+
+    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+        """Write P̂ (B, C) down for the next epoch."""
+        self.next[_known(examples), window - 1] = probabilities.to(self.next.dtype)
+
+    def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """What was written becomes the table; each worker keeps its own examples, so nothing is reduced."""
+        self.table, self.next = self.next, self.table
+        self.next.fill_(1.0 / self.next.shape[-1])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Both tables."""
+        return {"table": self.table, "next": self.next}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Bring both tables back."""
+        self.table.copy_(state["table"])
+        self.next.copy_(state["next"])
+
+
+def _known(examples: Tensor | None) -> Tensor:
+    if examples is None:
+        raise ValueError("an estimate by example needs the examples' ids, and this task gives none")
+    return examples

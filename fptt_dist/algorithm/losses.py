@@ -1,0 +1,131 @@
+"""Instantaneous losses: what a window of a sequence is trained on.
+
+    sequence      ℓ_k = mean over the window's steps of CE(P̂, y)
+    terminal      ℓ_k = β_k CE(P̂, y) + (1 − β_k) · (− Σ_c Q(c) log P̂(c))        β_k = k/K
+    regression    ℓ_k = β_k MSE(ŷ, y)
+
+Each is averaged over the batch. Outputs are time-major: S steps read, B sequences, C classes.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fptt_dist.algorithm.estimates import LabelEstimate
+from fptt_dist.algorithm.windows import Window
+
+
+class InstantaneousLoss:
+    """The loss ℓ_k of window k; subclasses compute it.
+
+    Attributes:
+        terminal: one target per sequence (so truncated BPTT trains the last window only), or one per step.
+        reads: "last" if only the output of the window's last step is needed, "every" if all are.
+    """
+
+    terminal: bool = True
+    reads: Literal["last", "every"] = "last"
+
+    def __call__(
+        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+    ) -> Tensor:
+        """ℓ_k as a 0-dim tensor.
+
+        Args:
+            output: (S, B, C), S the window's steps or 1, as `reads` says.
+            target: (B, …) for terminal losses, (S, B) for sequences.
+            window: which window this is.
+            examples: global ids of the examples (B,), where an estimate is kept by example.
+            observe: whether this pass counts for the estimate of the next epoch.
+        """
+        raise NotImplementedError
+
+    def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Called after an epoch's last update; `reduce` sums a tensor over the workers."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that a checkpoint must hold."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Bring back what `state_dict` gave."""
+
+
+class SequenceLoss(InstantaneousLoss):
+    """A class per step: the mean cross-entropy over the window's steps and the batch."""
+
+    terminal = False
+    reads = "every"
+
+    def __call__(
+        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+    ) -> Tensor:
+        """ℓ_k from logits (S, B, C) and classes (S, B)."""
+        return functional.cross_entropy(output.flatten(0, 1), target.flatten(0, 1))
+
+
+class RegressionLoss(InstantaneousLoss):
+    """A value per sequence: β_k times the mean squared error at the window's last step."""
+
+    def __call__(
+        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+    ) -> Tensor:
+        """ℓ_k from outputs (S, B, D) and values (B, D)."""
+        return functional.mse_loss(output[-1], target) * (window.index / window.count)
+
+
+class TerminalLoss(InstantaneousLoss):
+    """A label per sequence, approached through the estimate Q.
+
+    Args:
+        estimate: Q.
+        reads: "last": at the window's last step with β_k = k/K; "every": at every step τ with β_τ = τ/T, mean over the
+            window (the paper's own form).
+        divergence: "sum" over the classes, or their "mean" (as the authors' code: weaker by the number of classes).
+    """
+
+    def __init__(
+        self,
+        estimate: LabelEstimate,
+        *,
+        reads: Literal["last", "every"] = "last",
+        divergence: Literal["sum", "mean"] = "sum",
+    ) -> None:
+        self.estimate = estimate
+        self.reads = reads
+        self.divergence = divergence
+
+    def __call__(
+        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+    ) -> Tensor:
+        """ℓ_k from logits (S, B, C) and labels (B,)."""
+        log_probability = functional.log_softmax(output if self.reads == "every" else output[-1:], dim=-1)  # (S, B, C)
+        trusted = self.estimate(window.index, target, examples).detach()  # (B, C)
+        spread = -(trusted * log_probability)
+        divergence = (spread.sum(-1) if self.divergence == "sum" else spread.mean(-1)).mean(1)  # (S,)
+        labels = target.expand(len(log_probability), -1).unsqueeze(-1)
+        cross_entropy = -log_probability.gather(-1, labels).squeeze(-1).mean(1)  # (S,)
+        beta = self._beta(window, output.device)
+        if observe:
+            self.estimate.observe(window.index, target, examples, log_probability.detach().exp().mean(0))
+        return (beta * cross_entropy + (1.0 - beta) * divergence).mean()
+
+    def _beta(self, window: Window, device: torch.device) -> Tensor:
+        if self.reads == "last":
+            return torch.tensor([window.index / window.count], device=device)
+        return torch.arange(window.part.start + 1, window.part.stop + 1, device=device) / window.length
+
+    def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        """Q takes over what this epoch showed."""
+        self.estimate.end_epoch(reduce)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Q's tables."""
+        return self.estimate.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Bring Q's tables back."""
+        self.estimate.load_state_dict(state)

@@ -1,0 +1,75 @@
+"""The windows of a sequence, and the state that passes between them."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Window:
+    """Window k of K of a sequence of `length` steps.
+
+    Attributes:
+        index: k, from 1 to K.
+        count: K.
+        part: the window's steps, [⌊(k-1)T/K⌋, ⌊kT/K⌋).
+        length: T, the sequence's length in steps.
+    """
+
+    index: int
+    count: int
+    part: slice
+    length: int
+
+    @property
+    def steps(self) -> int:
+        """Number of steps in the window."""
+        return self.part.stop - self.part.start
+
+
+def window_slices(length: int, windows: int) -> list[slice]:
+    """Cut a sequence of `length` steps into `windows` contiguous parts whose sizes differ by at most one.
+
+    Window k = 0 … K-1 is [⌊kT/K⌋, ⌊(k+1)T/K⌋): there is never a short extra window.
+
+    Args:
+        length: T, the sequence's length in steps.
+        windows: K, the number of windows, 1 ≤ K ≤ T.
+
+    Raises:
+        ValueError: `windows` is not between 1 and `length`.
+
+    >>> window_slices(7, 3)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    """
+    if not 1 <= windows <= length:
+        raise ValueError(f"windows={windows}: a sequence of length={length} has between 1 and {length} windows")
+    edges = [k * length // windows for k in range(windows + 1)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
+
+
+def sequence_windows(length: int, windows: int) -> list[Window]:
+    """The same parts as `window_slices`, each with its place in the sequence."""
+    return [Window(k, windows, part, length) for k, part in enumerate(window_slices(length, windows), 1)]
+
+
+def detach(state: Any) -> Any:
+    """Cut a recurrent state from the graph that made it.
+
+    Args:
+        state: None, a tensor, or nested tuples, lists and dictionaries of them.
+
+    Returns:
+        The same structure with detached tensors that share their storage.
+    """
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return state.detach()
+    if isinstance(state, dict):
+        return {key: detach(value) for key, value in state.items()}
+    if isinstance(state, tuple) and hasattr(state, "_fields"):
+        return type(state)(*(detach(value) for value in state))
+    return type(state)(detach(value) for value in state)

@@ -1,0 +1,131 @@
+"""The verbs of `fptt-dist`. Exit codes: 0 done, 1 failure, 2 bad usage, 130 / 143 stopped by a signal after saving."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fptt_dist.config import ConfigError, describe, dump, json_schema, load, parse_overrides
+
+app = typer.Typer(
+    name="fptt-dist",
+    help="Train recurrent networks on long sequences with forward propagation through time (FPTT).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+config_app = typer.Typer(help="What can be set, and what a configuration says.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, or the name of a packaged one")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="e.g. fptt.alpha=0.3")]
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="build everything, train one window, write nothing")
+    ] = False,
+) -> None:
+    """Train as CONFIG says; torchrun starts the same command on several processes."""
+    from fptt_dist.training import run
+
+    settings = load(config, parse_overrides(overrides or []))
+    if dry_run:
+        lines = run.try_out(settings).lines()
+    else:
+        result = run.train(settings)
+        lines = [
+            f"{result.task} {result.algorithm}: test {result.metric} {result.value:.5g} at batch {result.best_batch} "
+            f"of {result.batches} ({result.updates} updates, {result.seconds:.1f} s)",
+            f"everything is in {run.RunFolder(settings).path}",
+        ]
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo("\n".join(lines))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
+    checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+) -> None:
+    """Print the validation and test metric of a run's checkpoint, as JSON."""
+    from fptt_dist.training.run import evaluate_run
+
+    typer.echo(json.dumps(evaluate_run(run, checkpoint)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of runs")],
+    out: Annotated[Path | None, typer.Option(help="folder that receives figures/ (default: the first run's)")] = None,
+) -> None:
+    """Print runs side by side in one table and draw figures/convergence.png."""
+    from fptt_dist.reporting import draw_convergence, read_runs, results_table
+
+    histories = read_runs(runs)
+    Console().print(results_table(histories))
+    picture = draw_convergence(histories, (out or runs[0]) / "figures" / "convergence.png")
+    typer.echo(f"convergence: {picture}")
+
+
+@config_app.command("keys")
+def config_keys(prefix: Annotated[str, typer.Argument(help="e.g. fptt")] = "") -> None:
+    """Every key that can be set, with its type, default and meaning."""
+    table = Table("key", "type", "default", "meaning", box=None, pad_edge=False, header_style="bold")
+    for key in describe(prefix):
+        name = f"{key.name} ({key.variant})" if key.variant else key.name
+        table.add_row(name, key.type, key.default, key.help)
+    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """CONFIG with its overrides and all defaults, as YAML."""
+    typer.echo(dump(load(config, parse_overrides(overrides or []))), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """The JSON schema of a configuration, for editors."""
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def main() -> NoReturn:
+    """Run the program; a user's mistake is one message and exit code 2, never a traceback."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    rank = os.environ.get("RANK")
+    where = f"[rank {rank}] " if rank not in (None, "0") else ""
+    try:
+        app(standalone_mode=True)
+    except ConfigError as error:
+        _leave(f"{where}{error}", 2)
+    except Exception as error:
+        code = _code_of(error)
+        if code is None:
+            raise
+        _leave(f"{where}{error}", code)
+    raise AssertionError("the program's own exit was passed by")
+
+
+def _code_of(error: Exception) -> int | None:
+    """The exit code of an error that has a message of its own; None for a fault of the program's."""
+    from fptt_dist.training.signals import Interrupted
+    from fptt_dist.training.trainer import NonFiniteError
+
+    if isinstance(error, Interrupted):
+        return error.exit_code
+    return 1 if isinstance(error, NonFiniteError | OSError) else None
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(f"fptt-dist: {message}", file=sys.stderr)
+    sys.exit(code)

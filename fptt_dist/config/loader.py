@@ -1,0 +1,80 @@
+"""Configuration files: YAML 1.2, one may extend others."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fptt_dist.config.errors import ConfigError
+from fptt_dist.config.merge import Layer, merge
+from fptt_dist.config.messages import validated
+from fptt_dist.config.nearest import did_you_mean
+from fptt_dist.config.overrides import override_layer
+from fptt_dist.config.schema import Config
+from fptt_dist.config.yaml12 import parse
+
+PACKAGED = Path(__file__).parents[1] / "configs"
+"""The folder of the configurations that come with the package."""
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of the file at `path`, or of the packaged one of that name, with `overrides` set.
+
+    An override wins over the file, the file over those it extends, and these over the defaults. Raises ConfigError
+    for a file that cannot be read, and with all problems of its values, one per line, with file and line.
+    """
+    layer = _file(_find(Path(path), ""), ())
+    return validated(merge(layer, override_layer(overrides or {})))
+
+
+def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
+    """The values of a file over those of the files it extends; `parents` are the files that led to it."""
+    chain = (*parents, path)
+    if path.resolve() in (parent.resolve() for parent in parents):
+        raise ConfigError(f"extends goes round in a circle: {' -> '.join(str(link) for link in chain)}")
+    values, lines = parse(_read(path), lambda line: f"{path}:{line}")
+    if values is None:
+        return Layer({})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a mapping of keys to values")
+    where = {key: f"{path}:{line}" for key, line in lines.items()}
+    layer = Layer({})
+    if "extends" in values:
+        names = values.pop("extends")
+        named_at = where[("extends",)]
+        for name in names if isinstance(names, list) else [names]:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"{named_at}: extends needs the path of a configuration, or a list of paths")
+            layer = merge(layer, _file(_find(path.parent / name, name, named_at), chain))
+    return merge(layer, Layer(values, where))
+
+
+def _find(path: Path, name: str, named_at: str = "") -> Path:
+    """`path` if it exists, else the packaged configuration `name` (by default `path`).
+
+    `named_at` is the file and line that asks for it. Raises ConfigError, with the packaged names, for neither.
+    """
+    if os.path.exists(path):
+        return path
+    wanted = Path(name or path)
+    if not wanted.is_absolute():
+        inner = wanted.relative_to("configs") if wanted.parts[:1] == ("configs",) else wanted
+        packaged = PACKAGED / (inner if inner.suffix == ".yaml" else f"{inner}.yaml")
+        if os.path.isfile(packaged):
+            return packaged
+    names = sorted(file.relative_to(PACKAGED).as_posix() for file in PACKAGED.rglob("*.yaml"))
+    known = f"; packaged: {', '.join(names)}{did_you_mean(str(wanted), names)}" if names else ""
+    prefix = f"{named_at}: " if named_at else ""
+    raise ConfigError(f"{prefix}{path}: no such file{known}")
+
+
+def _read(path: Path) -> str:
+    """The text of a file. Raises ConfigError when it is a folder, cannot be read or is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder, not a file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,62 @@
+"""A finished or running run, read back from its folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from fptt_dist.config import ConfigError
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run's folder says.
+
+    Attributes:
+        path: the folder.
+        config: config.yaml as nested dictionaries.
+        training: the training records, in order.
+        evaluations: the evaluations, in order.
+        result: result.json; None while the run is not finished.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    training: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    result: dict[str, Any] | None
+
+    @property
+    def label(self) -> str:
+        """A short name for legends and tables."""
+        return f"{self.config['algorithm']} ({self.path.name})"
+
+
+def read_runs(paths: list[Path]) -> list[History]:
+    """Read the runs' folders.
+
+    Raises:
+        ConfigError: a folder that holds no run, or a file of it that cannot be read.
+    """
+    return [_read(path) for path in paths]
+
+
+def _read(path: Path) -> History:
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} is not a run's folder: it has no config.yaml")
+    try:
+        config = YAML(typ="safe", pure=True).load((path / "config.yaml").read_text())
+        result = path / "result.json"
+        metrics = path / "metrics.jsonl"
+        records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        return History(
+            path=path,
+            config=config,
+            training=[record for record in records if record["kind"] == "train"],
+            evaluations=[record for record in records if record["kind"] == "evaluation"],
+            result=json.loads(result.read_text()) if result.is_file() else None,
+        )
+    except (ValueError, KeyError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a run's folder: {error}") from error

@@ -1,0 +1,104 @@
+"""What every task gives the loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fptt_dist.algorithm.losses import InstantaneousLoss
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one split, time-major.
+
+    Attributes:
+        inputs: (T, B, I).
+        targets: (B, …) for one target a sequence, (T, B) for one a step.
+        examples: (B,) global ids, where the task's examples have one.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    examples: Tensor | None = None
+    targets_in_time: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of sequences."""
+        return self.inputs.shape[1]
+
+    def select(self, part: slice) -> "Batch":
+        """The sequences of `part`."""
+        targets = self.targets[:, part] if self.targets_in_time else self.targets[part]
+        examples = None if self.examples is None else self.examples[part]
+        return Batch(self.inputs[:, part], targets, examples, self.targets_in_time)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same sequences on `device`."""
+        examples = None if self.examples is None else self.examples.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), examples, self.targets_in_time)
+
+    def target(self, part: slice) -> Tensor:
+        """What the window `part` is trained on: its steps' targets, or the sequence's."""
+        return self.targets[part] if self.targets_in_time else self.targets
+
+
+def share(size: int, rank: int, world: int) -> slice:
+    """The part of `size` items that falls to `rank` of `world`; parts are contiguous and differ by at most one."""
+    return slice(rank * size // world, (rank + 1) * size // world)
+
+
+class Task(ABC):
+    """Data, loss and metric of one learning problem.
+
+    Attributes:
+        name: as in the configuration.
+        inputs: I, numbers a step.
+        outputs: O, what the network must give.
+        length: T, steps of a sequence.
+        train_examples: training sequences an epoch.
+        loss: what a window is trained on.
+        metric: the metric's name.
+        higher_is_better: the metric's direction.
+        carries_state: whether a batch's last state is the next one's first (streams of text).
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    length: int
+    train_examples: int
+    loss: InstantaneousLoss
+    metric: str
+    higher_is_better: bool
+    carries_state: bool = False
+
+    @abstractmethod
+    def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
+        """Sequences `part` of the global batch of `size` that starts at example `cursor` of `epoch`.
+
+        A pure function of its arguments and the task's seed, so that any number of workers sees the same examples.
+        """
+
+    @abstractmethod
+    def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
+        """This rank's share of the fixed set `split`, in batches."""
+
+    @abstractmethod
+    def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """Sum of the metric over the batch (0-dim, float64), and how many items were summed.
+
+        Args:
+            output: (T or 1, B, O), the network's outputs over the whole sequence.
+            batch: the sequences.
+        """
+
+    def value(self, mean: float) -> float:
+        """The metric from its mean over all items (the identity; a perplexity would exponentiate)."""
+        return mean

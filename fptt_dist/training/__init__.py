@@ -1,0 +1,1 @@
+"""The loop: trainer, the windows of one batch, evaluation, checkpoints, telemetry."""

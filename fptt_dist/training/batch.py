@@ -1,0 +1,163 @@
+"""One batch: the K windows of its sequences, for FPTT and every baseline."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fptt_dist.algorithm import FPTT, Procedure, Window, detach
+from fptt_dist.parallel import Strategy
+from fptt_dist.tasks import Batch, Task, share
+
+
+@dataclass
+class BatchResult:
+    """What one batch left behind.
+
+    Attributes:
+        window_losses: (K,) ℓ_k of this worker's share, unweighted.
+        finite: (updates,) whether loss and gradients were finite on all workers at each update.
+        states: the state after the last window, detached, one a micro-batch.
+    """
+
+    window_losses: Tensor
+    finite: Tensor
+    states: list[Any]
+
+
+class WindowLoop:
+    """Trains one batch: forward, loss and backward a pass, an update a window (or one at the end), as `procedure` says.
+
+    Args:
+        model: `(x (S, B, I), state) → (y, state)`.
+        task: gives the loss.
+        strategy: differentiates and updates.
+        optimizer: the update.
+        procedure: FPTT or a baseline.
+        windows: K.
+        micro_batches: backward passes a worker's share of the batch is cut into.
+        precision: "fp32", or "bf16" for autocast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        strategy: Strategy,
+        optimizer: FPTT,
+        procedure: Procedure,
+        *,
+        windows: int,
+        micro_batches: int = 1,
+        precision: str = "fp32",
+    ) -> None:
+        self.model = model
+        self.task = task
+        self.strategy = strategy
+        self.optimizer = optimizer
+        self.procedure = procedure
+        self.windows = windows
+        self.micro_batches = micro_batches
+        self.precision = precision
+
+    @property
+    def updates(self) -> int:
+        """Parameter updates a batch."""
+        return self.windows if self.procedure.update_each_window else 1
+
+    def run(self, batch: Batch, states: list[Any] | None = None, *, measure: bool = False) -> tuple[BatchResult, dict]:
+        """Train on one batch.
+
+        Args:
+            batch: this worker's share, on the model's device.
+            states: the incoming state of each micro-batch; None: zeros.
+            measure: whether to read the optimizer's norms before the last update.
+
+        Returns:
+            The result, and the norms by name (empty unless `measure`).
+        """
+        parts = [batch.select(share(batch.size, m, self.micro_batches)) for m in range(self.micro_batches)]
+        incoming = [None] * len(parts) if states is None else states
+        losses: list[Tensor] = []
+        finite: list[Tensor] = []
+        norms: dict[str, Tensor] = {}
+        passes = self.procedure.passes(self.task.length, self.windows)
+        for number, windows in enumerate(passes, 1):
+            is_last = number == len(passes)
+            update = is_last or self.procedure.update_each_window
+            outgoing: list[Any] = []
+            window_losses, verdict = self._pass(parts, windows, incoming, outgoing, update=update)
+            losses.extend(window_losses)
+            if update:
+                assert verdict is not None
+                finite.append(verdict)
+                if measure and is_last:
+                    norms = self.optimizer.norms()
+                self.strategy.step(self._closure(parts, windows, incoming))
+                self.optimizer.zero_grad()
+                self.strategy.after_window()
+            incoming = outgoing
+        return BatchResult(torch.stack(losses), torch.stack(finite), incoming), norms
+
+    def _pass(
+        self, parts: list[Batch], windows: list[Window], incoming: list[Any], outgoing: list[Any], *, update: bool
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Forward and backward over the windows of one graph, for every micro-batch.
+
+        Returns ℓ_k of each window (0-dim, mean over the micro-batches) and, before an update, whether all is finite.
+        """
+        weights = [self.procedure.weight(window, terminal=self.task.loss.terminal) for window in windows]
+        total = sum(part.size for part in parts)
+        losses = [torch.zeros((), device=parts[0].inputs.device) for _ in windows]
+        verdict = None
+        for m, part in enumerate(parts):
+            fraction = part.size / total
+            with torch.set_grad_enabled(any(weights)):
+                values, state = self._forward(part, windows, incoming[m], observe=True)
+            if any(weights):
+                objective = torch.stack([w * value for w, value in zip(weights, values, strict=True)]).sum()
+                verdict = self.strategy.backward(objective * fraction, last=update and m == len(parts) - 1)
+            for k, value in enumerate(values):
+                losses[k] += value.detach() * fraction
+            outgoing.append(detach(state))
+        return losses, verdict
+
+    def _forward(self, part: Batch, windows: list[Window], state: Any, *, observe: bool) -> tuple[list[Tensor], Any]:
+        """ℓ_k of each window in one graph, and the state after the last."""
+        values = []
+        autocast = (
+            torch.autocast(part.inputs.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        )
+        for window in windows:
+            with autocast:
+                output, state = self.model(part.inputs[window.part], state)
+            value = self.task.loss(
+                output.float() if self.precision == "bf16" else output,
+                part.target(window.part),
+                window,
+                examples=part.examples,
+                observe=observe,
+            )
+            values.append(value)
+        return values, state
+
+    def _closure(self, parts: list[Batch], windows: list[Window], incoming: list[Any]) -> Any:
+        """For update="algorithm2": the first call finds the gradients ready, the second computes them at W'."""
+        if self.optimizer.update != "algorithm2":
+            return None
+        calls = 0
+
+        def closure() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                return
+            total = sum(part.size for part in parts)
+            for m, part in enumerate(parts):
+                values, _ = self._forward(part, windows, incoming[m], observe=False)
+                objective = torch.stack(values).sum() * (part.size / total)
+                self.strategy.backward(objective, last=m == len(parts) - 1)
+
+        return closure

@@ -1,0 +1,172 @@
+"""From a configuration to the objects of a run: one `match` each."""
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from fptt_dist import config as settings
+from fptt_dist.algorithm import FPTT, PROCEDURES, schedules
+from fptt_dist.config import Config, ConfigError
+from fptt_dist.models import Network, chrono_initialisation, recurrent_layer
+from fptt_dist.parallel import GradientAveraging, LaunchEnvironment, Single, Strategy
+from fptt_dist.tasks import Adding, Task
+
+
+def build_device(config: Config, environment: LaunchEnvironment) -> torch.device:
+    """Where this process computes.
+
+    Raises:
+        ConfigError: device=cuda without a usable GPU, or more processes on the machine than GPUs.
+    """
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "device=cuda, but torch finds no usable GPU: type device=cpu, or install a CUDA build of torch"
+        )
+    if environment.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {environment.local_rank} has no GPU of its own ({torch.cuda.device_count()} visible): start "
+            "fewer processes on this machine, or type device=cpu"
+        )
+    device = torch.device("cuda", environment.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def build_task(config: Config) -> Task:
+    """The task, with the run's seed."""
+    match config.task:
+        case settings.AddingTask() as task:
+            return Adding(
+                length=task.length,
+                markers=task.markers,
+                examples=task.examples,
+                validation=task.validation,
+                test=task.test,
+                seed=config.seed,
+            )
+
+
+def build_model(config: Config, task: Task) -> Network:
+    """The network, initialised from the run's seed: the same on every worker."""
+    torch.manual_seed(config.seed)
+    model = config.model
+    layer = recurrent_layer(model.cell, task.inputs, model.hidden, layers=model.layers, dropout=model.dropout)
+    match model:
+        case settings.LSTM(initialisation="chrono") | settings.GRU(initialisation="chrono"):
+            chrono_initialisation(layer, task.length)
+    return Network(layer, model.hidden, task.outputs, reads=task.loss.reads)
+
+
+def build_optimizer(config: Config, model: nn.Module) -> FPTT:
+    """FPTT around the base optimizer; the baselines are FPTT with α = 0, which is the base optimizer bit for bit."""
+    base = _base_optimizer(config.optimizer, model)
+    fptt = config.fptt
+    if not PROCEDURES[config.algorithm].has_force:
+        return FPTT(base, alpha=0.0, max_norm=config.train.max_norm)
+    return FPTT(
+        base,
+        alpha=fptt.alpha,
+        beta=fptt.beta,
+        dual_weight=fptt.dual_weight,
+        prox_weight=fptt.prox_weight,
+        update=fptt.update,
+        metric=fptt.metric,
+        max_norm=config.train.max_norm,
+        clip=fptt.clip,
+    )
+
+
+def _base_optimizer(
+    optimizer: settings.SGD | settings.Adam | settings.AdamW | settings.RMSprop, model: nn.Module
+) -> torch.optim.Optimizer:
+    parameters = list(model.parameters())
+    match optimizer:
+        case settings.SGD() as sgd:
+            return torch.optim.SGD(
+                parameters,
+                lr=sgd.lr,
+                momentum=sgd.momentum,
+                nesterov=sgd.nesterov,
+                weight_decay=sgd.weight_decay,
+                foreach=True,
+            )
+        case settings.Adam() | settings.AdamW() as adam:
+            kind = torch.optim.AdamW if isinstance(adam, settings.AdamW) else torch.optim.Adam
+            return kind(
+                parameters,
+                lr=adam.lr,
+                betas=adam.betas,
+                eps=adam.eps,
+                weight_decay=adam.weight_decay,
+                amsgrad=adam.amsgrad,
+                foreach=True,
+            )
+        case settings.RMSprop() as rmsprop:
+            return torch.optim.RMSprop(
+                parameters,
+                lr=rmsprop.lr,
+                alpha=rmsprop.decay,
+                eps=rmsprop.eps,
+                momentum=rmsprop.momentum,
+                weight_decay=rmsprop.weight_decay,
+                foreach=True,
+            )
+
+
+def build_alpha_schedule(config: Config) -> schedules.AlphaSchedule:
+    """How α moves; 0 for the baselines."""
+    if not PROCEDURES[config.algorithm].has_force:
+        return schedules.constant(0.0)
+    alpha = config.fptt.alpha
+    match config.fptt.schedule:
+        case settings.ConstantAlpha():
+            return schedules.constant(alpha)
+        case settings.LinearAlpha(start=start):
+            return schedules.linear(alpha, start)
+        case settings.CosineAlpha(start=start):
+            return schedules.cosine(alpha, start)
+        case settings.InverseLrAlpha(maximum=maximum):
+            return schedules.inverse_lr(alpha, maximum)
+
+
+def build_strategy(config: Config, environment: LaunchEnvironment) -> Strategy:
+    """Who holds what.
+
+    Raises:
+        ConfigError: parallel.strategy=single with several processes, or the batch cannot be shared out equally.
+    """
+    world = environment.world
+    if config.train.batch_size % world:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the {world} "
+            f"processes: type train.batch_size={-(-config.train.batch_size // world) * world}"
+        )
+    micro = config.train.micro_batch_size
+    if micro is not None and (config.train.batch_size // world) % micro:
+        raise ConfigError(
+            f"train.micro_batch_size={micro} does not divide each process's share of the batch, "
+            f"{config.train.batch_size} / {world} = {config.train.batch_size // world} sequences"
+        )
+    match config.parallel:
+        case settings.SingleProcess() if world > 1:
+            raise ConfigError(
+                f"parallel.strategy=single, but {world} processes were started: type parallel.strategy=gradient"
+            )
+        case settings.GradientParallel():
+            return GradientAveraging(environment.rank, world)
+        case settings.SingleProcess():
+            return Single()
+        case settings.AutoParallel():
+            return GradientAveraging(environment.rank, world) if world > 1 else Single()
+
+
+def seed_worker(seed: int, rank: int) -> None:
+    """Start this worker's own random streams (dropout, a user's cell), which differ by rank."""
+    own = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(own)
+    random.seed(own)
+    np.random.seed(own % 2**32)  # noqa: NPY002 - a user's cell may draw from it

@@ -1,0 +1,206 @@
+"""A checkpoint on disk: a folder of safetensors and JSON files that is either whole or not there.
+
+    checkpoints/step-00000400/manifest.json      names, bytes and checksums of all other files; written last
+                              model.safetensors, optimizer.safetensors, …
+                              rank/0/…           what differs by rank
+    checkpoints/latest, best                     names of folders
+
+The files are written into `step-….tmp`, flushed to the disk, and the folder is renamed when the manifest is complete.
+Nothing is ever pickled.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fptt_dist.config import ConfigError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+LOG = logging.getLogger("fptt_dist")
+
+Files = Mapping[str, Mapping[str, Any]]
+"""Content by file name: tensors for `*.safetensors`, JSON values for `*.json`."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        root: the folder `checkpoints/` of the run.
+        keep_last: how many of the newest to keep, besides the best.
+        rank: this worker; rank 0 writes what is equal everywhere.
+        world: number of workers.
+        wait_for_all: returns when all workers have called it with the same name.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        keep_last: int = 2,
+        rank: int = 0,
+        world: int = 1,
+        wait_for_all: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self.root = root
+        self.keep_last = keep_last
+        self.rank = rank
+        self.world = world
+        self.wait_for_all = wait_for_all
+
+    def save(self, step: int, shared: Files, own: Files) -> Path:
+        """Write one checkpoint; called by all workers together.
+
+        Args:
+            step: batches trained so far; the folder's name.
+            shared: what is equal on all workers; rank 0's is written.
+            own: what differs; written under `rank/<rank>/`.
+
+        Returns:
+            The checkpoint's folder. If a whole one of this step is there already, it is left as it is.
+
+        Raises:
+            OSError: the disk is full or not writable. Earlier checkpoints are untouched.
+        """
+        final = self.root / f"step-{step:08d}"
+        temporary = self.root / f"step-{step:08d}.tmp"
+        if self.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self.wait_for_all("checkpoint begins")
+        if problem_of(final) is None:
+            return final
+        if self.rank == 0:
+            for name, content in shared.items():
+                _write(temporary / name, content)
+        for name, content in own.items():
+            _write(temporary / "rank" / str(self.rank) / name, content)
+        self.wait_for_all("checkpoint written")
+        if self.rank == 0:
+            manifest = {"schema_version": SCHEMA_VERSION, "step": step, "world": self.world}
+            _write(temporary / MANIFEST, {**manifest, "files": _describe(temporary)})
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            _flush_folder(self.root)
+            self.point("latest", final)
+            self._prune()
+        self.wait_for_all("checkpoint done")
+        return final
+
+    def point(self, name: str, folder: Path) -> None:
+        """Make the pointer `name` ("latest" or "best") name `folder`; replaced in one step."""
+        if self.rank == 0:
+            temporary = self.root / f"{name}.tmp"
+            temporary.write_text(folder.name + "\n")
+            os.replace(temporary, self.root / name)
+
+    def pointed(self, name: str) -> Path | None:
+        """The folder that the pointer `name` names, if it is there and whole."""
+        pointer = self.root / name
+        if not pointer.is_file():
+            return None
+        folder = self.root / pointer.read_text().strip()
+        problem = problem_of(folder)
+        if problem is not None:
+            LOG.warning("%s is skipped: %s", folder, problem)
+            return None
+        return folder
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint; torn or corrupt ones are skipped with a warning.
+
+        Raises:
+            ConfigError: it was written by a newer version of this program.
+        """
+        for folder in sorted(self.root.glob("step-*[0-9]"), reverse=True):
+            problem = problem_of(folder)
+            if problem is None:
+                return folder
+            LOG.warning("checkpoint %s is skipped, the previous one is used: %s", folder, problem)
+        return None
+
+    def _prune(self) -> None:
+        kept = sorted(self.root.glob("step-*[0-9]"))[-self.keep_last :]
+        best = self.pointed("best")
+        for folder in self.root.glob("step-*"):
+            if folder not in kept and folder != best:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of one `*.safetensors` file of a checkpoint, on the CPU; none if there is no such file."""
+    return load_file(folder / name) if (folder / name).is_file() else {}
+
+
+def read_values(folder: Path, name: str) -> dict[str, Any]:
+    """The values of one `*.json` file of a checkpoint."""
+    return json.loads((folder / name).read_text())
+
+
+def problem_of(folder: Path) -> str | None:
+    """Why a folder is no whole checkpoint, in words; None if it is one.
+
+    Raises:
+        ConfigError: it was written by a newer version of this program.
+    """
+    try:
+        manifest = read_values(folder, MANIFEST)
+        version, files = manifest["schema_version"], manifest["files"]
+    except FileNotFoundError:
+        return f"no {MANIFEST}: it was not finished"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to {SCHEMA_VERSION}: "
+            "update fptt_dist"
+        )
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+        if _checksum(path) != expected["sha256"]:
+            return f"{name} is corrupt: its checksum differs from the manifest's"
+    return None
+
+
+def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _checksum(path)} for path in files
+    }
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one file and flush it to the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, path)
+    else:
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,51 @@
+"""The task's metric over a fixed set, which changes no weight and no random stream."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from fptt_dist.parallel import Strategy
+from fptt_dist.tasks import Split, Task
+
+Weights = Literal["center", "weights"]
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, task: Task, strategy: Strategy, split: Split, weights: Weights, device: torch.device
+) -> float:
+    """The metric of `split`, over all workers' shares of it, in float32.
+
+    Args:
+        model: `(x, state) → (y, state)`.
+        task: gives the sequences and the metric.
+        strategy: knows the agreed W̄ and the other workers.
+        split: "validation" or "test".
+        weights: "center" evaluates W̄, "weights" W.
+        device: where the model is.
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of the metric, items
+    try:
+        if weights == "center":
+            with strategy.at_center():
+                _accumulate(model, task, strategy, split, totals, device)
+        else:
+            _accumulate(model, task, strategy, split, totals, device)
+    finally:
+        model.train(was_training)
+    total, items = strategy.sum(totals).tolist()
+    return task.value(total / items)
+
+
+def _accumulate(
+    model: nn.Module, task: Task, strategy: Strategy, split: Split, totals: torch.Tensor, device: torch.device
+) -> None:
+    for batch in task.evaluation_batches(split, strategy.rank, strategy.world):
+        batch = batch.to(device)
+        output, _ = model(batch.inputs)
+        total, items = task.score(output, batch)
+        totals[0] += total
+        totals[1] += items

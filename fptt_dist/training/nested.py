@@ -1,0 +1,42 @@
+"""Recurrent states (nested tuples of tensors) as named tensors and plain JSON, for checkpoints without pickle."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def flatten(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """Put the tensors of a nested structure into `tensors`; the JSON skeleton that `unflatten` rebuilds it from.
+
+    Args:
+        value: None, a tensor, or lists, tuples and dictionaries of them.
+        tensors: receives `name`, `name.0`, `name.1`, …
+        name: prefix of the tensors' names.
+
+    Raises:
+        TypeError: a type that a checkpoint cannot hold.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": {key: flatten(item, tensors, f"{name}.{key}") for key, item in value.items()}}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [flatten(item, tensors, f"{name}.{i}") for i, item in enumerate(value)]}
+    raise TypeError(f"a recurrent state is made of tensors, tuples, lists and dictionaries, not {type(value).__name__}")
+
+
+def unflatten(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
+    """The structure that `flatten` took apart."""
+    if skeleton is None:
+        return None
+    ((kind, content),) = skeleton.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: unflatten(item, tensors) for key, item in content.items()}
+    items = [unflatten(item, tensors) for item in content]
+    return items if kind == "list" else tuple(items)

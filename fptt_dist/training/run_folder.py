@@ -1,0 +1,206 @@
+"""A run's folder: `runs/<name>/` with everything that a report needs.
+
+config.yaml (resolved) · versions.json · metrics.jsonl · tensorboard/ · checkpoints/ · figures/ · result.json (last)
+"""
+
+import json
+import os
+import platform
+import sys
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fptt_dist import __version__
+from fptt_dist.config import Config, ConfigError, apply_overrides, changes, dump, load
+
+MAY_CHANGE = ("train.batches", "train.epochs", "checkpoint.", "telemetry.", "run.dir", "resume")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run, as in `result.json`.
+
+    Attributes:
+        task, algorithm: as configured.
+        metric: the metric's name.
+        value: the metric on the test set, at the best validation checkpoint.
+        validation: the metric of that checkpoint on the validation set.
+        best_batch: the batch of that checkpoint.
+        weights: what was evaluated, "center" (W̄) or "weights" (W).
+        updates: parameter updates.
+        batches: global batches.
+        sequences: training sequences seen, over all workers.
+        seconds: training time, without evaluation and start-up.
+        sequences_per_second: sequences / seconds.
+        peak_memory_bytes: high-water mark of rank 0: of the GPU's allocator, else of the process.
+        parameters: of the whole model.
+        recurrent_parameters: of the recurrent layers alone (the paper's way of counting).
+        workers: processes.
+        seed: the run's.
+        run_id: the run's identity, minted once.
+        versions: of Python, torch and this program.
+    """
+
+    task: str
+    algorithm: str
+    metric: str
+    value: float
+    validation: float
+    best_batch: int
+    weights: str
+    updates: int
+    batches: int
+    sequences: int
+    seconds: float
+    sequences_per_second: float
+    peak_memory_bytes: int
+    parameters: int
+    recurrent_parameters: int
+    workers: int
+    seed: int
+    run_id: str
+    versions: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """What ran: program, libraries and machine, as plain strings."""
+    return {
+        "fptt_dist": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        config: the run's configuration; `run.dir` null means `runs/<task>-<algorithm>-seed<seed>`.
+
+    Attributes:
+        config: the same with `run.dir` resolved.
+        path: the folder.
+    """
+
+    def __init__(self, config: Config) -> None:
+        if config.run.dir is None:
+            name = f"{config.task.name}-{config.algorithm}-seed{config.seed}"
+            config = apply_overrides(config, {"run.dir": str(Path("runs") / name)})
+        self.config = config
+        assert config.run.dir is not None
+        self.path = Path(config.run.dir)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: a record of training, or an evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def run_id(self) -> str:
+        """The run's identity."""
+        return json.loads((self.path / "versions.json").read_text())["run_id"]
+
+    def open(self) -> None:
+        """Create the folder, or check that this configuration may go on in it; called by rank 0 alone.
+
+        Raises:
+            ConfigError: the folder is occupied and resume is not auto, or it holds a run of another configuration.
+        """
+        saved = self.path / "config.yaml"
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"run.dir={self.path} is a file: type run.dir=… for the run's own folder")
+        if saved.is_file():
+            if self.config.resume == "never":
+                raise ConfigError(
+                    f"run.dir={self.path} holds a run already: type resume=auto to go on with it, or run.dir=… for "
+                    "another folder"
+                )
+            self._check_same_run(saved)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ConfigError(f"run.dir={self.path} is not empty and holds no run: type run.dir=… for another folder")
+        else:
+            try:
+                self.checkpoints.mkdir(parents=True)
+            except OSError as error:
+                raise ConfigError(f"run.dir={self.path} cannot be created: {error.strerror}") from error
+            _write_whole(
+                self.path / "versions.json",
+                json.dumps({"run_id": uuid.uuid4().hex, "command": sys.argv, **versions()}, indent=1) + "\n",
+            )
+        self.checkpoints.mkdir(exist_ok=True)
+        _write_whole(saved, dump(self.config))
+
+    def _check_same_run(self, saved: Path) -> None:
+        differing = {
+            key: pair for key, pair in changes(load(saved), self.config).items() if not key.startswith(MAY_CHANGE)
+        }
+        if differing:
+            lines = "\n".join(f"  {key}: {old} there, {new} now" for key, (old, new) in differing.items())
+            raise ConfigError(
+                f"resume=auto: run.dir={self.path} holds a run with another configuration:\n{lines}\n"
+                "Only train.batches, train.epochs, checkpoint.* and telemetry.* may change: give the old values, or "
+                "run.dir=… for a new run"
+            )
+
+    def cut_metrics(self, batch: int) -> None:
+        """Drop the records after `batch`, which the resumed run writes again."""
+        if self.metrics.is_file():
+            kept = [line for line in self.metrics.read_text().splitlines() if _batch_of(line) <= batch]
+            _write_whole(self.metrics, "".join(line + "\n" for line in kept))
+
+    def write_result(self, result: Result) -> None:
+        """Write result.json, the last file of a run."""
+        _write_whole(self.path / "result.json", json.dumps(asdict(result), indent=1) + "\n")
+
+    def read_result(self) -> Result | None:
+        """The result of a finished run; None while it is not finished."""
+        path = self.path / "result.json"
+        return Result(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def _batch_of(line: str) -> float:
+    """The batch a record was written after; a line cut short by a crash counts as later than all."""
+    try:
+        return json.loads(line)["batch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def flat_values(config: Config) -> dict[str, Any]:
+    """Every dotted key with its value, as TensorBoard's hyper-parameters take it (str, number or bool)."""
+
+    def walk(prefix: str, node: dict[str, Any]) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            if isinstance(value, dict):
+                flat.update(walk(f"{prefix}{key}.", value))
+            else:
+                flat[prefix + key] = value if isinstance(value, str | int | float) else str(value)
+        return flat
+
+    return walk("", config.model_dump())

@@ -1,0 +1,122 @@
+"""What a run says about itself: a progress line, metrics.jsonl, TensorBoard."""
+
+import json
+import resource
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from fptt_dist.training.run_folder import Result, RunFolder, flat_values
+
+SCALARS = {  # TensorBoard's tags of the fields of a training record
+    "loss": "Loss/train",
+    "gradient_norm": "Loss/gradient_norm",
+    "force_ratio": "FPTT/force_over_gradient",
+    "center_distance": "FPTT/center_distance",
+    "dual_norm": "FPTT/dual_norm",
+    "alpha": "FPTT/alpha",
+    "lr": "FPTT/lr",
+    "sequences_per_second": "Speed/sequences_per_second",
+    "memory_bytes": "Speed/memory_bytes",
+}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """High-water mark: of the GPU's allocator, or of this process's resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class Telemetry:
+    """Writes on rank 0 and is silent elsewhere. The progress line shows on a terminal only.
+
+    Args:
+        folder: the run's.
+        active: whether this is rank 0.
+        total_batches: batches of the run.
+        first_batch: batches already trained, when resuming.
+    """
+
+    def __init__(self, folder: RunFolder, *, active: bool, total_batches: int, first_batch: int = 0) -> None:
+        self.folder = folder
+        self.active = active
+        self.total_batches = total_batches
+        self.first_batch = first_batch
+        self._text = ""
+
+    def __enter__(self) -> Self:
+        if not self.active:
+            return self
+        self.folder.cut_metrics(self.first_batch)
+        self._file = self.folder.metrics.open("a", buffering=1)
+        self._board = None
+        if self.folder.config.telemetry.tensorboard:
+            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.first_batch + 1)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("batches  {task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+            disable=not sys.stderr.isatty(),
+        )
+        self._progress.start()
+        name = f"{self.folder.config.task.name} {self.folder.config.algorithm}"
+        self._bar = self._progress.add_task(name, total=self.total_batches, completed=self.first_batch, text="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.active:
+            self._progress.stop()
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+    def batch(self, batch: int) -> None:
+        """A batch is done."""
+        if self.active:
+            self._progress.update(self._bar, completed=batch, text=self._text)
+
+    def training(self, record: dict[str, Any]) -> None:
+        """Write a training record: "batch", "epoch", "loss", "window_losses", … as plain numbers."""
+        if not self.active:
+            return
+        self._write({"kind": "train", **record})
+        self._text = f"loss {record['loss']:.4g}  {record['sequences_per_second']:.0f} sequences/s"
+        if self._board is not None:
+            for field, tag in SCALARS.items():
+                self._board.add_scalar(tag, record[field], record["batch"])
+            for k, loss in enumerate(record["window_losses"], 1):
+                self._board.add_scalar(f"Windows/loss_{k:03d}", loss, record["batch"])
+
+    def evaluation(self, record: dict[str, Any]) -> None:
+        """Write an evaluation: "batch", "split", "metric", "value", "weights", …"""
+        if not self.active:
+            return
+        self._write({"kind": "evaluation", **record})
+        self._progress.console.print(
+            f"batch {record['batch']}: {record['split']} {record['metric']} {record['value']:.5g}"
+            + (" (best so far)" if record.get("best") else ""),
+            highlight=False,
+        )
+        if self._board is not None:
+            self._board.add_scalar(f"Loss/{record['split']}_{record['metric']}", record["value"], record["batch"])
+
+    def result(self, result: Result) -> None:
+        """The run's hyper-parameters and its result, for TensorBoard's HParams."""
+        if self.active and self._board is not None:
+            values = flat_values(self.folder.config)
+            self._board.add_hparams(values, {f"hparam/{result.metric}": result.value}, run_name=".")
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")

@@ -1,0 +1,155 @@
+"""Files: precedence, extends, packaged configurations, and unreadable ones."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fptt_dist.config import Adam, ConfigError, loader
+from fptt_dist.config.loader import load
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    monkeypatch.chdir(tmp_path)
+
+    def to_file(name: str, text: str) -> Path:
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return to_file
+
+
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write) -> Path:
+    folder = tmp_path / "package" / "configs"
+    monkeypatch.setattr(loader, "PACKAGED", folder)
+    write("package/configs/adding/base.yaml", "train: {epochs: 3}")
+    write("package/configs/adding/long.yaml", "extends: base.yaml\ntask: {length: 500}")
+    return folder
+
+
+def failure(path: str | Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+def test_default_extends_file_override(write: Write) -> None:
+    write("base.yaml", "train: {epochs: 3, batch_size: 4}\nseed: 1\nfptt: {beta: 0.1}")
+    write("own.yaml", "extends: base.yaml\nseed: 2\ntrain: {batch_size: 5}")
+    config = load("own.yaml", {"seed": 3})
+    assert (config.fptt.alpha, config.fptt.beta) == (0.5, 0.1)
+    assert (config.train.epochs, config.train.batch_size, config.seed) == (3, 5, 3)
+
+
+def test_the_later_of_several_wins_relative_to_the_file(write: Write) -> None:
+    write("parts/a.yaml", "seed: 1\ntrain: {epochs: 1}")
+    write("parts/b.yaml", "extends: a.yaml\nseed: 2")
+    write("parts/sub/own.yaml", "extends: [../b.yaml, ../a.yaml]")
+    assert load("parts/sub/own.yaml").seed == 1
+
+
+def test_extends_in_a_circle(write: Write) -> None:
+    write("a.yaml", "extends: b.yaml")
+    write("b.yaml", "extends: ./a.yaml")
+    assert failure("a.yaml") == "extends goes round in a circle: a.yaml -> b.yaml -> a.yaml"
+
+
+@pytest.mark.parametrize("text", ["extends: 3", "extends:", "extends: [a.yaml, 1]", "extends: {a: b}", "extends: ''"])
+def test_extends_needs_paths(write: Write, text: str) -> None:
+    write("a.yaml", "seed: 1")
+    write("own.yaml", text)
+    assert failure("own.yaml") == "own.yaml:1: extends needs the path of a configuration, or a list of paths"
+
+
+def test_extends_of_a_missing_file_names_the_line(write: Write) -> None:
+    write("sub/own.yaml", "seed: 1\nextends: none.yaml")
+    assert failure("sub/own.yaml").startswith("sub/own.yaml:2: sub/none.yaml: no such file")
+
+
+def test_another_variant_drops_the_keys_of_the_extended_one(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    write("base.yaml", "optimizer: {lr: 0.003}\ntrain: {epochs: 1}")
+    write("own.yaml", "extends: base.yaml\noptimizer: {name: sgd}")
+    with caplog.at_level(logging.WARNING, "fptt_dist"):
+        assert load("own.yaml").optimizer.lr == 0.1
+    assert [record.getMessage() for record in caplog.records] == [
+        "optimizer.name=sgd replaces adam: dropped optimizer.lr=0.003"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "# a comment\n", "---\n", "{}"])
+def test_an_empty_file_is_all_defaults(write: Write, text: str) -> None:
+    config = load(write("a.yaml", text), {"train.epochs": 1})
+    assert config.optimizer == Adam()
+    assert config.model_fields_set == {"train"}
+
+
+@pytest.mark.parametrize("text", ["- 1", "adam", "3"])
+def test_a_file_is_a_mapping(write: Write, text: str) -> None:
+    write("a.yaml", text)
+    assert failure("a.yaml") == "a.yaml: not a mapping of keys to values"
+
+
+def test_yaml_errors_have_file_and_line(write: Write) -> None:
+    write("a.yaml", "seed: 1\nseed: 2")
+    assert failure("a.yaml") == "a.yaml:2: the key seed is given twice, first on line 1"
+
+
+def test_a_folder(write: Write, tmp_path: Path) -> None:
+    assert failure(tmp_path) == f"{tmp_path}: is a folder, not a file"
+
+
+def test_not_utf8(write: Write) -> None:
+    write("a.yaml", "").write_bytes(b"run: {dir: \xff}")
+    assert failure("a.yaml") == "a.yaml: not UTF-8 text (byte 11)"
+
+
+def test_a_byte_order_mark_is_no_harm(write: Write) -> None:
+    assert load(write("a.yaml", "\ufeffseed: 4\ntrain: {epochs: 1}")).seed == 4
+
+
+def test_a_file_that_cannot_be_read(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    write("a.yaml", "")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert failure("a.yaml") == "a.yaml: cannot be read: Permission denied"
+
+
+def test_a_missing_file_without_packaged_ones(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "PACKAGED", Path("nowhere"))
+    assert failure("a.yaml") == "a.yaml: no such file"
+
+
+@pytest.mark.parametrize("name", ["adding/long", "adding/long.yaml", "configs/adding/long", "configs/adding/long.yaml"])
+def test_packaged_configurations(packaged: Path, name: str) -> None:
+    config = load(name)
+    assert (config.task.sequence_length, config.train.epochs) == (500, 3)
+
+
+def test_a_file_may_extend_a_packaged_one(packaged: Path, write: Write) -> None:
+    write("own/own.yaml", "extends: configs/adding/base.yaml")
+    assert load("own/own.yaml").train.epochs == 3
+
+
+def test_a_file_wins_over_a_packaged_one(packaged: Path, write: Write) -> None:
+    write("adding/base.yaml", "train: {epochs: 9}")
+    assert load("adding/base.yaml").train.epochs == 9
+
+
+def test_a_missing_file_lists_the_packaged_ones(packaged: Path) -> None:
+    assert failure("adding/lnog.yaml") == (
+        "adding/lnog.yaml: no such file; packaged: adding/base.yaml, adding/long.yaml; "
+        "did you mean adding/long.yaml or adding/base.yaml?"
+    )
+
+
+def test_an_absolute_path_is_not_looked_up_in_the_package(packaged: Path, tmp_path: Path) -> None:
+    assert failure(tmp_path / "adding" / "base.yaml").startswith(f"{tmp_path / 'adding' / 'base.yaml'}: no such file")

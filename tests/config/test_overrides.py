@@ -1,0 +1,144 @@
+"""Overrides: words to values, values to a configuration, whatever their order."""
+
+import logging
+from itertools import permutations
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fptt_dist.config import (
+    SGD,
+    Config,
+    ConfigError,
+    Key,
+    Train,
+    apply_overrides,
+    changes,
+    describe,
+    parse_overrides,
+)
+
+BASE = Config(train=Train(epochs=1))
+
+
+def failure(overrides: dict[Any, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(BASE, overrides)
+    return str(caught.value)
+
+
+def test_values_are_yaml() -> None:
+    words = ["a=1e-3", "b=true", "c=null", "d=[1, 2]", "e=text", "f={g: 1}", "h=x=y", "i='1'"]
+    assert parse_overrides(words) == {
+        "a": 1e-3,
+        "b": True,
+        "c": None,
+        "d": [1, 2],
+        "e": "text",
+        "f": {"g": 1},
+        "h": "x=y",
+        "i": "1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["seed"], "override seed: not of the form key=value, such as optimizer.lr=1e-3"),
+        (["=3"], "override =3: not of the form key=value, such as optimizer.lr=1e-3"),
+        (["seed="], "override seed=: the value is empty; type seed=null for none"),
+        (["seed= "], "override seed= : the value is empty; type seed=null for none"),
+        (["run.dir=#1"], "override run.dir=#1: the value is empty; type run.dir=null for none"),
+        (["seed=1", "seed=2"], "override seed=2: seed is given twice, first as 1"),
+        (["seed=[1"], "override seed=[1: not YAML: expected ',' or ']', but got '<stream end>'"),
+        (["a={b: 1, b: 2}"], "override a={b: 1, b: 2}: the key b is given twice, first on line 1"),
+    ],
+)
+def test_words_that_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides(words)
+    assert str(caught.value) == message
+
+
+def test_the_tag_comes_first_whatever_the_order() -> None:
+    items = [("optimizer.lr", 0.5), ("optimizer.name", "sgd"), ("optimizer.momentum", 0.9)]
+    for order in permutations(items):
+        assert apply_overrides(BASE, dict(order)).optimizer == SGD(lr=0.5, momentum=0.9)
+
+
+def test_a_whole_section_is_merged() -> None:
+    config = apply_overrides(BASE, {"optimizer": {"name": "sgd", "lr": 0.3}, "optimizer.momentum": 0.5})
+    assert config.optimizer == SGD(lr=0.3, momentum=0.5)
+    assert apply_overrides(config, {"optimizer": {"momentum": 0.1}}).optimizer == SGD(lr=0.3, momentum=0.1)
+
+
+@pytest.mark.parametrize("overrides", [{"optimizer": {}, "seed": 1}, {"optimizer.lr": 1e-3, "optimizer": {}}])
+def test_an_empty_section_changes_nothing_and_is_left_as_it_is(overrides: dict[str, Any]) -> None:
+    assert apply_overrides(BASE, overrides).optimizer == BASE.optimizer
+    assert overrides["optimizer"] == {}
+
+
+def test_the_given_configuration_stays() -> None:
+    before = BASE.model_dump()
+    apply_overrides(BASE, {"seed": 5, "fptt.alpha": 1.0})
+    assert BASE.model_dump() == before
+
+
+def test_only_what_somebody_set_counts_as_set() -> None:
+    config = apply_overrides(BASE, {"optimizer.lr": 0.1})
+    assert config.model_fields_set == {"train", "optimizer"}
+    assert config.optimizer.model_fields_set == {"lr"}
+
+
+def test_a_variant_chosen_in_python_stays() -> None:
+    config = Config(optimizer=SGD(lr=0.5), train=Train(epochs=1))
+    assert apply_overrides(config, {"optimizer.momentum": 0.1}).optimizer == SGD(lr=0.5, momentum=0.1)
+
+
+def test_changing_the_variant_tells_what_it_drops(caplog: pytest.LogCaptureFixture) -> None:
+    config = apply_overrides(BASE, {"optimizer.lr": 0.003})
+    with caplog.at_level(logging.WARNING, "fptt_dist"):
+        assert apply_overrides(config, {"optimizer.name": "sgd"}).optimizer == SGD()
+    assert [record.getMessage() for record in caplog.records] == [
+        "optimizer.name=sgd replaces adam: dropped optimizer.lr=0.003"
+    ]
+    assert caplog.records[0].name == "fptt_dist"
+
+
+def test_an_unknown_key_has_the_nearest_name() -> None:
+    assert failure({"fptt.alhpa": 1}) == ("fptt.alhpa: unknown key; did you mean fptt.alpha? (override fptt.alhpa=1)")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"optimizer": {"lr": 1}, "optimizer.lr": 2},
+            "optimizer.lr is given twice: override optimizer={lr: 1} and override optimizer.lr=2",
+        ),
+        ({"seed": 1, "seed.x": 2}, "seed is given twice: override seed=1 and override seed.x=2"),
+        ({"seed.x": 2, "seed": 1}, "seed is given twice: override seed.x=2 and override seed=1"),
+        ({"optimizer": {1: 2}}, "override optimizer={1: 2}: its keys must be text"),
+        ({3: 2}, "override 3=2: its keys must be text"),
+        ({"seed.x": 1}, "seed: {x: 1} is not allowed; allowed: int >= 0 and < 9223372036854775808 (override seed.x=1)"),
+        ({"": 1}, ": unknown key (override =1)"),
+    ],
+)
+def test_overrides_that_are_refused(overrides: dict[Any, Any], message: str) -> None:
+    assert failure(overrides) == message
+
+
+@given(st.sampled_from([key for key in describe() if key.default != "required"]))
+def test_a_default_given_as_an_override_changes_nothing(key: Key) -> None:
+    words: list[str] = []
+    base = Config(train=Train(batches=5) if key.name == "train.epochs" else Train(epochs=5))
+    if key.variant:
+        section = key.name.rpartition(".")[0]
+        tag = next(item.name for item in describe(section) if item.variant is None)
+        words.append(f"{tag}={key.variant}")
+        required = (item for item in describe(section) if item.variant == key.variant and item.default == "required")
+        words += [f"{item.name}=[1]" for item in required]
+    before = apply_overrides(base, parse_overrides(words))
+    assert changes(before, apply_overrides(before, parse_overrides([f"{key.name}={key.default}"]))) == {}

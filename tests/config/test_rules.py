@@ -1,0 +1,102 @@
+"""The rules that tie several keys together: what is refused, and what the message says."""
+
+from typing import Any
+
+import pytest
+
+from fptt_dist.config import Config, ConfigError, Train, apply_overrides
+
+BASE = Config(train=Train(epochs=1))
+
+
+def message(**overrides: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides(BASE, {key.replace("__", "."): value for key, value in overrides.items()})
+    return str(caught.value)
+
+
+def test_a_run_must_end() -> None:
+    assert message(train__epochs=None) == (
+        "train.batches=null and train.epochs=null leave the run without an end: type one of them, "
+        "such as train.epochs=10 or train.batches=1000 (override train.epochs=null)"
+    )
+
+
+def test_micro_batches_divide_the_batch() -> None:
+    text = message(train__micro_batch_size=48)
+    assert text.startswith("train.micro_batch_size=48 does not divide train.batch_size=128: ")
+    assert "train.micro_batch_size=32" in text
+    assert apply_overrides(BASE, {"train.micro_batch_size": 32}).train.micro_batch_size == 32
+
+
+@pytest.mark.parametrize("algorithm", ["fptt", "online", "tbptt", "bptt_aux"])
+def test_windows_fit_in_the_sequence(algorithm: str) -> None:
+    text = message(algorithm=algorithm, fptt__windows=201)
+    assert text.startswith(
+        "fptt.windows=201 is more than the steps of a sequence, task.length=200: type fptt.windows=200"
+    )
+    assert text.endswith("(override fptt.windows=201)")
+
+
+def test_bptt_ignores_windows() -> None:
+    assert apply_overrides(BASE, {"algorithm": "bptt", "fptt.windows": 201}).windows == 1
+
+
+def test_preconditioned_needs_a_preconditioner() -> None:
+    text = message(fptt__metric="preconditioned", optimizer__name="sgd")
+    assert "fptt.metric=preconditioned" in text
+    assert "optimizer.name=sgd has none: type fptt.metric=euclidean, or optimizer.name=adam (or adamw, rmsprop)" in text
+    for name in ("adam", "adamw", "rmsprop"):
+        apply_overrides(BASE, {"fptt.metric": "preconditioned", "optimizer.name": name})
+
+
+@pytest.mark.parametrize("update", ["prox", "algorithm2"])
+def test_preconditioned_needs_the_explicit_update(update: str) -> None:
+    text = message(fptt__metric="preconditioned", fptt__update=update)
+    assert text.startswith(f"fptt.update={update} does not go with fptt.metric=preconditioned")
+    assert "type fptt.update=explicit, or fptt.metric=euclidean" in text
+
+
+def test_algorithm2_needs_a_pull() -> None:
+    text = message(fptt__update="algorithm2", fptt__alpha=0)
+    assert text.startswith("fptt.update=algorithm2 needs fptt.alpha > 0, not fptt.alpha=0.0: type fptt.alpha=0.5")
+
+
+@pytest.mark.parametrize("algorithm", ["online", "tbptt", "bptt_aux", "bptt"])
+def test_rules_of_fptt_leave_other_algorithms_alone(algorithm: str) -> None:
+    overrides = {"algorithm": algorithm, "fptt.metric": "preconditioned", "optimizer.name": "sgd"}
+    apply_overrides(BASE, {**overrides, "fptt.update": "prox"})
+    apply_overrides(BASE, {"algorithm": algorithm, "fptt.update": "algorithm2", "fptt.alpha": 0})
+
+
+@pytest.mark.parametrize("update", ["explicit", "prox", "algorithm2"])
+@pytest.mark.parametrize("clip", ["total", "gradient"])
+def test_clip_goes_with_every_update(update: str, clip: str) -> None:
+    assert apply_overrides(BASE, {"fptt.update": update, "fptt.clip": clip}).fptt.clip == clip
+
+
+def test_nesterov_needs_momentum() -> None:
+    text = message(optimizer={"name": "sgd", "nesterov": True})
+    assert text.startswith("optimizer.nesterov=true has no meaning with optimizer.momentum=0.0: type")
+    apply_overrides(BASE, {"optimizer": {"name": "sgd", "nesterov": True, "momentum": 0.9}})
+
+
+@pytest.mark.parametrize("milestones", [[3, 2], [2, 2, 3]])
+def test_milestones_increase(milestones: list[int]) -> None:
+    text = message(schedule={"name": "step", "milestones": milestones})
+    assert text.startswith(f"schedule.milestones={milestones} must increase: type schedule.milestones=[2, 3]")
+
+
+def test_all_conflicts_are_told_at_once() -> None:
+    text = message(train__epochs=None, train__micro_batch_size=3, fptt__windows=300)
+    assert [line.split("=")[0] for line in text.splitlines()] == [
+        "train.batches",
+        "train.micro_batch_size",
+        "fptt.windows",
+    ]
+
+
+def test_conflicts_do_not_hide_wrong_values() -> None:
+    text = message(train__epochs=None, fptt__windows=300, fptt__alpha=-1, seed="x")
+    assert "fptt.alpha: -1 is not allowed" in text
+    assert "seed: x is not allowed" in text

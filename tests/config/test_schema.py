@@ -1,0 +1,132 @@
+"""The schema: defaults, types, ranges, variants, and that every key is described."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from fptt_dist.config import SGD, Adam, AddingTask, Config, Fptt, StepLr, Train
+from fptt_dist.config.section import Section, choice_of, section_of
+
+ENDS = {"train": {"epochs": 1}}
+
+
+def sections(model: type[Section]) -> Iterator[type[Section]]:
+    yield model
+    for field in model.model_fields.values():
+        choice = choice_of(field)
+        inner = section_of(field)
+        for below in choice.variants.values() if choice else [inner] if inner else []:
+            yield from sections(below)
+
+
+def read(**values: Any) -> Config:
+    return Config.model_validate({**ENDS, **values})
+
+
+@pytest.mark.parametrize("model", list(sections(Config)), ids=lambda model: model.__name__)
+def test_every_section_and_key_is_described(model: type[Section]) -> None:
+    assert model.__doc__
+    for name, field in model.model_fields.items():
+        assert field.description, name
+
+
+@pytest.mark.parametrize("model", list(sections(Config)), ids=lambda model: model.__name__)
+def test_the_first_variant_is_the_default_of_its_field(model: type[Section]) -> None:
+    for field in model.model_fields.values():
+        choice = choice_of(field)
+        if choice:
+            assert type(field.default) is choice.variants[choice.default]
+
+
+def test_defaults_are_those_of_the_named_variants() -> None:
+    config = read()
+    assert config.task == AddingTask(length=200, markers="halves", examples=12800, validation=2000, test=2000)
+    assert config.optimizer == Adam(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False)
+    assert (config.model.cell, config.schedule.name, config.parallel.strategy) == ("lstm", "constant", "auto")
+    assert (config.train.batch_size, config.train.max_norm, config.algorithm) == (128, 1.0, "fptt")
+
+
+def test_a_missing_tag_is_the_default_variant() -> None:
+    assert read(optimizer={"lr": 0.01}).optimizer == Adam(lr=0.01)
+
+
+def test_a_tag_chooses_the_variant() -> None:
+    assert read(optimizer={"name": "sgd"}).optimizer == SGD(lr=0.1)
+
+
+def test_a_section_may_be_given_as_an_object() -> None:
+    assert Config(optimizer=SGD(), train=Train(epochs=1)).optimizer.name == "sgd"
+
+
+def test_an_int_is_a_float_and_a_list_is_a_tuple() -> None:
+    config = read(fptt={"alpha": 1}, optimizer={"betas": [0, 0.5]}, schedule={"name": "step", "milestones": [1, 2]})
+    assert type(config.fptt.alpha) is float
+    assert getattr(config.optimizer, "betas") == (0.0, 0.5)  # noqa: B009
+    assert config.schedule == StepLr(milestones=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("task", "length", 1),
+        ("task", "length", True),
+        ("task", "length", 20.0),
+        ("task", "length", "20"),
+        ("model", "dropout", 1.0),
+        ("model", "dropout", False),
+        ("fptt", "alpha", -0.1),
+        ("fptt", "alpha", math.inf),
+        ("fptt", "alpha", math.nan),
+        ("fptt", "alpha", "0.1"),
+        ("fptt", "beta", 0),
+        ("fptt", "beta", 1.1),
+        ("fptt", "reset_dual", 1),
+        ("fptt", "windows", 0),
+        ("optimizer", "lr", 0),
+        ("optimizer", "betas", [0.9, 1.0]),
+        ("optimizer", "betas", [0.9]),
+        ("schedule", "milestones", []),
+        ("train", "max_norm", 0),
+        ("checkpoint", "keep_last", 0),
+        ("run", "dir", ""),
+        ("nothing", "like", "it"),
+    ],
+)
+def test_values_out_of_type_or_range_are_refused(section: str, key: str, value: Any) -> None:
+    with pytest.raises(ValidationError):
+        Config.model_validate({"train": {"epochs": 1} if section != "train" else {}, section: {key: value}})
+
+
+@pytest.mark.parametrize(("seed", "is_allowed"), [(2**63 - 1, True), (2**63, False), (-1, False)])
+def test_a_seed_has_63_bits(seed: int, is_allowed: bool) -> None:
+    if is_allowed:
+        assert read(seed=seed).seed == seed
+    else:
+        with pytest.raises(ValidationError):
+            read(seed=seed)
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(read().fptt, "alpha", 1.0)  # noqa: B010
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "length", "given", "windows"),
+    [
+        ("fptt", 200, None, 14),
+        ("fptt", 200, 20, 20),
+        ("tbptt", 784, None, 28),
+        ("fptt", 2, None, 1),
+        ("bptt", 200, 20, 1),
+    ],
+)
+def test_windows_are_resolved(algorithm: Any, length: int, given: int | None, windows: int) -> None:
+    config = Config(
+        algorithm=algorithm, task=AddingTask(length=length), fptt=Fptt(windows=given), train=Train(batches=1)
+    )
+    assert config.windows == windows
+    assert config.task.sequence_length == length

@@ -1,0 +1,90 @@
+"""YAML 1.2: the core schema's scalars, lines of keys, and what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+
+from fptt_dist.config import ConfigError
+from fptt_dist.config.yaml12 import parse
+
+
+def value(text: str) -> Any:
+    return parse(text, lambda line: f"x:{line}")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-3", 1e-3),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("-7", -7),
+        ("007", 7),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("true", True),
+        ("FALSE", False),
+        ("null", None),
+        ("~", None),
+        (".inf", math.inf),
+        ("-.Inf", -math.inf),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("1_000", "1_000"),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("'1'", "1"),
+        ('"a\\u00e9"', "aé"),
+        ("!!str 12", "12"),
+        ("!!int '3'", 3),
+        ("[1, [a, null]]", [1, ["a", None]]),
+        ("{a: {b: 1.5}}", {"a": {"b": 1.5}}),
+        ("%YAML 1.1\n---\nyes", "yes"),
+        ("a: &x [1]\nb: *x", {"a": [1], "b": [1]}),
+        ("", None),
+        ("# nothing\n", None),
+    ],
+)
+def test_values(text: str, expected: Any) -> None:
+    found = value(text)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_not_a_number() -> None:
+    assert math.isnan(value(".nan"))
+
+
+def test_lines_of_keys() -> None:
+    assert parse("a: 1\n\nb:\n  c: {d: 1}\n", str)[1] == {
+        ("a",): 1,
+        ("b",): 3,
+        ("b", "c"): 4,
+        ("b", "c", "d"): 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3", "x:3: the key a is given twice, first on line 1"),
+        ("b:\n  a: 1\n  a: 1", "x:3: the key b.a is given twice, first on line 2"),
+        ("\n1: 2", "x:2: the key 1 is not text"),
+        ("a: [1", "x:1: not YAML: expected"),
+        ("a: 1\nb: @c", "x:2: not YAML: found character '@'"),
+        ("a: 1\nb: \x01", "x:2: not YAML: unacceptable character"),
+        ("a: 1\n---\nb: 1", "x:2: not YAML: but found another document"),
+        ("a: *b", "x:1: not YAML: found undefined alias"),
+        ("a: &a [*a]", "x:1: the alias *a stands inside what it repeats"),
+        ("a: !foo 3", "x:1: the tag !foo is not allowed"),
+        ("a: !foo {b: 1}", "x:1: the tag !foo is not allowed"),
+        ("a: !!int x", "x:1: 'x' is no int"),
+        ("a: " + "9" * 5000, "x:1: a whole number of 5000 digits is too long"),
+    ],
+)
+def test_what_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        value(text)
+    assert str(caught.value).startswith(message)
