@@ -72,7 +72,7 @@ def report(
     from fptt_dist.reporting import draw_convergence, read_runs, results_table
 
     histories = read_runs(runs)
-    Console().print(results_table(histories))
+    _print_table(results_table(histories))
     picture = draw_convergence(histories, (out or runs[0]) / "figures" / "convergence.png")
     typer.echo(f"convergence: {picture}")
 
@@ -84,7 +84,7 @@ def config_keys(prefix: Annotated[str, typer.Argument(help="e.g. fptt")] = "") -
     for key in describe(prefix):
         name = f"{key.name} ({key.variant})" if key.variant else key.name
         table.add_row(name, key.type, key.default, key.help)
-    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
+    _print_table(table)
 
 
 @config_app.command("show")
@@ -97,6 +97,11 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 def config_schema() -> None:
     """The JSON schema of a configuration, for editors."""
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _print_table(table: Table) -> None:
+    # Where the output is no terminal, rich takes 80 columns and cuts what does not fit.
+    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False, markup=False)
 
 
 def main() -> NoReturn:

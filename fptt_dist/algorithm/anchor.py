@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +20,9 @@ class Anchor:
         strength: A ≥ 0 by parameter, in 1/learning-rate units.
     """
 
-    center: Mapping[Tensor, Tensor]
-    dual: Mapping[Tensor, Tensor]
-    strength: Mapping[Tensor, float]
+    center: Mapping[Any, Tensor]
+    dual: Mapping[Any, Tensor]
+    strength: Mapping[Any, float]
 
     def add_force(self, params: list[Tensor]) -> None:
         """Add A (W − Z) − μ to the gradients of those `params` (all with a gradient) that are anchored."""

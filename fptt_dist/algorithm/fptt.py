@@ -94,14 +94,15 @@ class FPTT(Optimizer):
     ) -> None:
         if not isinstance(base, Optimizer):
             raise ValueError(f"base={base!r} must be a torch.optim.Optimizer")
-        _require("alpha", alpha, 0.0 <= alpha < math.inf, "a finite number ≥ 0")
-        _require("beta", beta, 0.0 < beta <= 1.0, "in (0, 1]")
-        _require("dual_weight", dual_weight, 0.0 <= dual_weight < math.inf, "a finite number ≥ 0")
-        _require("prox_weight", prox_weight, 0.0 <= prox_weight < math.inf, "a finite number ≥ 0")
+        _require("alpha", alpha, _is_number(alpha) and alpha >= 0.0, "a finite number ≥ 0")
+        _require("beta", beta, _is_number(beta) and 0.0 < beta <= 1.0, "in (0, 1]")
+        _require("dual_weight", dual_weight, _is_number(dual_weight) and dual_weight >= 0.0, "a finite number ≥ 0")
+        _require("prox_weight", prox_weight, _is_number(prox_weight) and prox_weight >= 0.0, "a finite number ≥ 0")
         _require("update", update, update in ("explicit", "prox", "algorithm2"), '"explicit", "prox" or "algorithm2"')
         _require("metric", metric, metric in ("euclidean", "preconditioned"), '"euclidean" or "preconditioned"')
         _require("clip", clip, clip in ("total", "gradient"), '"total" or "gradient"')
-        _require("max_norm", max_norm, max_norm is None or max_norm > 0.0, "> 0, or None for no clipping")
+        bounded = max_norm is None or (isinstance(max_norm, int | float) and max_norm > 0.0)
+        _require("max_norm", max_norm, bounded, "> 0, or None for no clipping")
         if metric == "preconditioned":
             if not has_second_moments(base):
                 raise ValueError(
@@ -112,6 +113,9 @@ class FPTT(Optimizer):
                 raise ValueError(f'metric="preconditioned" works with update="explicit" only, not update="{update}"')
         if update == "algorithm2":
             _require("alpha", alpha, alpha > 0.0, '> 0 with update="algorithm2", whose dual is u = g/α')
+
+        for group in base.param_groups:
+            _check_group(group)
 
         self.base = base
         self.beta = beta
@@ -124,6 +128,7 @@ class FPTT(Optimizer):
         self.norm_reduce: Callable[[Tensor], Tensor] | None = None
         self.anchor: Anchor | None = None
         self._warned_unstable = False
+        self._provisional: set[Tensor] = set()  # their state was made by a step that only makes state
 
         defaults = dict(base.defaults)
         if "alpha" in defaults:
@@ -174,18 +179,22 @@ class FPTT(Optimizer):
         active = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         active = [(group, params) for group, params in active if params]
         self._check(active)
+        for p in [p for _, params in active for p in params if p in self._provisional]:
+            self._provisional.remove(p)
+            del self.state[p]
         rates = {id(group): (group["alpha"], group["lr"]) for group, _ in active}
         entering = {
             p: p.detach().clone() for _, params in active for p in params if CENTER not in self.state.get(p, {})
         }
-        untouched = closure is None and bool(entering) and self._is_state_initialisation(active)
+        makes_state = closure is None and bool(entering) and self._only_makes_state(active)
 
         self._add_force(active)
         self._base_step()
 
         for p, weights in entering.items():
-            if untouched:
-                _forget_dummy_step(self.base, self.state[p])
+            if makes_state:
+                _forget_step(self.base, self.state[p])
+                self._provisional.add(p)
             self.state[p][CENTER] = weights
             self.state[p][SCALED_DUAL] = torch.zeros_like(weights)
         if self.update == "prox":
@@ -208,7 +217,7 @@ class FPTT(Optimizer):
             return
         centers, duals = self._slow(params)
         if weights:
-            torch._foreach_copy_(params, centers)
+            updates.copy(params, centers)
         if dual:
             torch._foreach_zero_(duals)
 
@@ -218,28 +227,25 @@ class FPTT(Optimizer):
         params = self._started()
         with torch.no_grad():
             weights = [p.detach().clone() for p in params]
-            for p, center in zip(params, self._slow(params)[0], strict=True):
-                p.copy_(center)
+            updates.copy(params, self._slow(params)[0])
         try:
             yield
         finally:
             with torch.no_grad():
-                for p, held in zip(params, weights, strict=True):
-                    p.copy_(held)
+                updates.copy(params, weights)
 
     def center(self, param: Tensor) -> Tensor:
         """W̄ of one parameter, a view of the state; before the parameter's first step, W itself (detached)."""
-        return self.state.get(param, {}).get(CENTER, param.detach())
+        return self.state[param][CENTER] if self._has_started(param) else param.detach()
 
     @torch.no_grad()
     def dual(self, param: Tensor) -> Tensor:
         """λ = α u of one parameter, a new tensor; 0 before the parameter's first step."""
-        state = self.state.get(param, {})
-        if CENTER not in state:
-            return torch.zeros_like(param)
         for group in self.param_groups:
             if any(p is param for p in group["params"]):
-                return state[SCALED_DUAL] * group.get(ALPHA_OF_DUAL, group["alpha"])
+                if not self._has_started(param):
+                    return torch.zeros_like(param)
+                return self.state[param][SCALED_DUAL] * group.get(ALPHA_OF_DUAL, group["alpha"])
         raise ValueError("dual(param): param is in none of this optimizer's groups")
 
     @torch.no_grad()
@@ -250,6 +256,9 @@ class FPTT(Optimizer):
             "gradient" ‖g‖, "force" ‖D α [c (W − W̄) − κ u]‖ (of parameters with a gradient), "center_distance"
             ‖W − W̄‖, "dual" ‖λ‖.
         """
+        if self.update == "algorithm2":
+            for group in self.param_groups:
+                self._rescale_dual(group)
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         started = self._started()
         pulls = [self._force(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
@@ -270,27 +279,44 @@ class FPTT(Optimizer):
             ValueError: a half-precision or complex parameter, or `maximize=True`.
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            _require("alpha", group["alpha"], 0.0 <= group["alpha"] < math.inf, "a finite number ≥ 0")
-            if group.get("maximize"):
-                raise ValueError("maximize=True: FPTT minimises; negate the loss instead")
-            for p in group["params"]:
-                _require_wide(p)
+            _check_group(self.param_groups[-1])
+            alpha = self.param_groups[-1]["alpha"]
+            _require("alpha", alpha, _is_number(alpha) and alpha >= 0.0, "a finite number ≥ 0")
         except ValueError:
             self.param_groups.pop()
             raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; W̄ and u keep their own precision and are copied, whatever the parameters' type is now."""
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        super().load_state_dict(state_dict)
+        """Load a state; W̄ and u keep their own precision and are copied, whatever the parameters' type is now.
+
+        The state of the base optimizer alone is taken too: W̄ then starts at the weights of the next step.
+        """
+        final: dict[str, Any] = {}
+
+        def complete(optimizer: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            final.update(given, param_groups=list(map(self._with_alpha, given["param_groups"], self.param_groups)))
+            return final
+
+        handle = self.register_load_state_dict_pre_hook(complete)  # the last one: it sees what other hooks made
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        self._provisional.clear()
+        saved = [index for group in final["param_groups"] for index in group["params"]]
         for index, p in zip(saved, [p for group in self.param_groups for p in group["params"]], strict=True):
             for name in (CENTER, SCALED_DUAL):
-                value = state_dict["state"].get(index, {}).get(name)
+                value = final["state"].get(index, {}).get(name)
                 if value is not None:
                     wide = torch.promote_types(value.dtype, torch.float32)
                     self.state[p][name] = value.detach().to(device=p.device, dtype=wide, copy=True)
+
+    def _with_alpha(self, saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+        """A loaded group with FPTT's alpha, also where it was saved from the base optimizer alone."""
+        if "base_alpha" in now and "base_alpha" not in saved:
+            return {**saved, "base_alpha": saved["alpha"], "alpha": now["alpha"]}
+        return {"alpha": now["alpha"], **saved}
 
     def __getstate__(self) -> dict[str, Any]:
         hooks = ("_optimizer_", "_zero_grad_profile_name", "norm_reduce", "anchor")
@@ -315,10 +341,15 @@ class FPTT(Optimizer):
         return [self.state[p][CENTER] for p in params], [self.state[p][SCALED_DUAL] for p in params]
 
     def _started(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"] if CENTER in self.state.get(p, {})]
+        return [p for group in self.param_groups for p in group["params"] if self._has_started(p)]
+
+    def _has_started(self, param: Tensor) -> bool:
+        return CENTER in self.state.get(param, {}) and param not in self._provisional
 
     def _check(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         for group, params in active:
+            if self.update == "algorithm2":
+                _require("alpha", group["alpha"], group["alpha"] > 0.0, '> 0 with update="algorithm2"')
             for p in params:
                 _require_wide(p)
                 if p.grad is not None and p.grad.layout != torch.strided:
@@ -341,12 +372,12 @@ class FPTT(Optimizer):
                 f"{type(self.base).__name__} with lr={lr:g}, beta={self.beta:g}, prox_weight={self.prox_weight:g}, "
                 f"dual_weight={self.dual_weight:g}: the weights will oscillate. Lower alpha or the learning rate, or "
                 'take update="prox"',
-                stacklevel=4,
+                stacklevel=6,  # past torch's two wrappers of step
             )
 
     def _force(self, group: dict[str, Any], params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters that feel the pull towards W̄, and the pull on each."""
-        params = [p for p in params if CENTER in self.state.get(p, {})]
+        params = [p for p in params if self._has_started(p)]
         if not params or group["alpha"] == 0.0:
             return [], []
         pull = updates.force(params, *self._slow(params), alpha=group["alpha"], **self._weights())
@@ -360,7 +391,7 @@ class FPTT(Optimizer):
             self._clip(everything)
         for group, params in active:
             if self.update == "algorithm2":
-                self._rescale_dual(group, params)
+                self._rescale_dual(group)
             if self.update != "prox":
                 pulled, pull = self._force(group, params)
                 if pulled:
@@ -372,8 +403,10 @@ class FPTT(Optimizer):
 
     def _clip(self, params: list[Tensor]) -> None:
         """Scale the gradients by min(1, max_norm / (‖·‖ + 1e-6)), one norm over all of them."""
-        if self.max_norm is not None and params:
-            norm = updates.global_norm(updates.gradients(params), self.norm_reduce)
+        # A shard without any gradient takes part in the reduction too, or the other processes would wait for it.
+        if self.max_norm is not None and (params or self.norm_reduce is not None):
+            device = self.param_groups[0]["params"][0].device if not params else params[0].device
+            norm = updates.global_norm(updates.gradients(params), self.norm_reduce, device=device)
             torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
 
     def _base_step(self) -> None:
@@ -390,11 +423,10 @@ class FPTT(Optimizer):
             for group, alpha in zip(self.param_groups, held, strict=True):
                 group["alpha"] = alpha
 
-    def _rescale_dual(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def _rescale_dual(self, group: dict[str, Any]) -> None:
         """Keep λ = α u where α has changed: algorithm2's λ is a gradient, which does not depend on α."""
         before = group.get(ALPHA_OF_DUAL, group["alpha"])
-        started = [p for p in group["params"] if CENTER in self.state.get(p, {})]
-        _require("alpha", group["alpha"], group["alpha"] > 0.0, '> 0 with update="algorithm2"')
+        started = [p for p in group["params"] if self._has_started(p)]
         if before != group["alpha"] and started:
             torch._foreach_mul_(self._slow(started)[1], before / group["alpha"])
         group[ALPHA_OF_DUAL] = group["alpha"]
@@ -410,14 +442,25 @@ class FPTT(Optimizer):
             params = [p for p in params if p.grad is not None]
             if params:
                 centers, duals = self._slow(params)
-                torch._foreach_copy_(duals, torch._foreach_div(updates.gradients(params), group["alpha"]))
+                updates.copy(duals, torch._foreach_div(updates.gradients(params), group["alpha"]))
                 updates.renew_centers(params, centers, duals, beta=self.beta)
 
-    def _is_state_initialisation(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
+    def _only_makes_state(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
         """Whether this is torch.distributed.checkpoint creating the state: learning rates and gradients all 0."""
         if any(host_number(group["lr"]) != 0.0 for group, _ in active):
             return False
         return not any(bool(p.grad.any()) for _, params in active for p in params if p.grad is not None)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    if group.get("maximize"):
+        raise ValueError("maximize=True: FPTT minimises; negate the loss instead")
+    for p in group["params"]:
+        _require_wide(p)
 
 
 def _require(name: str, value: Any, valid: bool, allowed: str) -> None:
@@ -433,8 +476,8 @@ def _require_wide(param: Tensor) -> None:
         )
 
 
-def _forget_dummy_step(base: Optimizer, state: dict[str, Any]) -> None:
-    """Bring a state that a dummy step created back to what the first real step expects to find."""
+def _forget_step(base: Optimizer, state: dict[str, Any]) -> None:
+    """Bring a state that only should be made back to 0, so that a copy saved of it is the state before any step."""
     if isinstance(base, SGD | Adam | RMSprop):
         for value in state.values():
             if isinstance(value, Tensor):

@@ -61,14 +61,25 @@ def implicit_step(
     torch._foreach_div_(weights, 1.0 + lr * alpha * prox_weight)
 
 
-def global_norm(tensors: Sequence[Tensor], reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def copy(into: Tensors, values: Iterable[Tensor]) -> None:
+    """Copy tensor by tensor, in place: DTensors have no multi-tensor copy."""
+    for target, value in zip(into, values, strict=True):
+        target.copy_(value)
+
+
+def global_norm(
+    tensors: Sequence[Tensor],
+    reduce: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """The 2-norm over all elements of all tensors, a 0-dimensional tensor.
 
     Args:
         tensors: local tensors (whole, or this process's shards).
         reduce: maps the local sum of squares (float64) to the global one, for shards.
+        device: where the norm of no tensors lives.
     """
-    norm = torch.nn.utils.get_total_norm(list(tensors))
+    norm = torch.nn.utils.get_total_norm(list(tensors)) if tensors else torch.zeros((), device=device)
     if reduce is None:
         return norm
     return reduce(norm.double().square()).sqrt().to(norm.dtype)

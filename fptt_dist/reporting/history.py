@@ -31,7 +31,8 @@ class History:
     @property
     def label(self) -> str:
         """A short name for legends and tables."""
-        return f"{self.config['algorithm']} ({self.path.name})"
+        algorithm = self.config["algorithm"]
+        return algorithm if self.path.name == algorithm else f"{algorithm} ({self.path.name})"
 
 
 def read_runs(paths: list[Path]) -> list[History]:
@@ -50,7 +51,10 @@ def _read(path: Path) -> History:
         config = YAML(typ="safe", pure=True).load((path / "config.yaml").read_text())
         result = path / "result.json"
         metrics = path / "metrics.jsonl"
-        records = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.is_file() else []
+        lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
+        records = [json.loads(line) for line in lines if line.endswith("\n")]  # a running one may be in the last line
+        if not isinstance(config, dict) or "algorithm" not in config or "name" not in config.get("task", ()):
+            raise ValueError("config.yaml is no configuration of a run")
         return History(
             path=path,
             config=config,

@@ -1,0 +1,1 @@
+"""Tests of `fptt_dist.algorithm`."""

@@ -1,0 +1,93 @@
+"""Copies of the optimizer: deep copies, pickles, and a run that goes on in another process."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+import fptt_dist
+from fptt_dist.algorithm import Anchor
+
+from . import helpers
+from .helpers import BASES, advance, parameters, same_bits, snapshot, two_groups
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "explicit": {"alpha": 0.5, "max_norm": 2.0},
+    "prox": {"alpha": 0.5, "update": "prox", "beta": 0.7},
+    "algorithm2": {"alpha": 0.5, "update": "algorithm2"},
+}
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deep", "pickle"])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", ["sgd_momentum", "adamw", "rmsprop"])
+def test_a_copy_continues_identically_and_alone(name: str, variant: str, how: Any) -> None:
+    params = parameters()
+    optimizer = two_groups(params, BASES[name], **VARIANTS[variant])
+    advance(optimizer, params, 0, 4)
+    other, others = how((optimizer, params))
+    start = snapshot(optimizer, params)
+    advance(other, others, 4, 8)
+    assert same_bits(snapshot(optimizer, params), start)
+    advance(optimizer, params, 4, 8)
+    assert same_bits(snapshot(other, others), snapshot(optimizer, params))
+    assert other.base.state is other.state
+    assert other.base.param_groups is other.param_groups
+
+
+def test_a_copy_of_a_fresh_optimizer_is_fresh() -> None:
+    params = parameters()
+    optimizer = two_groups(params, BASES["adam"], alpha=0.5)
+    other, others = copy.deepcopy((optimizer, params))
+    advance(optimizer, params, 0, 3)
+    advance(other, others, 0, 3)
+    assert same_bits(snapshot(other, others), snapshot(optimizer, params))
+
+
+def test_a_copy_takes_no_seams_hooks_or_schedulers_along() -> None:
+    """They hold process groups and other optimizers."""
+    params = parameters()
+    optimizer = two_groups(params, BASES["adam"], alpha=0.5)
+    optimizer.norm_reduce = lambda squares: squares
+    optimizer.anchor = Anchor({}, {}, {})
+    calls: list[int] = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    LambdaLR(optimizer, lambda t: 0.9**t)
+    other, others = pickle.loads(pickle.dumps((optimizer, params)))  # the hook and the lambdas could not be pickled
+    assert other.norm_reduce is None
+    assert other.anchor is None
+    advance(other, others, 0, 1)
+    assert calls == []
+    advance(optimizer, params, 0, 1)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(("name", "variant"), [("adamw", "explicit"), ("rmsprop", "algorithm2")])
+def test_a_run_continues_bit_for_bit_in_a_fresh_process(name: str, variant: str, tmp_path: Path) -> None:
+    params = parameters()
+    optimizer = two_groups(params, BASES[name], **VARIANTS[variant])
+    advance(optimizer, params, 0, 5)
+    saved = {
+        "weights": [p.detach().clone() for p in params],
+        "base": name,
+        "options": VARIANTS[variant],
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(saved, tmp_path / "saved.pt")
+    package = Path(fptt_dist.__path__[0]).parent
+    subprocess.run(
+        [sys.executable, helpers.__file__, str(tmp_path / "saved.pt"), str(tmp_path / "result.pt"), "5", "9"],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(package)},
+        timeout=120,
+    )
+    advance(optimizer, params, 5, 9)
+    resumed = torch.load(tmp_path / "result.pt", weights_only=True)
+    assert same_bits(resumed, snapshot(optimizer, params))

@@ -1,0 +1,53 @@
+"""The README's Python runs, its commands exist, its files are there."""
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from fptt_dist.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_drop_in_example_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(example, names)
+    optimizer, prediction = names["optimizer"], names["prediction"]
+    assert len(optimizer.state) == 6  # type: ignore[attr-defined]
+    assert prediction.shape == (32, 1)  # type: ignore[attr-defined]
+
+
+def test_every_verb_in_the_table_exists_and_every_verb_is_in_the_table() -> None:
+    verbs = set(re.findall(r"^\| `fptt-dist ((?:config )?\w+)", README, re.MULTILINE))
+    assert verbs == {"train", "evaluate", "report", "config keys", "config show", "config schema"}
+    for verb in verbs:
+        assert CliRunner().invoke(app, [*verb.split(), "--help"]).exit_code == 0
+    assert len(app.registered_commands) + 3 == len(verbs)
+
+
+def test_every_path_exists() -> None:
+    paths = re.findall(r"`((?:fptt_dist|configs|tests|docs|\.ci)[\w/.]*)`", README) + re.findall(
+        r"\]\((docs/[^)]+)\)", README
+    )
+    assert len(paths) > 8
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_the_commands_config_keys_are_real() -> None:
+    from fptt_dist.config import load, parse_overrides
+
+    (command,) = re.findall(r"^fptt-dist train (.*)$", README, re.MULTILINE)
+    config, *overrides = command.split()
+    assert load(ROOT / config, parse_overrides(overrides)).fptt.alpha == 0.5
+
+
+def test_both_make_targets_are_listed() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in ("train", "test", "test-all"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test-all" in (ROOT / ".ci" / "run").read_text()
