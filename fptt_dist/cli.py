@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fptt_dist.config import ConfigError, describe, dump, json_schema, load, parse_overrides
+from fptt_dist.tasks import DataError
 
 app = typer.Typer(
     name="fptt-dist",
@@ -22,8 +23,12 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="What can be set, and what a configuration says.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+data_app = typer.Typer(help="Public data sets: get them, check them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, or the name of a packaged one")]
+DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="mnist or fashion-mnist")]
+DataRoot = Annotated[Path, typer.Option(help="folder of the data sets, as data.root")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="e.g. fptt.alpha=0.3")]
 
 
@@ -77,6 +82,52 @@ def report(
     typer.echo(f"convergence: {picture}")
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
+    out: Annotated[Path | None, typer.Option(help="folder that receives the network (default: RUN/export)")] = None,
+    checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+) -> None:
+    """Write a run's network as safetensors and JSON, for use without the run."""
+    from fptt_dist.training.export import export_run
+
+    folder = export_run(run, out or run / "export", checkpoint)
+    typer.echo(
+        f"from fptt_dist.models import load_network\nmodel = load_network({str(folder)!r})\n"
+        "output, state = model(x)  # x: steps, sequences, numbers a step"
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """What this installation can do: versions, devices, backends, extras that are missing."""
+    from fptt_dist.doctor import diagnosis
+
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for thing, found in diagnosis():
+        table.add_row(thing, found)
+    _print_table(table)
+
+
+@data_app.command("fetch")
+def data_fetch(name: DatasetName, root: DataRoot = Path("data")) -> None:
+    """Download a data set; what is there and whole is left as it is, what broke off goes on."""
+    from fptt_dist.tasks import download
+
+    folder = download.fetch(name, root, progress=sys.stderr.isatty())
+    typer.echo(f"{name} is whole in {folder}")
+
+
+@data_app.command("check")
+def data_check(name: DatasetName, root: DataRoot = Path("data")) -> None:
+    """Compare a data set on disk with its checksums; exit code 1 if it is not whole."""
+    from fptt_dist.tasks import download
+
+    problems = download.check(name, root)
+    typer.echo("\n".join(problems) or f"{name} is whole in {root / name}")
+    raise typer.Exit(1 if problems else 0)
+
+
 @config_app.command("keys")
 def config_keys(prefix: Annotated[str, typer.Argument(help="e.g. fptt")] = "") -> None:
     """Every key that can be set, with its type, default and meaning."""
@@ -111,7 +162,7 @@ def main() -> NoReturn:
     where = f"[rank {rank}] " if rank not in (None, "0") else ""
     try:
         app(standalone_mode=True)
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         _leave(f"{where}{error}", 2)
     except Exception as error:
         code = _code_of(error)

@@ -19,10 +19,10 @@ from fptt_dist.config.schedules import (
     StepLr,
 )
 from fptt_dist.config.schema import (
-    AddingTask,
     AutoParallel,
     Checkpoint,
     Config,
+    Data,
     Evaluate,
     Fptt,
     GradientParallel,
@@ -31,6 +31,7 @@ from fptt_dist.config.schema import (
     Telemetry,
     Train,
 )
+from fptt_dist.config.tasks import AddingTask, CopyingTask, PixelsTask
 
 __all__ = [
     "GRU",
@@ -45,14 +46,17 @@ __all__ = [
     "ConfigError",
     "ConstantAlpha",
     "ConstantLr",
+    "CopyingTask",
     "CosineAlpha",
     "CosineLr",
+    "Data",
     "Evaluate",
     "Fptt",
     "GradientParallel",
     "InverseLrAlpha",
     "Key",
     "LinearAlpha",
+    "PixelsTask",
     "PlateauLr",
     "RMSprop",
     "Run",

@@ -46,10 +46,10 @@ def _windows(config: "Config") -> list[Conflict]:
     if config.algorithm == "bptt" or windows is None or windows <= length:
         return []
     text = (
-        f"fptt.windows={windows} is more than the steps of a sequence, task.length={length}: "
+        f"fptt.windows={windows} is more than the steps of a sequence, {config.task.length_text}: "
         f"type fptt.windows={length} or less, or fptt.windows=null for round(sqrt(length))"
     )
-    return [Conflict(text, ("fptt.windows", "task.length"))]
+    return [Conflict(text, ("fptt.windows", "task.length", "task.pixels_per_step", "task.delay", "task.symbols"))]
 
 
 def _metric(config: "Config") -> list[Conflict]:

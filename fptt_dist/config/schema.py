@@ -9,28 +9,7 @@ from fptt_dist.config.optimizers import Adam, Optimizer
 from fptt_dist.config.rules import conflicts_of
 from fptt_dist.config.schedules import AlphaSchedule, ConstantAlpha, ConstantLr, LrSchedule
 from fptt_dist.config.section import Section, Variants, refuse
-
-
-class AddingTask(Section):
-    """The adding problem: the sum of the two marked numbers of a sequence."""
-
-    name: Literal["adding"] = Field(default="adding", description="the task")
-    length: int = Field(default=200, ge=2, description="steps of a sequence")
-    markers: Literal["halves", "anywhere"] = Field(
-        default="halves",
-        description="halves: one marker in each half, as in the paper; anywhere: two distinct positions",
-    )
-    examples: int = Field(default=12800, ge=1, description="training sequences an epoch, generated afresh every epoch")
-    validation: int = Field(default=2000, ge=1, description="sequences of the fixed validation set")
-    test: int = Field(default=2000, ge=1, description="sequences of the fixed test set")
-
-    @property
-    def sequence_length(self) -> int:
-        """Steps of every sequence."""
-        return self.length
-
-
-Task = Annotated[AddingTask, Variants("name")]
+from fptt_dist.config.tasks import AddingTask, Task
 
 
 class Fptt(Section):
@@ -119,6 +98,12 @@ class GradientParallel(Section):
 Parallel = Annotated[AutoParallel | SingleProcess | GradientParallel, Variants("strategy")]
 
 
+class Data(Section):
+    """Where data sets are."""
+
+    root: str = Field(default="data", min_length=1, description="folder of the data sets, e.g. of mnist/")
+
+
 class Run(Section):
     """Where a run writes."""
 
@@ -143,6 +128,7 @@ class Config(Section):
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="when to save the state of the run")
     telemetry: Telemetry = Field(default=Telemetry(), description="what the run records about itself")
     parallel: Parallel = Field(default=AutoParallel(), description="how the work is split over processes")
+    data: Data = Field(default=Data(), description="where data sets are")
     run: Run = Field(default=Run(), description="where the run writes")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of every random choice of the run")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")

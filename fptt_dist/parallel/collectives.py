@@ -1,6 +1,6 @@
 """Every collective of the project, named for the profiler."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -27,20 +27,28 @@ def process_group(environment: LaunchEnvironment, device: torch.device) -> Itera
         yield
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
-    try:
+    with _meeting(environment, backend):
         dist.init_process_group(backend, rank=environment.rank, world_size=environment.world, timeout=TIMEOUT)
-        counted = int(sum_over_workers(torch.ones(1, device=device), name="first").item())
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"{environment} could not meet the other processes within {TIMEOUT.total_seconds():.0f} s over {backend}: "
-            f"{error}"
-        ) from error
     try:
+        with _meeting(environment, backend):
+            counted = int(sum_over_workers(torch.ones(1, device=device), name="first").item())
         if counted != environment.world:
             raise ConfigError(f"{environment}, but {counted} processes answered")
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _meeting(environment: LaunchEnvironment, backend: str) -> Iterator[None]:
+    """Turn torch's errors into one message."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{environment} could not meet the other processes within {TIMEOUT.total_seconds():.0f} s over {backend}: "
+            f"{error}"
+        ) from error
 
 
 def sum_over_workers(tensor: Tensor, *, name: str) -> Tensor:
@@ -61,7 +69,32 @@ def broadcast_from_first(tensors: list[Tensor], *, name: str) -> None:
     if dist.is_initialized():
         with torch.profiler.record_function(f"fptt_dist::broadcast::{name}"):
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dense = tensor.contiguous()  # the tensor itself, unless it is strided, which torch would send as if not
+                dist.broadcast(dense, src=0)
+                if dense is not tensor:
+                    tensor.copy_(dense)
+
+
+def first_alone(action: Callable[[], None], *, rank: int, device: torch.device, name: str) -> None:
+    """Let rank 0 do `action`; the others wait for it.
+
+    Raises:
+        ConfigError: rank 0 found a mistake; the same message on every worker, so that none waits for one that left.
+    """
+    problem = ""
+    if rank == 0:
+        try:
+            action()
+        except ConfigError as error:
+            problem = str(error)
+    text = torch.tensor(list(problem.encode()), dtype=torch.uint8, device=device)
+    size = torch.tensor([len(text)], dtype=torch.int64, device=device)
+    broadcast_from_first([size], name=name)
+    if size.item() == 0:
+        return
+    text = text if rank == 0 else torch.zeros(int(size.item()), dtype=torch.uint8, device=device)
+    broadcast_from_first([text], name=name)
+    raise ConfigError(bytes(text.tolist()).decode())
 
 
 def wait_for_all(*, name: str) -> None:
@@ -78,14 +111,19 @@ def equal_on_all_workers(tensors: list[Tensor], *, name: str) -> bool:
     """
     if not dist.is_initialized():
         return True
-    total = sum((_bits(tensor) for tensor in tensors), torch.zeros((), dtype=torch.int64, device=tensors[0].device))
-    extremes = torch.stack([total, -total])
+    total = _checksum(tensors)
+    extremes = torch.stack([total, ~total])  # ~x = −1 − x turns the order round and, unlike −x, never overflows
     with torch.profiler.record_function(f"fptt_dist::maximum::{name}"):
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-    return bool(extremes[0] == -extremes[1])
+    return bool(extremes[0] == ~extremes[1])
 
 
-def _bits(tensor: Tensor) -> Tensor:
-    # Weighted by position, so that two swapped entries are noticed; the sum wraps, equally everywhere.
-    bits = tensor.detach().contiguous().view(-1).view(torch.int32).long()
-    return (bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum()
+def _checksum(tensors: list[Tensor]) -> Tensor:
+    """Weighted by position over all tensors, so that two swapped entries are noticed; it wraps, equally everywhere."""
+    total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
+    position = 1
+    for tensor in tensors:
+        bits = tensor.detach().contiguous().view(-1).view(torch.int32).long()
+        total += (bits * torch.arange(position, position + len(bits), device=bits.device)).sum()
+        position += len(bits)
+    return total

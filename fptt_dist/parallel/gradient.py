@@ -52,7 +52,7 @@ class GradientAveraging(Strategy):
         torch._foreach_div_(gradients, float(self.world))
         for p, gradient, present in zip(parameters, gradients, presence.tolist(), strict=True):
             if present:
-                p.grad = gradient.clone() if p.grad is None else p.grad.copy_(gradient)
+                p.grad = gradient.to(p.dtype, copy=True) if p.grad is None else p.grad.copy_(gradient)
         self._agreed_stop = tail[1]
         self._loss = None
         return finite

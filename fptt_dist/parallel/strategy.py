@@ -98,6 +98,7 @@ class Strategy(ABC):
 
 def all_finite(loss: Tensor, tensors: list[Tensor]) -> Tensor:
     """Whether the loss and all elements of `tensors` are finite, as a 0-dim bool tensor on their device."""
+    tensors = [t for t in tensors if t.numel()]
     if not tensors:
         return torch.isfinite(loss)
     largest = torch.stack([torch.linalg.vector_norm(t, float("inf")) for t in tensors])

@@ -53,7 +53,7 @@ def _read(path: Path) -> History:
         metrics = path / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
         records = [json.loads(line) for line in lines if line.endswith("\n")]  # a running one may be in the last line
-        if not isinstance(config, dict) or "algorithm" not in config or "name" not in config.get("task", ()):
+        if not (isinstance(config, dict) and "algorithm" in config and isinstance(config.get("task"), dict)):
             raise ValueError("config.yaml is no configuration of a run")
         return History(
             path=path,

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +98,26 @@ class Task(ABC):
             output: (T or 1, B, O), the network's outputs over the whole sequence.
             batch: the sequences.
         """
+
+    def window_metric(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """The metric of one window of a training batch (0-dim), where one can be read off; else None.
+
+        Args:
+            output: (S, B, O), the window's outputs.
+            target: as the loss takes it.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that belong to the run and not to its configuration alone, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Bring back what `state_dict` gave."""
+
+    def input_description(self) -> dict[str, Any]:
+        """How inputs are prepared, as plain JSON values, for who uses an exported network; {} where they are raw."""
+        return {}
 
     def value(self, mean: float) -> float:
         """The metric from its mean over all items (the identity; a perplexity would exponentiate)."""

@@ -18,11 +18,13 @@ class BatchResult:
 
     Attributes:
         window_losses: (K,) ℓ_k of this worker's share, unweighted.
+        window_metrics: (K,) the task's metric of this worker's share at each window; empty where it has none.
         finite: (updates,) whether loss and gradients were finite on all workers at each update.
         states: the state after the last window, detached, one a micro-batch.
     """
 
     window_losses: Tensor
+    window_metrics: Tensor
     finite: Tensor
     states: list[Any]
 
@@ -81,6 +83,7 @@ class WindowLoop:
         parts = [batch.select(share(batch.size, m, self.micro_batches)) for m in range(self.micro_batches)]
         incoming = [None] * len(parts) if states is None else states
         losses: list[Tensor] = []
+        metrics: list[Tensor] = []
         finite: list[Tensor] = []
         norms: dict[str, Tensor] = {}
         passes = self.procedure.passes(self.task.length, self.windows)
@@ -88,8 +91,9 @@ class WindowLoop:
             is_last = number == len(passes)
             update = is_last or self.procedure.update_each_window
             outgoing: list[Any] = []
-            window_losses, verdict = self._pass(parts, windows, incoming, outgoing, update=update)
+            window_losses, window_metrics, verdict = self._pass(parts, windows, incoming, outgoing, update=update)
             losses.extend(window_losses)
+            metrics.extend(window_metrics)
             if update:
                 assert verdict is not None
                 finite.append(verdict)
@@ -99,34 +103,42 @@ class WindowLoop:
                 self.optimizer.zero_grad()
                 self.strategy.after_window()
             incoming = outgoing
-        return BatchResult(torch.stack(losses), torch.stack(finite), incoming), norms
+        measured = torch.stack(metrics) if metrics else torch.empty(0, device=batch.inputs.device)
+        return BatchResult(torch.stack(losses), measured, torch.stack(finite), incoming), norms
 
     def _pass(
         self, parts: list[Batch], windows: list[Window], incoming: list[Any], outgoing: list[Any], *, update: bool
-    ) -> tuple[list[Tensor], Tensor | None]:
+    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
         """Forward and backward over the windows of one graph, for every micro-batch.
 
-        Returns ℓ_k of each window (0-dim, mean over the micro-batches) and, before an update, whether all is finite.
+        Returns ℓ_k and the metric of each window (0-dim, means over the micro-batches; no metrics where the task has
+        none) and, before an update, whether all is finite.
         """
         weights = [self.procedure.weight(window, terminal=self.task.loss.terminal) for window in windows]
         total = sum(part.size for part in parts)
-        losses = [torch.zeros((), device=parts[0].inputs.device) for _ in windows]
+        losses, metrics = ([torch.zeros((), device=parts[0].inputs.device) for _ in windows] for _ in range(2))
+        has_metric = False
         verdict = None
         for m, part in enumerate(parts):
             fraction = part.size / total
             with torch.set_grad_enabled(any(weights)):
-                values, state = self._forward(part, windows, incoming[m], observe=True)
+                values, scores, state = self._forward(part, windows, incoming[m], observe=True)
             if any(weights):
                 objective = torch.stack([w * value for w, value in zip(weights, values, strict=True)]).sum()
                 verdict = self.strategy.backward(objective * fraction, last=update and m == len(parts) - 1)
             for k, value in enumerate(values):
                 losses[k] += value.detach() * fraction
+            for k, score in enumerate(scores):
+                metrics[k] += score * fraction
             outgoing.append(detach(state))
-        return losses, verdict
+            has_metric = bool(scores)
+        return losses, metrics if has_metric else [], verdict
 
-    def _forward(self, part: Batch, windows: list[Window], state: Any, *, observe: bool) -> tuple[list[Tensor], Any]:
-        """ℓ_k of each window in one graph, and the state after the last."""
-        values = []
+    def _forward(
+        self, part: Batch, windows: list[Window], state: Any, *, observe: bool
+    ) -> tuple[list[Tensor], list[Tensor], Any]:
+        """ℓ_k and, if the task has one, the metric of each window in one graph, and the state after the last."""
+        values, scores = [], []
         autocast = (
             torch.autocast(part.inputs.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         )
@@ -141,7 +153,10 @@ class WindowLoop:
                 observe=observe,
             )
             values.append(value)
-        return values, state
+            score = self.task.window_metric(output.detach(), part.target(window.part)) if observe else None
+            if score is not None:
+                scores.append(score)
+        return values, scores, state
 
     def _closure(self, parts: list[Batch], windows: list[Window], incoming: list[Any]) -> Any:
         """For update="algorithm2": the first call finds the gradients ready, the second computes them at W'."""
@@ -156,7 +171,7 @@ class WindowLoop:
                 return
             total = sum(part.size for part in parts)
             for m, part in enumerate(parts):
-                values, _ = self._forward(part, windows, incoming[m], observe=False)
+                values, _, _ = self._forward(part, windows, incoming[m], observe=False)
                 objective = torch.stack(values).sum() * (part.size / total)
                 self.strategy.backward(objective, last=m == len(parts) - 1)
 

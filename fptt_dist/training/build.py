@@ -1,6 +1,7 @@
 """From a configuration to the objects of a run: one `match` each."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from fptt_dist.algorithm import FPTT, PROCEDURES, schedules
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.models import Network, chrono_initialisation, recurrent_layer
 from fptt_dist.parallel import GradientAveraging, LaunchEnvironment, Single, Strategy
-from fptt_dist.tasks import Adding, Task
+from fptt_dist.tasks import Adding, Copying, Pixels, Task
 
 
 def build_device(config: Config, environment: LaunchEnvironment) -> torch.device:
@@ -48,15 +49,47 @@ def build_task(config: Config) -> Task:
                 test=task.test,
                 seed=config.seed,
             )
+        case settings.PixelsTask() as task:
+            return Pixels(
+                root=Path(config.data.root),
+                dataset=task.dataset,
+                pixels_per_step=task.pixels_per_step,
+                permutation=task.permutation,
+                validation=task.validation,
+                examples=task.examples,
+                estimate=task.estimate,
+                reads=task.reads,
+                windows=config.windows,
+                seed=config.seed,
+            )
+        case settings.CopyingTask() as task:
+            return Copying(
+                delay=task.delay,
+                symbols=task.symbols,
+                alphabet=task.alphabet,
+                examples=task.examples,
+                validation=task.validation,
+                test=task.test,
+                seed=config.seed,
+            )
 
 
 def build_model(config: Config, task: Task) -> Network:
-    """The network, initialised from the run's seed: the same on every worker."""
+    """The network, initialised from the run's seed: the same on every worker.
+
+    Raises:
+        ConfigError: chrono initialisation for a sequence too short.
+    """
     torch.manual_seed(config.seed)
     model = config.model
     layer = recurrent_layer(model.cell, task.inputs, model.hidden, layers=model.layers, dropout=model.dropout)
     match model:
         case settings.LSTM(initialisation="chrono") | settings.GRU(initialisation="chrono"):
+            if task.length < 3:
+                raise ConfigError(
+                    f"model.initialisation=chrono needs at least 3 steps, not task.length={task.length}: type a longer "
+                    "task.length, or model.initialisation=default"
+                )
             chrono_initialisation(layer, task.length)
     return Network(layer, model.hidden, task.outputs, reads=task.loss.reads)
 
@@ -150,6 +183,11 @@ def build_strategy(config: Config, environment: LaunchEnvironment) -> Strategy:
         raise ConfigError(
             f"train.micro_batch_size={micro} does not divide each process's share of the batch, "
             f"{config.train.batch_size} / {world} = {config.train.batch_size // world} sequences"
+        )
+    if world > 1 and isinstance(config.task, settings.PixelsTask) and config.task.estimate == "example":
+        raise ConfigError(
+            f"task.estimate=example remembers each worker's own examples, and {world} processes are dealt other ones "
+            "every epoch: type task.estimate=class_mean, or start one process"
         )
     match config.parallel:
         case settings.SingleProcess() if world > 1:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,13 +58,18 @@ class CheckpointStore:
         self.world = world
         self.wait_for_all = wait_for_all
 
-    def save(self, step: int, shared: Files, own: Files) -> Path:
+    def at(self, step: int) -> Path:
+        """The folder of the checkpoint after `step` batches, whether it is there or not."""
+        return self.root / f"step-{step:08d}"
+
+    def save(self, step: int, shared: Files, own: Files, *, best: bool = False) -> Path:
         """Write one checkpoint; called by all workers together.
 
         Args:
             step: batches trained so far; the folder's name.
             shared: what is equal on all workers; rank 0's is written.
             own: what differs; written under `rank/<rank>/`.
+            best: whether the pointer "best" shall name it.
 
         Returns:
             The checkpoint's folder. If a whole one of this step is there already, it is left as it is.
@@ -71,13 +77,29 @@ class CheckpointStore:
         Raises:
             OSError: the disk is full or not writable. Earlier checkpoints are untouched.
         """
-        final = self.root / f"step-{step:08d}"
-        temporary = self.root / f"step-{step:08d}.tmp"
+        final = self.at(step)
+        temporary = final.with_name(f"{final.name}.tmp")
         if self.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
         self.wait_for_all("checkpoint begins")
-        if problem_of(final) is None:
-            return final
+        try:
+            if problem_of(final) is not None:
+                self._write(step, temporary, final, shared, own)
+            if self.rank == 0:
+                self.point("latest", final)
+                if best:
+                    self.point("best", final)
+                self._prune(final)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint {final} could not be written, earlier ones are untouched: {error}"
+            ) from error
+        self.wait_for_all("checkpoint done")
+        return final
+
+    def _write(self, step: int, temporary: Path, final: Path, shared: Files, own: Files) -> None:
+        """All files, then the manifest, then the rename that makes it a checkpoint."""
         if self.rank == 0:
             for name, content in shared.items():
                 _write(temporary / name, content)
@@ -90,10 +112,6 @@ class CheckpointStore:
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             _flush_folder(self.root)
-            self.point("latest", final)
-            self._prune()
-        self.wait_for_all("checkpoint done")
-        return final
 
     def point(self, name: str, folder: Path) -> None:
         """Make the pointer `name` ("latest" or "best") name `folder`; replaced in one step."""
@@ -127,8 +145,10 @@ class CheckpointStore:
             LOG.warning("checkpoint %s is skipped, the previous one is used: %s", folder, problem)
         return None
 
-    def _prune(self) -> None:
-        kept = sorted(self.root.glob("step-*[0-9]"))[-self.keep_last :]
+    def _prune(self, newest: Path) -> None:
+        # Folders later than the one just written are corrupt: the run was resumed from before them.
+        kept = sorted(folder for folder in self.root.glob("step-*[0-9]") if folder.name <= newest.name)
+        kept = kept[-self.keep_last :]
         best = self.pointed("best")
         for folder in self.root.glob("step-*"):
             if folder not in kept and folder != best:
@@ -153,23 +173,24 @@ def problem_of(folder: Path) -> str | None:
     """
     try:
         manifest = read_values(folder, MANIFEST)
-        version, files = manifest["schema_version"], manifest["files"]
+        version = int(manifest["schema_version"])
+        files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
     except FileNotFoundError:
         return f"no {MANIFEST}: it was not finished"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     if version > SCHEMA_VERSION:
         raise ConfigError(
             f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to {SCHEMA_VERSION}: "
             "update fptt_dist"
         )
-    for name, expected in files.items():
+    for name, (size, checksum) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-        if _checksum(path) != expected["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _checksum(path) != checksum:
             return f"{name} is corrupt: its checksum differs from the manifest's"
     return None
 
@@ -190,7 +211,10 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     """Write one file and flush it to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, path)
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, path)
+        except SafetensorError as error:  # how the library reports a full disk, among others
+            raise OSError(f"{path.name}: {error}") from error
     else:
         path.write_text(json.dumps(content, indent=1) + "\n")
     with path.open("rb") as file:

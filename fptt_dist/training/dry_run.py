@@ -18,7 +18,7 @@ class DryRun:
         parameters: "recurrent" and "total".
         windows: first step and stop of each window.
         updates_per_batch: K, or 1 for the baselines with one update.
-        loss: of the first window.
+        loss: of the first graph, the mean over its windows.
         memory: bytes on this worker by what holds them; activations are what the first window's graph really keeps.
     """
 
@@ -73,6 +73,7 @@ def dry_run(trainer: Trainer) -> DryRun:
                 output.float(), part.target(window.part), window, examples=part.examples, observe=False
             )
     assert output is not None
+    loss = loss / len(passes[0])
     trainer.strategy.backward(loss, last=True)
     trainer.strategy.step(lambda: None) if trainer.optimizer.update == "algorithm2" else trainer.strategy.step()
 

@@ -5,8 +5,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fptt_dist.algorithm import window_slices
 from fptt_dist.parallel import Strategy
-from fptt_dist.tasks import Split, Task
+from fptt_dist.tasks import Batch, Split, Task
+
+STEPS = 256  # run at once
 
 Weights = Literal["center", "weights"]
 
@@ -40,12 +43,20 @@ def evaluate(
     return task.value(total / items)
 
 
+def _outputs(model: nn.Module, task: Task, batch: Batch) -> torch.Tensor:
+    """What the task scores, (T or 1, B, O), a window at a time: memory stays flat in the sequence's length."""
+    state, outputs = None, []
+    for part in window_slices(task.length, -(-task.length // STEPS)):
+        output, state = model(batch.inputs[part], state)
+        outputs = [*outputs, output] if task.loss.reads == "every" else [output]
+    return torch.cat(outputs)
+
+
 def _accumulate(
     model: nn.Module, task: Task, strategy: Strategy, split: Split, totals: torch.Tensor, device: torch.device
 ) -> None:
     for batch in task.evaluation_batches(split, strategy.rank, strategy.world):
         batch = batch.to(device)
-        output, _ = model(batch.inputs)
-        total, items = task.score(output, batch)
+        total, items = task.score(_outputs(model, task, batch), batch)
         totals[0] += total
         totals[1] += items

@@ -9,7 +9,7 @@ import torch
 
 from fptt_dist.config import Config, ConfigError, load
 from fptt_dist.parallel import LaunchEnvironment, process_group, resolve_environment
-from fptt_dist.parallel.collectives import broadcast_from_first
+from fptt_dist.parallel.collectives import broadcast_from_first, first_alone
 from fptt_dist.training.build import build_device
 from fptt_dist.training.dry_run import DryRun, dry_run
 from fptt_dist.training.run_folder import Result, RunFolder
@@ -36,10 +36,11 @@ def train(config: Config) -> Result:
     environment = resolve_environment()
     device = build_device(config, environment)
     folder = RunFolder(config)
-    if environment.rank == 0:
-        folder.open()
-    with stop_on_signal() as stop, _connected(environment, device):
+    # Connected first: a signal while this process waits for the others ends it at once, there is nothing to save.
+    with _connected(environment, device), stop_on_signal() as stop:
         trainer = Trainer(folder, environment, device)
+        # After all that can be refused: a mistake leaves no folder behind.
+        first_alone(folder.open, rank=environment.rank, device=device, name="run folder")
         newest = _agree_on_checkpoint(trainer, device)
         if newest is not None:
             trainer.restore(newest)
@@ -73,9 +74,19 @@ def evaluate_run(path: Path, which: str = "best") -> dict[str, float]:
     Raises:
         ConfigError: no run there, or no such checkpoint.
     """
+    return open_checkpoint(path, which).test()
+
+
+def open_checkpoint(path: Path, which: str) -> Trainer:
+    """A run's trainer in this process alone, with the weights of its "best" or "latest" checkpoint.
+
+    Raises:
+        ConfigError: no run there, or no such checkpoint.
+    """
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run's folder: it has no config.yaml")
-    folder = RunFolder(load(path / "config.yaml", {"run.dir": str(path)}))
+    overrides = {"run.dir": str(path), "parallel": {"strategy": "single"}}
+    folder = RunFolder(load(path / "config.yaml", overrides))
     environment = LaunchEnvironment()
     device = build_device(folder.config, environment)
     _prepare(device)
@@ -83,7 +94,8 @@ def evaluate_run(path: Path, which: str = "best") -> dict[str, float]:
     checkpoint = trainer.store.pointed("best") if which == "best" else trainer.store.newest()
     if checkpoint is None:
         raise ConfigError(f"{path} has no whole {which} checkpoint yet")
-    return trainer.test(checkpoint)
+    trainer.load_weights(checkpoint)
+    return trainer
 
 
 @contextmanager
@@ -105,9 +117,12 @@ def _prepare(device: torch.device) -> None:
 def _agree_on_checkpoint(trainer: Trainer, device: torch.device) -> Path | None:
     """The newest whole checkpoint as rank 0 sees it."""
     step = torch.full((1,), -1, dtype=torch.int64, device=device)
-    if trainer.strategy.rank == 0:
+
+    def look() -> None:
         newest = trainer.store.newest()
         if newest is not None:
             step.fill_(int(newest.name.removeprefix("step-")))
+
+    first_alone(look, rank=trainer.strategy.rank, device=device, name="newest checkpoint")
     broadcast_from_first([step], name="checkpoint to resume")
     return None if step.item() < 0 else trainer.store.root / f"step-{int(step.item()):08d}"

@@ -17,8 +17,11 @@ import torch
 
 from fptt_dist import __version__
 from fptt_dist.config import Config, ConfigError, apply_overrides, changes, dump, load
+from fptt_dist.config.values import show
 
-MAY_CHANGE = ("train.batches", "train.epochs", "checkpoint.", "telemetry.", "run.dir", "resume")
+STARTED = ("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp")
+"""What a start that was killed before it wrote config.yaml leaves behind."""
+MAY_CHANGE = ("train.batches", "train.epochs", "checkpoint.", "telemetry.", "data.root", "run.dir", "resume")
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,11 @@ class RunFolder:
                     "another folder"
                 )
             self._check_same_run(saved)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(path.name not in STARTED for path in self.path.iterdir()):
             raise ConfigError(f"run.dir={self.path} is not empty and holds no run: type run.dir=… for another folder")
         else:
             try:
-                self.checkpoints.mkdir(parents=True)
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"run.dir={self.path} cannot be created: {error.strerror}") from error
             _write_whole(
@@ -154,7 +157,7 @@ class RunFolder:
             key: pair for key, pair in changes(load(saved), self.config).items() if not key.startswith(MAY_CHANGE)
         }
         if differing:
-            lines = "\n".join(f"  {key}: {old} there, {new} now" for key, (old, new) in differing.items())
+            lines = "\n".join(f"  {key}: {show(old)} there, {show(new)} now" for key, (old, new) in differing.items())
             raise ConfigError(
                 f"resume=auto: run.dir={self.path} holds a run with another configuration:\n{lines}\n"
                 "Only train.batches, train.epochs, checkpoint.* and telemetry.* may change: give the old values, or "
@@ -170,6 +173,10 @@ class RunFolder:
     def write_result(self, result: Result) -> None:
         """Write result.json, the last file of a run."""
         _write_whole(self.path / "result.json", json.dumps(asdict(result), indent=1) + "\n")
+
+    def discard_result(self) -> None:
+        """Take back result.json: the run goes on, so it is no longer finished."""
+        (self.path / "result.json").unlink(missing_ok=True)
 
     def read_result(self) -> Result | None:
         """The result of a finished run; None while it is not finished."""
@@ -187,8 +194,11 @@ def _batch_of(line: str) -> float:
 
 def _write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
 
 
 def flat_values(config: Config) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -37,17 +38,24 @@ class StopFlag:
 def stop_on_signal() -> Iterator[StopFlag]:
     """Within the context SIGINT and SIGTERM only set a flag; the second one kills the process as usual.
 
-    The handler does nothing in a forked child. The handlers from before are back on leaving.
+    The handler does nothing in a forked child. The handlers from before are back on leaving. On another thread than the
+    main one signals are left to the program that started it.
     """
     flag = StopFlag()
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers on the main thread alone
+        yield flag
+        return
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner or flag.number is not None:
-            signal.signal(number, signal.SIG_DFL)
+        for (
+            each
+        ) in HANDLED:  # the next signal acts by itself, also while a long operation keeps Python from this handler
+            signal.signal(each, signal.SIG_DFL)
+        if os.getpid() == owner:
+            flag.number = number
+        else:
             os.kill(os.getpid(), number)
-            return
-        flag.number = number
 
     before = {number: signal.signal(number, handle) for number in HANDLED}
     try:

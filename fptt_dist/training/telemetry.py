@@ -98,6 +98,10 @@ class Telemetry:
                 self._board.add_scalar(tag, record[field], record["batch"])
             for k, loss in enumerate(record["window_losses"], 1):
                 self._board.add_scalar(f"Windows/loss_{k:03d}", loss, record["batch"])
+            for field in record.keys() - {"window_losses"}:
+                if field.startswith("window_"):
+                    for k, value in enumerate(record[field], 1):
+                        self._board.add_scalar(f"Windows/{field[7:]}_{k:03d}", value, record["batch"])
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Write an evaluation: "batch", "split", "metric", "value", "weights", …"""

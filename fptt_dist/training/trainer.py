@@ -1,6 +1,10 @@
 """The training loop."""
 
+import logging
+import math
+import shlex
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +18,15 @@ from fptt_dist.parallel import LaunchEnvironment, wait_for_all
 from fptt_dist.tasks import share
 from fptt_dist.training import build, snapshot
 from fptt_dist.training.batch import BatchResult, WindowLoop
-from fptt_dist.training.checkpoint import CheckpointStore, read_tensors, read_values
+from fptt_dist.training.checkpoint import CheckpointStore, problem_of, read_tensors, read_values
 from fptt_dist.training.evaluation import Weights, evaluate
 from fptt_dist.training.lr_schedule import LrSchedule
 from fptt_dist.training.nested import flatten, unflatten
 from fptt_dist.training.run_folder import Result, RunFolder, versions
 from fptt_dist.training.signals import Interrupted, StopFlag
 from fptt_dist.training.telemetry import Telemetry, peak_memory_bytes
+
+LOG = logging.getLogger("fptt_dist")
 
 
 class NonFiniteError(Exception):
@@ -143,6 +149,8 @@ class Trainer:
             OSError: a checkpoint could not be written.
         """
         active = self.strategy.rank == 0
+        if active:
+            self.folder.discard_result()
         with Telemetry(
             self.folder, active=active, total_batches=self.total_batches, first_batch=self.position.batch
         ) as telemetry:
@@ -158,7 +166,8 @@ class Trainer:
                     folder = self.save()
                     raise Interrupted(
                         f"stopped by a signal after batch {self.position.batch} of {self.total_batches}, saved in "
-                        f"{folder}\nresume with: fptt-dist train {self.folder.path / 'config.yaml'} resume=auto",
+                        f"{folder}\nresume with: fptt-dist train {shlex.quote(str(self.folder.path / 'config.yaml'))} "
+                        "resume=auto",
                         stop.exit_code,
                     )
             result = self._finish(telemetry)
@@ -189,8 +198,7 @@ class Trainer:
         elapsed = time.perf_counter() - began
         position.seconds += elapsed
         if recorded:
-            losses = (self.strategy.sum(result.window_losses) / self.strategy.world).tolist()
-            telemetry.training(self._record(losses, norms, rates, size / elapsed))
+            telemetry.training(self._record(result, norms, rates, size / elapsed))
         if position.batch % self.batches_per_epoch == 0:
             self._end_epoch()
 
@@ -205,13 +213,16 @@ class Trainer:
         self.states = None
 
     def _record(
-        self, losses: list[float], norms: dict[str, Tensor], rates: dict[str, float], speed: float
+        self, result: BatchResult, norms: dict[str, Tensor], rates: dict[str, float], speed: float
     ) -> dict[str, Any]:
+        both = self.strategy.sum(torch.cat([result.window_losses, result.window_metrics])) / self.strategy.world
+        losses, metrics = (part.tolist() for part in both.tensor_split([len(result.window_losses)]))
         values = {name: float(norm) for name, norm in norms.items()}
         return {
             **asdict(self.position),
             "loss": sum(losses) / len(losses),
             "window_losses": losses,
+            f"window_{self.task.metric}": metrics,
             "gradient_norm": values["gradient"],
             "force_ratio": values["force"] / max(values["gradient"], 1e-30),
             "center_distance": values["center_distance"],
@@ -226,12 +237,21 @@ class Trainer:
             return
         update = int((~result.finite).nonzero()[0]) + 1
         of = f"window {update} of {self.loop.updates}" if self.loop.updates > 1 else "the update"
-        newest, position = self.store.newest(), self.position
         raise NonFiniteError(
-            f"a loss or gradient is not finite in {of} of batch {position.batch + 1}, epoch {position.epoch}. "
-            f"The newest checkpoint is {newest or 'none'}. Lower optimizer.lr (now {self.config.optimizer.lr:g})"
-            + ("" if self.config.train.max_norm else " or set train.max_norm=1")
+            f"a loss or gradient is not finite in {of} of batch {self.position.batch + 1}, "
+            f"epoch {self.position.epoch}. {self._way_out()}"
         )
+
+    def _check_storable(self, tensors: dict[str, Tensor]) -> None:
+        """A run could not go on from a checkpoint with an infinite weight: the last update of a batch may overflow."""
+        bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+        if bad:
+            raise NonFiniteError(f"{bad[0]} is not finite after batch {self.position.batch}. {self._way_out()}")
+
+    def _way_out(self) -> str:
+        lower = f"Lower optimizer.lr (now {self.config.optimizer.lr:g})"
+        clip = "" if self.config.train.max_norm else " or set train.max_norm=1"
+        return f"The newest checkpoint is {self.store.newest() or 'none'}. {lower}{clip}"
 
     def _due(self, every: int | None) -> bool:
         return self.position.batch % (every or self.batches_per_epoch) == 0
@@ -243,9 +263,8 @@ class Trainer:
         if not (self._due(self.config.evaluate.every) or needed or self.done):
             return False
         value = evaluate(self.model, self.task, self.strategy, "validation", self.weights, self.device)
-        improved = self.best is None or (
-            value > self.best.value if self.task.higher_is_better else value < self.best.value
-        )
+        sign = 1.0 if self.task.higher_is_better else -1.0
+        improved = self.best is None or math.isnan(self.best.value) or sign * value > sign * self.best.value
         if improved:
             self.best = Best(self.position.batch, value)
         self._report("validation", value, telemetry, best=improved)
@@ -261,15 +280,16 @@ class Trainer:
         """Write a checkpoint of this batch; all workers together. `improved`: it is the best so far."""
         self.strategy.drain()
         optimizer_tensors, optimizer_values = snapshot.optimizer_files(self.network, self.optimizer)
+        self._check_storable({**snapshot.model_tensors(self.network), **optimizer_tensors})
         random_tensors, random_values = snapshot.random_files(self.device)
         state_tensors: dict[str, Tensor] = dict(self.strategy.state_dict())
         carried = flatten(self.states, state_tensors, "carried")
-        folder = self.store.save(
+        return self.store.save(
             self.position.batch,
             shared={
                 "model.safetensors": snapshot.model_tensors(self.network),
                 "optimizer.safetensors": optimizer_tensors,
-                "loss.safetensors": self.task.loss.state_dict(),
+                "task.safetensors": self.task.state_dict(),
                 "state.json": {
                     "run_id": self.folder.run_id if self.strategy.rank == 0 else None,
                     "position": asdict(self.position),
@@ -279,14 +299,13 @@ class Trainer:
                 },
             },
             own={
+                "loss.safetensors": self.task.loss.state_dict(),
                 "random.safetensors": random_tensors,
                 "state.safetensors": state_tensors,
                 "state.json": {"random": random_values, "carried": carried},
             },
+            best=improved,
         )
-        if improved:
-            self.store.point("best", folder)
-        return folder
 
     def restore(self, folder: Path) -> None:
         """Go back to the state of a checkpoint, bit for bit.
@@ -297,39 +316,59 @@ class Trainer:
         saved, world = read_values(folder, "manifest.json")["world"], self.strategy.world
         if saved != world:
             raise ConfigError(f"{folder} was written by {saved} processes, this run has {world}: start {saved}")
-        values = self._load_weights(folder)
+        values = self.load_weights(folder)
         own = folder / "rank" / str(self.strategy.rank)
         own_tensors, own_values = read_tensors(own, "state.safetensors"), read_values(own, "state.json")
         self.lr_schedule.load_state_dict(values["lr_schedule"])
-        self.task.loss.load_state_dict(read_tensors(folder, "loss.safetensors"))
+        self.task.loss.load_state_dict(read_tensors(own, "loss.safetensors"))
         self.position = Position(**values["position"])
         self.best = values["best"] and Best(**values["best"])
+        self.store.point("latest", folder)
+        if self.best is not None:
+            self._point_at_best(self.store.at(self.best.batch))
         carried = unflatten(own_values["carried"], own_tensors)
         self.states = carried and [_to(state, self.device) for state in carried]
         self.strategy.load_state_dict({k: v for k, v in own_tensors.items() if not k.startswith("carried")})
         snapshot.load_random(read_tensors(own, "random.safetensors"), own_values["random"], self.device)
 
-    def _load_weights(self, folder: Path) -> dict[str, Any]:
-        """W, W̄, u and the moments of a checkpoint; returns its plain values."""
+    def _point_at_best(self, folder: Path) -> None:
+        """The pointer "best" as the resumed checkpoint knows it: a kill may have come before it was set."""
+        problem = problem_of(folder)
+        if problem is None:
+            self.store.point("best", folder)
+        else:
+            LOG.warning("the best checkpoint so far, %s, is lost (%s): the best is sought anew", folder, problem)
+            self.best = None
+
+    def load_weights(self, folder: Path) -> dict[str, Any]:
+        """W, W̄, u, the moments and what the task keeps of a checkpoint; returns its plain values."""
         values = read_values(folder, "state.json")
+        self.task.load_state_dict(read_tensors(folder, "task.safetensors"))
         snapshot.load_model(self.network, read_tensors(folder, "model.safetensors"), folder)
         tensors = read_tensors(folder, "optimizer.safetensors")
         snapshot.load_optimizer(self.network, self.optimizer, tensors, values["optimizer"])
         return values
 
-    def test(self, folder: Path) -> dict[str, float]:
-        """The metric on the validation and test sets at a checkpoint, whose weights the model has afterwards."""
-        self._load_weights(folder)
+    def evaluated_weights(self) -> AbstractContextManager[None]:
+        """Within the context the network has the weights that the run evaluates, W̄ or W."""
+        return self.strategy.at_center() if self.weights == "center" else nullcontext()
+
+    def test(self) -> dict[str, float]:
+        """The metric on the validation and test sets, with the weights as they are."""
         splits = ("validation", "test")
         return {s: evaluate(self.model, self.task, self.strategy, s, self.weights, self.device) for s in splits}
 
     def _finish(self, telemetry: Telemetry) -> Result:
+        if self.best is None:  # resumed with nothing left to train, before any validation
+            self.save(improved=self._validate_if_due(telemetry))
         position, best = self.position, self.best
         assert best is not None
-        folder = self.store.pointed("best")
-        if folder is None:
-            raise FileNotFoundError(f"the best checkpoint (batch {best.batch}) is gone from {self.store.root}")
-        value = self.test(folder)["test"]
+        folder = self.store.at(best.batch)
+        problem = problem_of(folder)
+        if problem is not None:
+            raise OSError(f"the best checkpoint, {folder}, is lost: {problem}")
+        self.load_weights(folder)
+        value = self.test()["test"]
         self._report("test", value, telemetry)
         counts = self.network.parameter_counts()
         return Result(

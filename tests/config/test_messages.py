@@ -56,7 +56,7 @@ def lines(text: str, *words: str) -> list[str]:
         ),
         (
             "task: {name: ading}",
-            "task.name: ading is not allowed; allowed: one of adding; did you mean adding? (a.yaml:1)",
+            "task.name: ading is not allowed; allowed: one of adding, pixels, copying; did you mean adding? (a.yaml:1)",
         ),
         (
             "fptt: {schedule: {name: linaer}}",

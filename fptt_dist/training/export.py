@@ -1,0 +1,38 @@
+"""The trained network of a run, for use without the run."""
+
+from pathlib import Path
+
+from fptt_dist.models import save_network
+from fptt_dist.training.run import open_checkpoint
+
+
+def export_run(path: Path, out: Path, which: str = "best") -> Path:
+    """Write the network of a run's checkpoint, with the weights that the run evaluates (W̄ where there is a force).
+
+    Args:
+        path: the run's folder.
+        out: the folder that receives model.safetensors and model.json.
+        which: "best" or "latest".
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: no run there, or no such checkpoint.
+    """
+    trainer = open_checkpoint(path, which)
+    config = trainer.config
+    with trainer.evaluated_weights():
+        save_network(
+            trainer.network,
+            out,
+            config.model.cell,
+            {
+                "task": config.task.model_dump(),
+                "input": trainer.task.input_description(),
+                "algorithm": config.algorithm,
+                "weights": trainer.weights,
+                "run_id": trainer.folder.run_id,
+            },
+        )
+    return out

@@ -1,0 +1,333 @@
+"""Images as sequences: layout, normalisation, permutation, splits, orders and estimates, on small sets and on MNIST."""
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fptt_dist.algorithm.estimates import ClassMeanEstimate, ExampleEstimate, UniformEstimate
+from fptt_dist.algorithm.losses import TerminalLoss
+from fptt_dist.algorithm.windows import sequence_windows
+from fptt_dist.tasks import Batch, DataError, Pixels, Split, share
+from fptt_dist.tasks.download import check
+from fptt_dist.tasks.idx import read_labelled_images
+from fptt_dist.tasks.pixels import Dataset
+
+TRAIN, TEST, HELD_OUT = 40, 10, 8
+CONSTANTS: dict[Dataset, tuple[float, float]] = {"mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}
+
+
+def write_images(folder: Path, prefix: str, images: np.ndarray, labels: np.ndarray) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        header = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+        (folder / f"{prefix}-{kind}-ubyte").write_bytes(header + array.tobytes())
+
+
+def some_images(count: int, seed: int) -> np.ndarray:
+    images = np.random.default_rng(seed).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+    images[:, 0, 0] = np.arange(count)  # the first pixel says which image it is
+    return images
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for name in CONSTANTS:
+        write_images(folder / name, "train", some_images(TRAIN, 0), (np.arange(TRAIN) % 10).astype(np.uint8))
+        write_images(folder / name, "t10k", some_images(TEST, 1), (np.arange(TEST)[::-1] % 10).astype(np.uint8))
+    return folder
+
+
+def pixels(root: Path, **options: Any) -> Pixels:
+    return Pixels(root=root, **{"validation": HELD_OUT, **options})
+
+
+def raw(batch: Batch, dataset: Dataset = "mnist") -> Tensor:
+    """The bytes (B, 784) in the order that the sequence shows them in."""
+    mean, deviation = CONSTANTS[dataset]
+    values = (batch.inputs.double() * deviation + mean) * 255
+    return values.transpose(0, 1).reshape(batch.size, 784).round().to(torch.uint8)
+
+
+def whole_epoch(task: Pixels, epoch: int = 0) -> Batch:
+    return task.train_batch(epoch, 0, task.train_examples, slice(0, task.train_examples))
+
+
+def ids(batch: Batch) -> list[int]:
+    assert batch.examples is not None
+    return batch.examples.tolist()
+
+
+def names(batch: Batch) -> list[int]:
+    """Which images of the files these are, by their first pixel."""
+    return raw(batch)[:, 0].tolist()
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("step", [1, 7, 28, 784])
+def test_pixels_come_row_by_row_and_normalised(root: Path, dataset: Dataset, step: int) -> None:
+    task = pixels(root, dataset=dataset, pixels_per_step=step)
+    batch = next(task.evaluation_batches("test", 0, 1))
+    assert (task.inputs, task.outputs, task.length) == (step, 10, 784 // step)
+    assert batch.inputs.shape == (784 // step, TEST, step)
+    assert batch.inputs.dtype == torch.float32
+    assert batch.inputs.is_contiguous()
+    mean, deviation = (np.float32(constant) for constant in CONSTANTS[dataset])
+    values = (some_images(TEST, 1).astype(np.float32) / np.float32(255) - mean) / deviation
+    assert np.array_equal(batch.inputs.numpy(), values.reshape(TEST, 784 // step, step).transpose(1, 0, 2))
+    assert batch.targets.tolist() == list(range(9, -1, -1))
+    assert batch.targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("step", [1, 28])
+def test_the_permutation_moves_the_pixels_of_all_splits_alike(root: Path, step: int) -> None:
+    plain, moved = pixels(root, pixels_per_step=step), pixels(root, pixels_per_step=step, permutation=3)
+    order = torch.from_numpy(np.random.default_rng(3).permutation(784))
+    assert order.sort().values.tolist() == list(range(784))
+    assert torch.equal(moved.permutation, order)
+    assert torch.equal(plain.permutation, torch.arange(784))
+    pairs = [(whole_epoch(plain), whole_epoch(moved))]
+    splits: tuple[Split, ...] = ("validation", "test")
+    pairs += [(next(plain.evaluation_batches(s, 0, 1)), next(moved.evaluation_batches(s, 0, 1))) for s in splits]
+    for one, other in pairs:
+        assert not torch.equal(one.inputs, other.inputs)
+        assert torch.equal(raw(one)[:, order], raw(other))
+        assert torch.equal(one.targets, other.targets)
+
+
+def test_the_permutation_is_a_function_of_its_own_seed(root: Path) -> None:
+    permutation = pixels(root, permutation=0).permutation
+    assert torch.equal(pixels(root, permutation=0, seed=5).permutation, permutation)
+    assert not torch.equal(pixels(root, permutation=1).permutation, permutation)
+    assert not torch.equal(permutation, torch.arange(784)), "seed 0 permutes too"
+
+
+def test_a_checkpoint_brings_its_permutation_back(root: Path) -> None:
+    task, other = pixels(root, permutation=1), pixels(root, permutation=2)
+    saved = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    assert saved.keys() == {"permutation"}
+    assert not torch.equal(whole_epoch(other).inputs, whole_epoch(task).inputs)
+    other.load_state_dict(saved)
+    assert torch.equal(whole_epoch(other).inputs, whole_epoch(task).inputs)
+    for split in ("validation", "test"):
+        mine, theirs = (next(t.evaluation_batches(split, 0, 1)).inputs for t in (task, other))
+        assert torch.equal(mine, theirs)
+
+
+def test_the_description_of_the_inputs_is_enough_to_make_them(root: Path) -> None:
+    task = pixels(root, dataset="fashion-mnist", permutation=4, pixels_per_step=7)
+    known = json.loads(json.dumps(task.input_description()))
+    values = some_images(TEST, 1).reshape(TEST, 784)[:, known["permutation"]] / 255
+    values = ((values - known["mean"]) / known["deviation"]).reshape(TEST, -1, known["pixels_per_step"])
+    inputs = next(task.evaluation_batches("test", 0, 1)).inputs
+    np.testing.assert_allclose(inputs.numpy(), values.transpose(1, 0, 2), atol=1e-6)
+
+
+def test_validation_is_held_out_of_training_and_the_same_for_all_runs(root: Path) -> None:
+    held_out, trained = [], []
+    for seed in (0, 1, 99):
+        task = pixels(root, seed=seed, permutation=None)
+        held_out.append(names(next(task.evaluation_batches("validation", 0, 1))))
+        trained.append(sorted(names(whole_epoch(task))))
+    assert held_out[0] == held_out[1] == held_out[2]
+    assert trained[0] == trained[1] == trained[2]
+    assert len(held_out[0]) == HELD_OUT
+    assert not set(held_out[0]) & set(trained[0])
+    assert sorted(held_out[0] + trained[0]) == list(range(TRAIN))
+    assert sorted(held_out[0]) != list(range(HELD_OUT)), "drawn, not the first ones"
+
+
+def test_every_image_keeps_its_label(root: Path) -> None:
+    task = pixels(root)
+    for batch in (whole_epoch(task), whole_epoch(task, 1), next(task.evaluation_batches("validation", 0, 1))):
+        assert batch.targets.tolist() == [name % 10 for name in names(batch)]
+
+
+def test_an_epoch_shows_every_example_once_in_its_own_order(root: Path) -> None:
+    orders = {(s, e): ids(whole_epoch(pixels(root, seed=s), e)) for s in (0, 1) for e in (0, 1, 2)}
+    for order in orders.values():
+        assert sorted(order) == list(range(TRAIN - HELD_OUT))
+    assert len({tuple(order) for order in orders.values()}) == 6
+    assert orders[0, 0] != list(range(TRAIN - HELD_OUT))
+    assert ids(whole_epoch(pixels(root, seed=1), 2)) == orders[1, 2]
+
+
+def test_an_order_does_not_depend_on_the_epochs_before(root: Path) -> None:
+    task = pixels(root)
+    there = ids(whole_epoch(task, 1))
+    for epoch in (5, 0, 3, 2):  # more than the task keeps
+        whole_epoch(task, epoch)
+    assert ids(whole_epoch(task, 1)) == there
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_batches_are_slices_of_the_epochs_order_shared_out(root: Path, world: int) -> None:
+    task = pixels(root)
+    everything, size = whole_epoch(task, 2), 8
+    for cursor in range(0, task.train_examples, size):
+        parts = [task.train_batch(2, cursor, size, share(size, rank, world)) for rank in range(world)]
+        assert [part.size for part in parts] == [size // world] * world
+        assert torch.equal(torch.cat([p.inputs for p in parts], 1), everything.inputs[:, cursor : cursor + size])
+        assert torch.equal(torch.cat([p.targets for p in parts]), everything.targets[cursor : cursor + size])
+        assert [i for part in parts for i in ids(part)] == ids(everything)[cursor : cursor + size]
+
+
+def test_ids_name_the_examples_of_the_training_set(root: Path) -> None:
+    first, second = whole_epoch(pixels(root, seed=0), 0), whole_epoch(pixels(root, seed=7), 4)
+    assert dict(zip(ids(first), names(first), strict=True)) == dict(zip(ids(second), names(second), strict=True))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("world", [1, 2, 3, 16])
+def test_evaluation_covers_each_split_once(root: Path, split: Split, world: int) -> None:
+    task = pixels(root)
+    whole = next(task.evaluation_batches(split, 0, 1))
+    assert whole.size == (HELD_OUT if split == "validation" else TEST)
+    parts = [batch for rank in range(world) for batch in task.evaluation_batches(split, rank, world)]
+    assert torch.equal(torch.cat([part.inputs for part in parts], 1), whole.inputs)
+    assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+    assert min(part.size for part in parts) > 0
+
+
+def test_large_sets_are_evaluated_500_at_a_time(tmp_path: Path) -> None:
+    images = np.zeros((1203, 28, 28), dtype=np.uint8)
+    images[:, 0, 0], images[:, 0, 1] = np.arange(1203) // 256, np.arange(1203) % 256
+    for prefix in ("train", "t10k"):
+        write_images(tmp_path / "mnist", prefix, images, np.zeros(1203, dtype=np.uint8))
+    task = pixels(tmp_path, pixels_per_step=784)
+    assert [batch.size for batch in task.evaluation_batches("test", 0, 1)] == [500, 500, 203]
+    seen = []
+    for rank in (0, 1):
+        for batch in task.evaluation_batches("test", rank, 2):
+            assert batch.size <= 500
+            seen += (raw(batch)[:, :2].long() @ torch.tensor([256, 1])).tolist()
+    assert seen == list(range(1203))
+
+
+def test_examples_limit_the_training_set_alone(root: Path) -> None:
+    few, all_of_them = pixels(root, examples=5), pixels(root)
+    assert (few.train_examples, all_of_them.train_examples) == (5, TRAIN - HELD_OUT)
+    assert sorted(ids(whole_epoch(few))) == list(range(5))
+    assert set(names(whole_epoch(few))) < set(names(whole_epoch(all_of_them)))
+    for split in ("validation", "test"):
+        one, other = (next(task.evaluation_batches(split, 0, 1)) for task in (few, all_of_them))
+        assert torch.equal(one.inputs, other.inputs)
+    assert pixels(root, examples=TRAIN - HELD_OUT).train_examples == TRAIN - HELD_OUT
+
+
+def test_more_images_asked_for_than_there_are(root: Path) -> None:
+    for options, text in (
+        ({"validation": TRAIN}, f"task.validation={TRAIN} and task.examples=at least one together"),
+        ({"validation": 8, "examples": 33}, "task.validation=8 and task.examples=33 together"),
+    ):
+        with pytest.raises(DataError) as caught:
+            pixels(root, **options)
+        assert str(caught.value) == f"{root}/mnist has {TRAIN} training images, fewer than {text}"
+
+
+@pytest.mark.parametrize("shape", [(27, 28), (14, 56), (0, 28)])
+@pytest.mark.parametrize("wrong", ["train", "t10k"])
+def test_images_of_another_size(tmp_path: Path, shape: tuple[int, int], wrong: str) -> None:
+    for prefix in ("train", "t10k"):
+        images = np.zeros((TRAIN, *(shape if prefix == wrong else (28, 28))), dtype=np.uint8)
+        write_images(tmp_path / "mnist", prefix, images, np.zeros(TRAIN, dtype=np.uint8))
+    with pytest.raises(DataError) as caught:
+        pixels(tmp_path)
+    file = f"{tmp_path}/mnist/{wrong}-images-idx3-ubyte"
+    assert str(caught.value) == f"{file}: {shape[0]} × {shape[1]} pixels, expected 28 × 28"
+
+
+@pytest.mark.parametrize("missing", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_missing_file_is_named(root: Path, tmp_path: Path, missing: str) -> None:
+    (tmp_path / "mnist").mkdir()
+    for path in (root / "mnist").iterdir():
+        if path.name != missing:
+            (tmp_path / "mnist" / path.name).symlink_to(path)
+    with pytest.raises(
+        DataError, match=rf"has neither {missing} nor {missing}\.gz.*data fetch mnist --root {tmp_path};"
+    ):
+        pixels(tmp_path)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_score_and_window_metric_count_right_labels(root: Path, steps: int) -> None:
+    task, batch = pixels(root), next(pixels(root).evaluation_batches("test", 0, 1))
+    output = torch.randn(steps, TEST, 10, generator=torch.Generator().manual_seed(0))
+    output[-1, :4] += 20 * torch.nn.functional.one_hot(batch.targets[:4], 10)
+    right = output[-1].numpy().argmax(-1) == batch.targets.numpy()
+    assert 4 <= right.sum() < TEST
+    total, items = task.score(output, batch)
+    assert (total.item(), items) == (right.sum(), TEST)
+    assert total.dtype == torch.float64
+    metric = task.window_metric(output, batch.targets)
+    assert metric.shape == ()
+    assert metric.item() == pytest.approx(right.mean())
+
+
+@pytest.mark.parametrize("reads", ["last", "every"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("uniform", UniformEstimate), ("class_mean", ClassMeanEstimate), ("example", ExampleEstimate)]
+)
+def test_each_estimate_gives_its_loss(root: Path, name: str, kind: type, reads: str) -> None:
+    task = pixels(root, estimate=name, reads=reads, windows=3, examples=12)
+    assert isinstance(task.loss, TerminalLoss)
+    assert type(task.loss.estimate) is kind
+    assert task.loss.terminal
+    assert task.loss.reads == reads
+    shapes = {key: tuple(tensor.shape) for key, tensor in task.loss.state_dict().items()}
+    assert (
+        shapes
+        == {
+            "uniform": {},
+            "class_mean": {"table": (3, 10, 10), "sums": (3, 10, 10), "counts": (3, 10)},
+            "example": {"table": (12, 3, 10), "next": (12, 3, 10)},
+        }[name]
+    )
+
+
+def test_the_example_estimate_is_kept_by_the_ids_of_the_batches(root: Path) -> None:
+    task = pixels(root, estimate="example", windows=2, pixels_per_step=28)
+    assert isinstance(task.loss, TerminalLoss)
+    windows, generator = sequence_windows(task.length, 2), torch.Generator().manual_seed(0)
+    said = {}
+    for cursor in range(0, task.train_examples, 8):
+        batch = task.train_batch(0, cursor, 8, slice(0, 8))
+        for window in windows:
+            output = torch.randn(1, 8, 10, generator=generator)
+            task.loss(output, batch.target(window.part), window, examples=batch.examples)
+            for example, probabilities in zip(ids(batch), output[0].softmax(-1), strict=True):
+                said[example, window.index] = probabilities
+    task.loss.end_epoch(lambda tensor: tensor)
+    later = whole_epoch(task, 1)
+    assert ids(later) != ids(whole_epoch(task, 0))
+    for window in windows:
+        expected = torch.stack([said[example, window.index] for example in ids(later)])
+        torch.testing.assert_close(task.loss.estimate(window.index, later.targets, later.examples), expected)
+
+
+@pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="needs FPTT_DATA, the folder that holds mnist/")
+def test_the_real_mnist() -> None:
+    folder = Path(os.environ["FPTT_DATA"])
+    assert check("mnist", folder) == []
+    task = Pixels(root=folder, validation=5000, pixels_per_step=28)
+    assert task.train_examples == 55000
+    splits = {s: list(task.evaluation_batches(s, 0, 1)) for s in ("validation", "test")}
+    assert [sum(batch.size for batch in batches) for batches in splits.values()] == [5000, 10000]
+    labels = torch.cat([batch.targets for batch in splits["test"]])
+    assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    images, labels = read_labelled_images(folder / "mnist", "train", "mnist", 10)
+    assert images.shape == (60000, 28, 28)
+    assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert np.bincount(labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    mean, deviation = CONSTANTS["mnist"]
+    assert images.mean() / 255 == pytest.approx(mean, abs=5e-5)
+    square = np.square(images, dtype=np.uint16).mean()
+    assert np.sqrt(square - images.mean() ** 2) / 255 == pytest.approx(deviation, abs=5e-5)

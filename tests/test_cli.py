@@ -1,0 +1,339 @@
+"""The verbs, as a user types them; a mistake is one message, exit code 2, no traceback and nothing written."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fptt_dist import __version__
+from fptt_dist.cli import main
+from fptt_dist.config import describe, dump, load
+from fptt_dist.config.yaml12 import parse
+from tests.training.helpers import isolated, result, resumed, tiny, train_until
+
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    with isolated():
+        yield
+
+
+@pytest.fixture
+def fptt_dist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`fptt-dist …` in this process: its exit code, stdout and stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fptt-dist", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, whose best checkpoint is not its latest."""
+    from fptt_dist import train
+
+    run = tmp_path_factory.mktemp("cli") / "run"
+    with isolated():
+        outcome = train(tiny(run, {"evaluate.every": 1, "optimizer.lr": 0.05}, batches=20))
+    assert outcome.best_batch < 20
+    return run
+
+
+VERBS = ["train", "evaluate", "report", "config", "config keys", "config show", "config schema"]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help(verb: str, fptt_dist: Command) -> None:
+    code, out, err = fptt_dist(*verb.split(), "--help")
+    assert (code, err) == (0, "")
+    assert re.search(rf"Usage: .*fptt-dist {verb}", out)
+    for name in ("train", "evaluate", "report", "config") if not verb else ():
+        assert re.search(rf"\b{name} ", out)
+
+
+def test_config_keys(fptt_dist: Command) -> None:
+    code, out, _ = fptt_dist("config", "keys")
+    assert code == 0
+    names = {line.split()[0] for line in out.splitlines()[1:] if line and not line.startswith(" ")}
+    assert names == {key.name for key in describe()}
+    code, out, _ = fptt_dist("config", "keys", "fptt")
+    lines = [line for line in out.splitlines()[1:] if line.strip()]
+    assert code == 0
+    assert {"fptt.alpha", "fptt.schedule.name"} <= {line.split()[0] for line in lines}
+    assert all(line.startswith(("fptt.", " ")) for line in lines)
+    assert re.search(r"fptt.beta +float > 0 and <= 1 +0.5 +how much of the center each update renews", out)
+
+
+def test_config_show_reads_back(fptt_dist: Command, tmp_path: Path) -> None:
+    code, out, _ = fptt_dist("config", "show", "add_task", "fptt.alpha=0.3", "optimizer.lr=1e-4")
+    assert code == 0
+    (tmp_path / "shown.yaml").write_text(out)
+    assert load(tmp_path / "shown.yaml") == load("add_task", {"fptt.alpha": 0.3, "optimizer.lr": 1e-4})
+
+
+def test_config_schema_knows_every_key_of_the_packaged_configuration(fptt_dist: Command) -> None:
+    code, out, _ = fptt_dist("config", "schema")
+    assert code == 0
+    schema = json.loads(out)
+    values, _ = parse((ROOT / "configs" / "add_task.yaml").read_text(), str)
+
+    def alternatives(node: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in node:
+            return alternatives(schema["$defs"][node["$ref"].rpartition("/")[2]])
+        inner = [*node.get("anyOf", []), *node.get("oneOf", [])]
+        return [found for part in inner for found in alternatives(part)] if inner else [node]
+
+    def accepts(node: dict[str, Any], value: Any) -> bool:
+        kinds = {"integer": int, "number": (int, float), "string": str, "boolean": bool, "null": type(None)}
+        for part in alternatives(node):
+            if isinstance(value, dict):
+                known = part.get("properties", {})
+                if set(part.get("required", ())) <= set(value) <= set(known) and all(
+                    accepts(known[key], item) for key, item in value.items()
+                ):
+                    return True
+            elif "const" in part or "enum" in part:
+                if value == part.get("const") or value in part.get("enum", ()):
+                    return True
+            elif isinstance(value, kinds.get(part.get("type", ""), ())):
+                return True
+        return False
+
+    assert accepts(schema, values)
+    assert not accepts(schema, {**values, "modle": {}})
+    assert not accepts(schema, {**values, "train": {"batch_size": "many"}})
+
+
+def test_train_evaluate_and_report(fptt_dist: Command, tmp_path: Path) -> None:
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(dump(tiny(run, batches=6)))
+    code, out, _ = fptt_dist("train", str(config), "seed=4")
+    found = result(run)
+    assert code == 0
+    assert found["seed"] == 4
+    first, second = out.splitlines()
+    assert first.startswith(f"adding fptt: test mse {found['value']:.5g} at batch 6 of 6 (18 updates, ")
+    assert second == f"everything is in {run}"
+    code, out, _ = fptt_dist("report", str(run), "--out", str(tmp_path / "drawn"))
+    picture = tmp_path / "drawn" / "figures" / "convergence.png"
+    assert code == 0
+    assert f"{found['value']:.5f}" in out
+    assert out.splitlines()[-1] == f"convergence: {picture}"
+    with Image.open(picture) as image:
+        assert image.size == (1600, 1000)
+
+
+def test_evaluate_gives_the_results_numbers(finished: Path, fptt_dist: Command) -> None:
+    code, out, err = fptt_dist("evaluate", str(finished))
+    assert (code, err) == (0, "")
+    found = result(finished)
+    assert json.loads(out) == {"validation": found["validation"], "test": found["value"]}
+    code, out, _ = fptt_dist("evaluate", str(finished), "--checkpoint", "latest")
+    last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()][-2]
+    assert (code, last["split"], last["batch"]) == (0, "validation", 20)
+    assert json.loads(out)["validation"] == last["value"] != found["validation"]
+
+
+def test_report_draws_into_the_first_run(finished: Path, fptt_dist: Command) -> None:
+    code, out, _ = fptt_dist("report", str(finished))
+    assert code == 0
+    assert out.splitlines()[-1] == f"convergence: {finished / 'figures' / 'convergence.png'}"
+    assert (finished / "figures" / "convergence.png").is_file()
+
+
+def test_a_dry_run_prints_and_writes_nothing(
+    fptt_dist: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = fptt_dist("train", "add_task", "--dry-run", "model.hidden=8", "device=cpu")
+    assert (code, err) == (0, "")
+    count = 4 * 8 * (2 + 8) + 8 * 8 + 8 + 1
+    assert re.search(r"inputs of the batch \(steps, sequences, numbers\) +\(200, 64, 2\)", out)
+    assert re.search(r"output of a window +\(1, 64, 1\)", out)
+    assert re.search(r"windows +10 of 20 steps; 10 update\(s\) a batch", out)
+    assert re.search(rf"parameters +{count}, {count - 9} of them recurrent", out)
+    assert re.search(rf"W̄ and u +{8 * count / 2**20:.3f} MiB", out)
+    assert re.search(rf"moments of the base optimizer +{(8 * count + 24) / 2**20:.3f} MiB", out)
+    assert out.endswith("nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+USAGE = {  # from typer, within a frame
+    "trian": "No such command 'trian'",
+    "config shwo": "No such command 'shwo'",
+    "train": "Missing argument 'CONFIG'",
+    "train add_task --dryrun": "No such option: --dryrun",
+    "evaluate": "Missing argument 'RUN'",
+    "evaluate run --checkpoint first": "'first' is not one of 'best'",
+    "report": "Missing argument 'RUN",
+}
+NO_RUN = "is not a run's folder: it has no config.yaml"
+ADD = "train add_task train.batches=1 device=cpu"
+MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
+    "train nothing.yaml": "nothing.yaml: no such file; packaged: ",
+    "train empty": "empty: is a folder, not a file",
+    "train unknown.yaml": "train.bachsize: unknown key; did you mean train.batch_size",
+    "train list.yaml": "list.yaml: not a mapping of keys to values",
+    "train torn.yaml": "torn.yaml:2: not YAML: ",
+    "train add_task train.bachsize=3": "train.bachsize: unknown key; did you mean train.batch_size",
+    "train add_task train.batch_size=0": "train.batch_size: 0 is not allowed; allowed: int >= 1 (override",
+    "train add_task train.batch_size=many": "train.batch_size: many is not allowed; allowed: int >= 1 (override",
+    "train add_task word": "override word: not of the form key=value, such as optimizer.lr=1e-3",
+    "train add_task seed=": "override seed=: the value is empty; type seed=null for none",
+    "train add_task fptt.windows=500": "fptt.windows=500 is more than the steps of a sequence, task.length=200: type",
+    "train add_task train.batch_size=20000": "train.batch_size=20000 is more than the 12800 training sequences of an ",
+    "train add_task train.batches=null": "train.batches=null and train.epochs=null leave the run without an end: type",
+    "train add_task optimizer.name=sgd": "fptt.metric=preconditioned needs an optimizer with a preconditioner",
+    "train add_task task.length=2 fptt.windows=1 model.initialisation=chrono": "model.initialisation=chrono needs at ",
+    f"{ADD} run.dir=file": "run.dir=file is a file: type run.dir=… for the run's own folder",
+    f"{ADD} run.dir=file/run": "run.dir=file/run cannot be created: Not a directory",
+    f"{ADD} run.dir=/proc/run": "run.dir=/proc/run cannot be created: No such file or directory",
+    f"{ADD} run.dir=other": "run.dir=other holds a run already: type resume=auto to go on with it, or run.dir=…",
+    f"{ADD} run.dir=.": "run.dir=. is not empty and holds no run: type run.dir=… for another folder",
+    "evaluate nothing": f"nothing {NO_RUN}",
+    "evaluate empty": f"empty {NO_RUN}",
+    "evaluate file": f"file {NO_RUN}",
+    "evaluate other": "a: unknown key (other/config.yaml:1)",
+    "report nothing": f"nothing {NO_RUN}",
+    "report empty": f"empty {NO_RUN}",
+    "report other": "other cannot be read as a run's folder: config.yaml is no configuration of a run",
+    "config keys fppt.alpha": "fppt.alpha: no such key or section; did you mean ",
+    "config show nothing.yaml": "nothing.yaml: no such file; packaged: ",
+}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with all that can be named by mistake; nothing in it may change."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    texts = {"file": "x", "other/config.yaml": "a: 1\n", "unknown.yaml": "train:\n  bachsize: 3\n"}
+    for name, text in {**texts, "list.yaml": "- 1\n", "torn.yaml": "train: {\n"}.items():
+        (tmp_path / name).write_text(text)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("command", USAGE)
+def test_bad_usage(command: str, workplace: Path, fptt_dist: Command) -> None:
+    code, out, err = fptt_dist(*command.split())
+    assert (code, out) == (2, "")
+    assert USAGE[command] in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_mistake(command: str, workplace: Path, fptt_dist: Command) -> None:
+    code, out, err = fptt_dist(*command.split())
+    assert (code, out) == (2, "")
+    assert err.startswith(f"fptt-dist: {MISTAKES[command]}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif("CUDA_HOME" in os.environ, reason="for machines without a GPU")
+def test_no_gpu(workplace: Path, fptt_dist: Command) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    code, _, err = fptt_dist("train", "add_task", "device=cuda")
+    assert code == 2
+    assert err == (
+        "fptt-dist: device=cuda, but torch finds no usable GPU: type device=cpu, or install a CUDA build of torch\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE set in the environment, but not RANK, LOCAL_RANK: start with torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"}, "LOCAL_RANK='x' in the environment is not a number"),
+        ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=2"),
+    ],
+)
+def test_a_broken_environment(
+    variables: dict[str, str],
+    message: str,
+    workplace: Path,
+    fptt_dist: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = fptt_dist(*ADD.split())
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_run_without_a_checkpoint(tmp_path: Path, fptt_dist: Command) -> None:
+    config = tiny(tmp_path / "run", batches=4)
+    train_until(config, 1)
+    code, _, err = fptt_dist("evaluate", str(tmp_path / "run"))
+    assert (code, err) == (2, f"fptt-dist: {tmp_path / 'run'} has no whole best checkpoint yet\n")
+    assert fptt_dist("evaluate", str(tmp_path / "run"), "--checkpoint", "latest")[0] == 0
+    for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        (folder / "manifest.json").unlink()
+    code, _, err = fptt_dist("evaluate", str(tmp_path / "run"), "--checkpoint", "latest")
+    assert code == 2
+    assert err.endswith("has no whole latest checkpoint yet\n")
+
+
+def test_a_loss_that_is_not_finite(tmp_path: Path, fptt_dist: Command) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(dump(tiny(tmp_path / "run", {"optimizer.lr": 1e30, "train.max_norm": None})))
+    code, out, err = fptt_dist("train", str(config))
+    assert (code, out) == (1, "")
+    assert err.startswith("fptt-dist: a loss or gradient is not finite in window 2 of 3 of batch 1, epoch 0.")
+    assert err.count("\n") == 1
+
+
+def test_a_finished_run_says_so(finished: Path, fptt_dist: Command, caplog: pytest.LogCaptureFixture) -> None:
+    before = (finished / "result.json").read_bytes()
+    code, out, _ = fptt_dist("train", str(finished / "config.yaml"), "resume=auto")
+    assert code == 0
+    assert "nothing left to do" in caplog.text
+    assert out.startswith("adding fptt: test mse ")
+    assert (finished / "result.json").read_bytes() == before
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fptt_dist", "train", "nothing.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("fptt-dist: nothing.yaml: no such file")
+    assert "Traceback" not in done.stderr
+    assert __version__
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_says_of_a_difference_can_be_typed(tmp_path: Path, fptt_dist: Command) -> None:
+    config = resumed(tiny(tmp_path / "run", batches=4))
+    train_until(config, 1)
+    path = str(tmp_path / "run" / "config.yaml")
+    code, _, err = fptt_dist("train", path, "fptt.windows=null")
+    assert code == 2
+    assert "  fptt.windows: 3 there, null now" in err.splitlines()
+    assert fptt_dist("train", path, "fptt.windows=3")[0] == 0

@@ -1,0 +1,225 @@
+"""A checkpoint folder is whole or not used."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import fptt_dist
+from fptt_dist import train
+from fptt_dist.config import ConfigError
+from fptt_dist.training.checkpoint import MANIFEST, CheckpointStore, problem_of
+from tests.training.helpers import assert_same_checkpoint, checkpoints, resumed, steps, tiny, train_until
+
+FILES = {
+    "model.safetensors",
+    "optimizer.safetensors",
+    "rank/0/loss.safetensors",
+    "task.safetensors",
+    "state.json",
+    "rank/0/random.safetensors",
+    "rank/0/state.safetensors",
+    "rank/0/state.json",
+}
+
+
+def flip(path: Path, place: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def edit_manifest(folder: Path, **values: object) -> None:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**manifest, **values}))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped": (lambda f: flip(f / "model.safetensors"), "model.safetensors is corrupt"),
+    "flipped_json": (lambda f: flip(f / "rank/0/state.json", 20), "rank/0/state.json is corrupt"),
+    "truncated": (lambda f: truncate(f / "optimizer.safetensors"), r"optimizer.safetensors has \d+ bytes instead of"),
+    "empty": (lambda f: (f / "state.json").write_bytes(b""), "state.json has 0 bytes instead of"),
+    "missing": (lambda f: (f / "rank/0/random.safetensors").unlink(), "rank/0/random.safetensors is missing"),
+    "no_manifest": (lambda f: (f / MANIFEST).unlink(), "no manifest.json: it was not finished"),
+    "empty_manifest": (lambda f: (f / MANIFEST).write_bytes(b""), "manifest.json cannot be read"),
+    "binary_manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\x00\xfe"), "manifest.json cannot be read"),
+    "list_manifest": (lambda f: (f / MANIFEST).write_text("[]"), "manifest.json cannot be read"),
+    "null_manifest": (lambda f: (f / MANIFEST).write_text("null"), "manifest.json cannot be read"),
+    "no_files": (lambda f: (f / MANIFEST).write_text('{"schema_version": 1}'), "manifest.json cannot be read"),
+    "list_files": (lambda f: edit_manifest(f, files=[]), "manifest.json cannot be read"),
+    "strange_file": (lambda f: edit_manifest(f, files={"model.safetensors": 3}), "manifest.json cannot be read"),
+    "half_file": (lambda f: edit_manifest(f, files={"state.json": {"bytes": 3}}), "manifest.json cannot be read"),
+    "strange_version": (lambda f: edit_manifest(f, schema_version="new"), "manifest.json cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_skipped(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    harm, problem = DAMAGE[damage]
+    train(tiny(tmp_path / "straight", batches=6))
+    parts = tiny(tmp_path / "parts", {"checkpoint.every": 2}, batches=6)
+    train_until(parts, 4)
+    harm(checkpoints(tmp_path / "parts")[-1])
+    with caplog.at_level(logging.WARNING):
+        train(resumed(parts))
+    warnings = [record.getMessage() for record in caplog.records]
+    assert any(re.search(rf"step-00000004 is skipped, the previous one is used: {problem}", text) for text in warnings)
+    assert any(text.endswith("step-00000002") and text.startswith("resumed from") for text in warnings)
+    assert_same_checkpoint(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_every_byte_of_a_manifest_may_be_wrong(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", batches=1))
+    folder = checkpoints(tmp_path / "run")[-1]
+    whole = (folder / MANIFEST).read_bytes()
+    unnoticed = []
+    for place in range(len(whole)):
+        flip(folder / MANIFEST, place)
+        try:
+            if problem_of(folder) is None:
+                unnoticed.append(place)
+        except ConfigError as error:
+            assert "update fptt_dist" in str(error)  # noqa: PT017 - only for a larger version number
+        (folder / MANIFEST).write_bytes(whole)
+    # Only what no file depends on: white space, and the names and numbers of step and world.
+    blank = {n for n, byte in enumerate(whole) if byte in b" \n"}
+    head = whole.index(b'"files"')
+    assert all(place in blank or place < head for place in unnoticed)
+
+
+def test_leftovers_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", {"checkpoint.every": 2}, batches=6)
+    train_until(parts, 3)
+    left = tmp_path / "run" / "checkpoints" / "step-00000004.tmp"
+    shutil.copytree(checkpoints(tmp_path / "run")[-1], left)
+    (left / "extra.safetensors").write_bytes(b"half")
+    train(resumed(parts))
+    assert steps(tmp_path / "run") == [4, 6] or steps(tmp_path / "run") == [5, 6]
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert not list((tmp_path / "run").rglob("extra*"))
+
+
+def test_all_damaged_starts_again(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "straight", batches=6))
+    parts = tiny(tmp_path / "parts", batches=6)
+    train_until(parts, 3)
+    for folder in checkpoints(tmp_path / "parts"):
+        truncate(folder / "model.safetensors")
+    train(resumed(parts))
+    assert_same_checkpoint(tmp_path / "straight", tmp_path / "parts")
+    assert all(problem_of(folder) is None for folder in checkpoints(tmp_path / "parts"))
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", batches=6)
+    train_until(parts, 3)
+    edit_manifest(checkpoints(tmp_path / "run")[-1], schema_version=2)
+    with pytest.raises(ConfigError, match=r"step-00000003 has checkpoint schema 2, .* reads up to 1: update fptt_dist"):
+        train(resumed(parts))
+
+
+def test_the_manifest_is_written_last_and_lists_the_rest(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", batches=2))
+    (folder,) = checkpoints(tmp_path / "run")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert {key: manifest[key] for key in ("schema_version", "step", "world")} == {
+        "schema_version": 1,
+        "step": 2,
+        "world": 1,
+    }
+    assert set(manifest["files"]) == FILES
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert max(times, key=lambda path: times[path]).name == MANIFEST
+    for name, described in manifest["files"].items():
+        assert described["bytes"] == (folder / name).stat().st_size
+
+
+def test_nothing_is_pickled(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", batches=2))
+    files = [path for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors", ""}
+    assert {path.name for path in files if not path.suffix} == {"latest", "best"}
+    for path in files:
+        assert not path.read_bytes().startswith((b"\x80", b"PK"))  # a pickle, and the archive of torch.save
+    source = Path(fptt_dist.__file__).parent
+    for path in (path for path in source.rglob("*.py") if source / "configs" not in path.parents):
+        assert not re.search(r"torch\.(load|save)\(|^\s*(import|from) (pickle|dill|joblib)", path.read_text(), re.M), (
+            path
+        )
+
+
+def store(tmp_path: Path, keep_last: int) -> CheckpointStore:
+    return CheckpointStore(tmp_path, keep_last=keep_last)
+
+
+def save(store: CheckpointStore, step: int, *, best: bool = False) -> None:
+    store.save(step, {"model.safetensors": {"w": torch.full((3,), float(step))}}, {"state.json": {}}, best=best)
+
+
+@pytest.mark.parametrize(("keep_last", "kept"), [(1, [2, 7]), (2, [2, 6, 7]), (9, [1, 2, 3, 4, 5, 6, 7])])
+def test_the_newest_and_the_best_are_kept(keep_last: int, kept: list[int], tmp_path: Path) -> None:
+    checkpoint_store = store(tmp_path, keep_last)
+    for step in range(1, 8):
+        save(checkpoint_store, step, best=step == 2)
+    assert sorted(int(folder.name[5:]) for folder in tmp_path.glob("step-*")) == kept
+    assert checkpoint_store.pointed("best") == checkpoint_store.at(2)
+    assert checkpoint_store.pointed("latest") == checkpoint_store.newest() == checkpoint_store.at(7)
+
+
+def test_a_damaged_later_folder_does_not_push_out_the_one_just_written(tmp_path: Path) -> None:
+    checkpoint_store = store(tmp_path, 1)
+    save(checkpoint_store, 4)
+    save(checkpoint_store, 8)
+    truncate(tmp_path / "step-00000008" / "model.safetensors")
+    save(checkpoint_store, 5)
+    assert checkpoint_store.newest() == checkpoint_store.at(5)
+
+
+def test_a_whole_checkpoint_is_not_written_twice(tmp_path: Path) -> None:
+    checkpoint_store = store(tmp_path, 2)
+    save(checkpoint_store, 3)
+    before = (tmp_path / "step-00000003" / MANIFEST).stat().st_mtime_ns
+    save(checkpoint_store, 3, best=True)
+    assert (tmp_path / "step-00000003" / MANIFEST).stat().st_mtime_ns == before
+    assert checkpoint_store.pointed("best") == checkpoint_store.at(3)
+
+
+def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "small", batches=2))
+    large = tiny(tmp_path / "large", {"model.hidden": 5}, batches=2)
+    train_until(large, 1)
+    shutil.rmtree(tmp_path / "large" / "checkpoints")
+    shutil.copytree(tmp_path / "small" / "checkpoints", tmp_path / "large" / "checkpoints")
+    with pytest.raises(ConfigError) as caught:
+        train(resumed(large))
+    assert "is a checkpoint of another model:" in str(caught.value)
+    assert "recurrent.weight_ih_l0: (16, 2) in the checkpoint, (20, 2) in the model" in str(caught.value)
+    assert "readout.weight: (1, 4) in the checkpoint, (1, 5) in the model" in str(caught.value)
+
+
+def test_another_cells_checkpoint_is_refused(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "one", batches=2))
+    deep = tiny(tmp_path / "two", {"model.layers": 2}, batches=2)
+    train_until(deep, 1)
+    shutil.rmtree(tmp_path / "two" / "checkpoints")
+    shutil.copytree(tmp_path / "one" / "checkpoints", tmp_path / "two" / "checkpoints")
+    with pytest.raises(ConfigError, match=r"recurrent.weight_hh_l1: nothing in the checkpoint, \(16, 4\) in the model"):
+        train(resumed(deep))
+
+
+def test_the_number_of_processes_must_stay(tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", batches=2)
+    train_until(parts, 1)
+    edit_manifest(checkpoints(tmp_path / "run")[-1], world=3)
+    with pytest.raises(ConfigError, match="was written by 3 processes, this run has 1: start 3"):
+        train(resumed(parts))

@@ -1,0 +1,73 @@
+"""A disk that is full: one message, exit code 1, and the earlier checkpoints as they were."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fptt_dist import train
+from fptt_dist.config import dump
+from fptt_dist.training.checkpoint import problem_of
+from tests.training.helpers import assert_same_checkpoint, checkpoints, resumed, steps, tiny, train_until
+
+# The largest file that may be written; SIGXFSZ is ignored, so that the write fails as on a full disk.
+DRIVER = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+from fptt_dist.cli import main
+main()
+"""
+
+
+def train_with_limit(limit: int, config: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", DRIVER, str(limit), "train", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [3000, 9000])  # too little for the model, for the optimizer
+def test_a_full_disk(limit: int, tmp_path: Path) -> None:
+    overrides = {"model.hidden": 16, "checkpoint.every": 3, "telemetry.every": 100}
+    train(tiny(tmp_path / "straight", overrides, batches=6))
+    parts = tiny(tmp_path / "parts", overrides, batches=6)
+    train_until(parts, 3)
+    config = tmp_path / "config.yaml"
+    config.write_text(dump(resumed(parts)))
+    done = train_with_limit(limit, config)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "step-00000005 could not be written, earlier ones are untouched" in done.stderr
+    assert "File too large" in done.stderr
+    assert steps(tmp_path / "parts") == [3]
+    assert problem_of(checkpoints(tmp_path / "parts")[-1]) is None
+    train(resumed(parts))
+    assert_same_checkpoint(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_a_checkpoint_folder_that_is_a_file(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = tiny(run, batches=2)
+    train_until(config, 1)
+    earlier = checkpoints(run)[-1]
+    (run / "checkpoints" / "step-00000002.tmp").write_text("in the way")
+    with pytest.raises(OSError, match=r"step-00000002 could not be written, earlier ones are untouched"):
+        train(resumed(config))
+    assert problem_of(earlier) is None
+
+
+@pytest.mark.slow
+def test_a_disk_too_full_to_start(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(dump(tiny(tmp_path / "run", batches=2)))
+    done = train_with_limit(100, config)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"fptt-dist: {tmp_path / 'run' / 'versions.json'} could not be written: [Errno 27] File too large\n"
+    )

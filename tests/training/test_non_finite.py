@@ -1,0 +1,89 @@
+"""A loss or weight that is not finite stops the run, says where, and never reaches a checkpoint."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fptt_dist import train
+from fptt_dist.training import build
+from fptt_dist.training.trainer import NonFiniteError
+from tests.training.helpers import checkpoints, content, records, steps, tiny
+from tests.training.toys import Majority, Overflowing
+
+
+def assert_only_finite(run: Path) -> None:
+    for folder in checkpoints(run):
+        for name, tensor in content(folder).items():
+            if isinstance(tensor, Tensor):
+                assert torch.isfinite(tensor).all(), name
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "step", "where"),
+    [
+        ("fptt", 0, "window 1 of 3 of batch 3, epoch 0"),
+        ("fptt", 11, "window 3 of 3 of batch 3, epoch 0"),
+        ("online", 5, "window 2 of 3 of batch 3, epoch 0"),
+        ("bptt", 0, "the update of batch 3, epoch 0"),
+        ("bptt_aux", 5, "the update of batch 3, epoch 0"),
+        ("tbptt", 11, "the update of batch 3, epoch 0"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["single", "gradient"])
+def test_the_place_is_named(
+    algorithm: str, step: int, where: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "build_task", lambda config: Overflowing(3, step, length=12, examples=20, test=16))
+    overrides = {"algorithm": algorithm, "parallel.strategy": strategy, "checkpoint.every": 1}
+    with pytest.raises(NonFiniteError) as caught:
+        train(tiny(tmp_path / "run", overrides))
+    newest = tmp_path / "run" / "checkpoints" / "step-00000002"
+    assert str(caught.value) == (
+        f"a loss or gradient is not finite in {where}. The newest checkpoint is {newest}. Lower optimizer.lr (now 0.01)"
+    )
+    assert steps(tmp_path / "run") == [1, 2]
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert_only_finite(tmp_path / "run")
+
+
+DIVERGING: dict[str, dict[str, Any]] = {
+    "adam": {"optimizer.lr": 1e30},
+    "bptt": {"optimizer.lr": 1e30, "algorithm": "bptt"},
+    "sgd": {"optimizer.name": "sgd", "optimizer.lr": 1e25, "algorithm": "online"},
+    "algorithm2": {"optimizer.lr": 1e30, "fptt.update": "algorithm2"},
+}
+
+
+@pytest.mark.parametrize("case", DIVERGING)
+def test_a_learning_rate_too_large(case: str, tmp_path: Path) -> None:
+    overrides = {**DIVERGING[case], "train.max_norm": None, "checkpoint.every": 1, "evaluate.every": 100}
+    with pytest.raises(NonFiniteError, match=r"Lower optimizer.lr \(now .*\) or set train.max_norm=1"):
+        train(tiny(tmp_path / "run", overrides))
+    assert_only_finite(tmp_path / "run")
+
+
+def test_a_validation_that_is_not_a_number_is_no_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Undefined(Majority):
+        calls = 0
+
+        def value(self, mean: float) -> float:
+            self.calls += 1
+            return math.nan if self.calls == 1 else mean
+
+    monkeypatch.setattr(build, "build_task", lambda config: Undefined(config.windows))
+    outcome = train(tiny(tmp_path / "run", {"evaluate.every": 1}, batches=3))
+    assert outcome.best_batch > 1
+    assert not math.isnan(outcome.validation)
+    assert [line["best"] for line in records(tmp_path / "run", "evaluation")[:2]] == [True, True]
+
+
+def test_a_center_that_overflows_in_the_last_update_is_not_saved(tmp_path: Path) -> None:
+    # W moves by 3e38, which float32 holds; W̄ is renewed by W − u, twice as far away, which it does not.
+    overrides = {"optimizer.lr": 3e38, "optimizer.betas": [0.0, 0.999], "fptt.windows": 1, "checkpoint.every": 1}
+    with pytest.raises(NonFiniteError, match=r"/center is not finite after batch 1. The newest checkpoint is none."):
+        train(tiny(tmp_path / "run", overrides))
+    assert steps(tmp_path / "run") == []

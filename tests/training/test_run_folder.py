@@ -1,0 +1,183 @@
+"""A run's folder: who may write into it, what may change, and what it holds afterwards."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from fptt_dist import train
+from fptt_dist.config import ConfigError, load
+from fptt_dist.training.run_folder import RunFolder
+from tests.training.helpers import assert_same_run, records, result, resumed, steps, tiny, train_until
+
+
+def test_an_occupied_folder_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", batches=1)
+    train(config)
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        train(config)
+    assert str(caught.value) == (
+        f"run.dir={tmp_path / 'run'} holds a run already: type resume=auto to go on with it, or run.dir=… for another "
+        "folder"
+    )
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_resume_auto_starts_where_nothing_is(exists: bool, tmp_path: Path) -> None:
+    run = tmp_path / "deep" / "run"
+    if exists:
+        run.mkdir(parents=True)
+    assert train(resumed(tiny(run, batches=1))).batches == 1
+
+
+def test_a_start_that_was_killed_early_is_started_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "versions.json.tmp").write_text("{")
+    assert train(tiny(run, batches=1)).batches == 1
+    assert not list(run.glob("*.tmp"))
+
+
+def test_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("precious")
+    for config in (tiny(tmp_path / "run"), resumed(tiny(tmp_path / "run"))):
+        with pytest.raises(ConfigError, match=r"is not empty and holds no run: type run.dir=… for another folder"):
+            train(config)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_as_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"file is a file: type run.dir=… for the run's own folder"):
+        train(tiny(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"run.dir=.* cannot be created: Not a directory"):
+        train(tiny(tmp_path / "file" / "run"))
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", batches=5)
+    train_until(parts, 2)
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    other = {"seed": 1, "optimizer.name": "sgd", "optimizer.lr": 0.1, "fptt.windows": None, "train.max_norm": None}
+    with pytest.raises(ConfigError) as caught:
+        train(resumed(parts, **other))
+    head, *lines, tail = str(caught.value).splitlines()
+    assert head == f"resume=auto: run.dir={tmp_path / 'run'} holds a run with another configuration:"
+    assert tail == (
+        "Only train.batches, train.epochs, checkpoint.* and telemetry.* may change: give the old values, or run.dir=… "
+        "for a new run"
+    )
+    assert {
+        "  seed: 0 there, 1 now",
+        "  optimizer.name: adam there, sgd now",
+        "  fptt.windows: 3 there, null now",
+    } <= set(lines)
+    assert "  optimizer.lr: 0.01 there, 0.1 now" in lines
+    assert "  train.max_norm: 1.0 there, null now" in lines
+    assert not any("batches" in line or "run.dir" in line for line in lines)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_what_may_change(tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", batches=5)
+    train_until(parts, 2)
+    changed = {
+        "train.batches": 4,
+        "train.epochs": 9,
+        "checkpoint.every": 1,
+        "checkpoint.keep_last": 7,
+        "telemetry.every": 2,
+        "telemetry.tensorboard": True,
+    }
+    assert train(resumed(parts, **changed)).batches == 4
+    assert steps(tmp_path / "run") == [2, 3, 4]
+    assert load(tmp_path / "run" / "config.yaml").train.batches == 4
+
+
+def test_a_moved_run_goes_on(tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", batches=5)
+    train_until(parts, 2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert train(resumed(tiny(tmp_path / "moved", batches=5))).batches == 5
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny(tmp_path / "run", batches=3)
+    first = train(config)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with caplog.at_level(logging.WARNING):
+        assert train(resumed(config)) == first
+    assert f"nothing left to do: {tmp_path / 'run'} is finished (batch 3)" in caplog.text
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
+    assert train(resumed(config, **{"train.batches": 4})).batches == 4
+
+
+def test_the_shorter_of_batches_and_epochs_ends_the_run(tmp_path: Path) -> None:
+    assert train(tiny(tmp_path / "one", {"train.epochs": 1}, batches=7)).batches == 5
+    assert train(tiny(tmp_path / "two", {"train.epochs": 2}, batches=7)).batches == 7
+    assert train(tiny(tmp_path / "three", {"train.epochs": 2, "train.batches": None})).batches == 10
+
+
+def test_the_run_keeps_its_identity(tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", batches=4)
+    train_until(parts, 2)
+    identity = RunFolder(parts).run_id
+    outcome = train(resumed(parts))
+    assert outcome.run_id == RunFolder(parts).run_id == identity
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json").read_text())
+    assert state["run_id"] == identity
+    assert train(tiny(tmp_path / "other", batches=1)).run_id != identity
+
+
+@pytest.mark.parametrize("rest", ['{"kind": "train", "bat', "{}\n", "null\n[]\n", '"half', "\n\n"])
+def test_metrics_are_cut_back_to_the_checkpoint(rest: str, tmp_path: Path) -> None:
+    overrides = {"checkpoint.every": 2, "evaluate.every": 2}
+    train(tiny(tmp_path / "straight", overrides, batches=6))
+    parts = tiny(tmp_path / "parts", overrides, batches=6)
+    train_until(parts, 4)
+    late = [json.dumps({"kind": "train", "batch": batch}) for batch in (5, 6, 7)]  # of a run that was killed
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as metrics:
+        metrics.write("\n".join(late) + "\n" + rest)
+    train(resumed(parts))
+    assert [record["batch"] for record in records(tmp_path / "parts", "train")] == [1, 2, 3, 4, 5, 6]
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_the_configuration_comes_back(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", {"optimizer.betas": [0.8, 0.95], "schedule.name": "cosine"}, batches=1)
+    train(config)
+    assert load(tmp_path / "run" / "config.yaml") == config
+
+
+def test_the_folder_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(Path("x"), {"run.dir": None, "seed": 3, "algorithm": "online"}, batches=1))
+    run = Path("runs/adding-online-seed3")
+    assert load(run / "config.yaml").run.dir == str(run)
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "versions.json",
+    }
+    assert result(run)["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"train.batch_size": 21}, "train.batch_size=21 is more than the 20 training sequences of an epoch"),
+        ({"task.length": 2, "fptt.windows": 1, "model.initialisation": "chrono"}, "chrono needs at least 3 steps"),
+        ({"device": "cuda"}, "device=cuda, but torch finds no usable GPU"),
+    ],
+)
+def test_a_mistake_leaves_no_folder_behind(overrides: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(tiny(tmp_path / "run", overrides))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,157 @@
+"""What a run says of itself, against the same numbers computed another way."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fptt_dist import train
+from fptt_dist.models import Network, recurrent_layer
+from fptt_dist.tasks import Adding
+from fptt_dist.training.run import evaluate_run
+from tests.training.helpers import checkpoints, content, records, result, tiny
+
+FIELDS = {
+    *("kind", "batch", "epoch", "cursor", "updates", "sequences", "seconds", "loss", "window_losses", "gradient_norm"),
+    *("force_ratio", "center_distance", "dual_norm", "lr", "alpha", "sequences_per_second", "memory_bytes", "time"),
+}
+ALPHA = 0.7
+
+
+def norm(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def test_a_record_is_what_it_says(tmp_path: Path) -> None:
+    # With one window, the norms before batch n's update belong to the checkpoint of batch n − 1.
+    overrides = {"fptt.windows": 1, "fptt.alpha": ALPHA, "checkpoint.every": 1, "checkpoint.keep_last": 99}
+    run = tmp_path / "run"
+    train(tiny(run, overrides, batches=7))
+    lines = records(run, "train")
+    assert [line["batch"] for line in lines] == list(range(1, 8))
+    assert all(set(line) >= FIELDS for line in lines)
+    assert [(line["epoch"], line["cursor"]) for line in lines] == [(n // 5, n % 5 * 4 + 4) for n in range(7)]
+    assert [(line["updates"], line["sequences"]) for line in lines] == [(n, 4 * n) for n in range(1, 8)]
+    network = Network(recurrent_layer("lstm", 2, 4), 4, 1, reads="last")
+    names = [name for name, _ in network.named_parameters()]
+    task = Adding(length=12, examples=20)
+    for folder, line in zip(checkpoints(run)[1:-1], lines[2:], strict=True):
+        saved = content(folder)
+        weights = {name: saved[f"model.safetensors:{name}"] for name in names}
+        center = {name: saved[f"optimizer.safetensors:{name}/center"] for name in names}
+        dual = {name: saved[f"optimizer.safetensors:{name}/scaled_dual"] for name in names}
+        network.load_state_dict(weights)
+        number = line["batch"] - 1
+        batch = task.train_batch(number // 5, number % 5 * 4, 4, slice(0, 4))
+        loss = functional.mse_loss(network(batch.inputs)[0][-1], batch.targets)
+        gradient = norm(list(torch.autograd.grad(loss, list(network.parameters()))))
+        force = norm([ALPHA * (weights[name] - center[name] - dual[name]) for name in names])
+        assert line["loss"] == pytest.approx(loss.item(), rel=1e-6)
+        assert line["gradient_norm"] == pytest.approx(gradient, rel=1e-5)
+        assert line["center_distance"] == pytest.approx(norm([weights[n] - center[n] for n in names]), rel=1e-5)
+        assert line["dual_norm"] == pytest.approx(norm([ALPHA * dual[name] for name in names]), rel=1e-5)
+        assert line["force_ratio"] == pytest.approx(force / gradient, rel=1e-4)
+        assert force > 0
+
+
+def test_the_first_record_has_no_force_yet(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", {"fptt.windows": 1}, batches=1))
+    (line,) = records(tmp_path / "run", "train")
+    assert (line["force_ratio"], line["center_distance"], line["dual_norm"]) == (0.0, 0.0, 0.0)
+
+
+def test_baselines_have_no_force(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", {"algorithm": "online"}, batches=3))
+    assert all(
+        (line["force_ratio"], line["alpha"], line["dual_norm"]) == (0, 0, 0)
+        for line in records(tmp_path / "run", "train")
+    )
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_records_come_when_asked_for(every: int, tmp_path: Path) -> None:
+    overrides = {"telemetry.every": every, "evaluate.every": 2, "fptt.windows": 4}
+    train(tiny(tmp_path / "run", overrides, batches=7))
+    lines = records(tmp_path / "run", "train")
+    assert [line["batch"] for line in lines] == [n for n in range(1, 8) if n % every == 0]
+    assert all(len(line["window_losses"]) == 4 for line in lines)
+    assert all(line["loss"] == sum(line["window_losses"]) / 4 for line in lines)
+    validations = [line for line in records(tmp_path / "run", "evaluation") if line["split"] == "validation"]
+    assert [line["batch"] for line in validations] == [2, 4, 6, 7]
+
+
+def test_the_clock_moves_on(tmp_path: Path) -> None:
+    outcome = train(tiny(tmp_path / "run", batches=3))
+    lines = records(tmp_path / "run", "train")
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert all(0 < line["sequences_per_second"] < 1e6 and line["memory_bytes"] > 1e6 for line in lines)
+    assert outcome.seconds == seconds[-1]
+    assert outcome.sequences_per_second == pytest.approx(12 / outcome.seconds)
+
+
+def test_no_escape_codes_without_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train(tiny(tmp_path / "run", batches=6))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "\x1b" not in err
+    assert "\r" not in err
+    assert [line.split(":")[0] for line in err.splitlines()] == ["batch 5", "batch 6", "batch 6"]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
+    run, hidden = tmp_path / "run", 6
+    overrides: dict[str, Any] = {"model.cell": cell, "model.hidden": hidden, "model.layers": layers, "seed": 5}
+    outcome = train(tiny(run, {**overrides, "evaluate.every": 2}, batches=7))
+    saved = result(run)
+    gates = {"lstm": 4, "gru": 3, "rnn": 1}[cell]
+    inputs = [2, *[hidden] * (layers - 1)]
+    recurrent = sum(gates * hidden * (size + hidden) + 2 * gates * hidden for size in inputs)
+    expected = {
+        "task": "adding",
+        "algorithm": "fptt",
+        "metric": "mse",
+        "weights": "center",
+        "updates": 3 * 7,
+        "batches": 7,
+        "sequences": 28,
+        "parameters": recurrent + hidden + 1,
+        "recurrent_parameters": recurrent,
+        "workers": 1,
+        "seed": 5,
+    }
+    assert {key: saved[key] for key in expected} == expected
+    assert saved == json.loads(json.dumps(outcome.__dict__))
+    measured = {"value", "validation", "best_batch", "seconds", "sequences_per_second", "peak_memory_bytes"}
+    assert set(saved) == {*expected, *measured, "run_id", "versions"}
+    assert set(saved["versions"]) == {"fptt_dist", "python", "torch", "numpy", "platform", "processor", "gpu"}
+    assert saved["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("weights", ["auto", "center", "weights"])
+def test_the_best_checkpoint_is_the_one_tested(weights: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = {"evaluate.every": 1, "evaluate.weights": weights, "optimizer.lr": 0.05, "checkpoint.keep_last": 99}
+    outcome = train(tiny(run, overrides, batches=20))
+    lines = [line for line in records(run, "evaluation") if line["split"] == "validation"]
+    best = min(lines, key=lambda line: line["value"])
+    assert (outcome.best_batch, outcome.validation) == (best["batch"], best["value"])
+    assert outcome.best_batch < 20  # otherwise the latest would do
+    assert evaluate_run(run) == {"validation": outcome.validation, "test": outcome.value}
+    assert evaluate_run(run, "latest")["test"] != outcome.value
+
+    saved = content(run / "checkpoints" / f"step-{outcome.best_batch:08d}")
+    network = Network(recurrent_layer("lstm", 2, 4), 4, 1, reads="last")
+    where = "model.safetensors:{}" if weights == "weights" else "optimizer.safetensors:{}/center"
+    network.load_state_dict({name: saved[where.format(name)] for name, _ in network.named_parameters()})
+    (batch,) = Adding(length=12, test=16).evaluation_batches("test", 0, 1)
+    with torch.no_grad():
+        error = (network(batch.inputs)[0][-1].double() - batch.targets.double()).square().mean().item()
+    assert outcome.value == pytest.approx(error, rel=1e-6)
