@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/add_task
 
+# Networks this small gain little from a second thread, and lose everything when another program wants the core.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: train test test-all check install clean
 
 install: .venv/.installed

@@ -1,6 +1,5 @@
 """The adding task (Hochreiter & Schmidhuber 1997): add the two marked numbers of a long sequence."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -8,18 +7,14 @@ import torch
 from torch import Tensor
 
 from fptt_dist.algorithm.losses import RegressionLoss
-from fptt_dist.tasks.task import Batch, Split, Task, share
-
-STREAMS = {"train": 0, "validation": 1, "test": 2}
-EVALUATION_BATCH = 500
+from fptt_dist.tasks.generated import GeneratedTask
+from fptt_dist.tasks.task import Batch
 
 
-class Adding(Task):
+class Adding(GeneratedTask):
     """Step t shows a number in [0, 1) and a marker; the target is the sum of the two marked numbers.
 
     Predicting 1 always has a mean squared error of 1/6 = 0.167: what a network that has not understood reaches.
-    Training sequences are generated afresh at every epoch. The validation and test sets are fixed and do not depend on
-    the seed, so that runs with different seeds are compared on the same sequences.
 
     Args:
         length: T ≥ 2 steps.
@@ -46,30 +41,17 @@ class Adding(Task):
         test: int = 2000,
         seed: int = 0,
     ) -> None:
+        super().__init__(examples=examples, validation=validation, test=test, seed=seed)
         self.length = length
         self.markers = markers
-        self.train_examples = examples
-        self.sizes = {"validation": validation, "test": test}
-        self.seed = seed
         self.loss = RegressionLoss()
-
-    def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
-        """Sequences `part` of the global batch: the whole batch is generated, then sliced."""
-        return self._generate([STREAMS["train"], self.seed, epoch, cursor], size).select(part)
-
-    def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's share of the fixed set, at most 500 sequences at a time."""
-        for start in range(0, self.sizes[split], EVALUATION_BATCH):
-            size = min(EVALUATION_BATCH, self.sizes[split] - start)
-            batch = self._generate([STREAMS[split], start], size).select(share(size, rank, world))
-            if batch.size:
-                yield batch
 
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """Sum of squared errors at the sequence's last step, and the number of sequences."""
         return (output[-1].double() - batch.targets.double()).square().sum(), batch.size
 
-    def _generate(self, seed: list[int], size: int) -> Batch:
+    def generate(self, seed: list[int], size: int) -> Batch:
+        """`size` sequences, a pure function of `seed`."""
         rng = np.random.default_rng(seed)
         values = rng.random((self.length, size), dtype=np.float32)
         sequence = np.arange(size)

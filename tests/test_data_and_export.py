@@ -1,0 +1,175 @@
+"""Real files in, a trained network out: the verbs `data`, `export` and `doctor`, and a run on images."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fptt_dist import __version__, train
+from fptt_dist.config import Config, ConfigError, apply_overrides
+from fptt_dist.config import Train as TrainSection
+from fptt_dist.models import load_network
+from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.tasks import Pixels
+from fptt_dist.training.build import build_strategy
+from fptt_dist.training.run import evaluate_run, open_checkpoint
+from tests.tasks.test_pixels import some_images, write_images
+from tests.test_cli import Command, fptt_dist
+from tests.training.helpers import assert_same_run, isolated, records, resumed, tiny, train_until
+
+__all__ = ["fptt_dist"]
+
+
+@pytest.fixture(autouse=True)
+def process_state() -> Iterator[None]:
+    with isolated():
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 training and 20 test images of noise, with labels that the first row's brightness gives away."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "mnist").mkdir()
+    for prefix, count in (("train", 80), ("t10k", 20)):
+        images = some_images(count, len(prefix))
+        labels = np.arange(count) % 10
+        images[:, 0, :] = labels[:, None] * 25
+        write_images(folder / "mnist", prefix, images, labels.astype(np.uint8))
+    return folder
+
+
+def on_images(run: Path, root: Path, overrides: dict[str, Any] | None = None, *, batches: int = 6) -> Config:
+    base = Config(train=TrainSection(batches=batches))
+    keys = {
+        "task": {"name": "pixels", "pixels_per_step": 28, "permutation": 3, "validation": 20},
+        "model.hidden": 6,
+        "fptt.windows": 4,
+        "optimizer.lr": 0.01,
+        "train.batch_size": 12,
+        "telemetry.every": 1,
+        "telemetry.tensorboard": False,
+        "data.root": str(root),
+        "run.dir": str(run),
+        "device": "cpu",
+    }
+    return apply_overrides(base, {**keys, **(overrides or {})})
+
+
+@pytest.mark.parametrize("estimate", ["uniform", "class_mean", "example"])
+@pytest.mark.parametrize("reads", ["last", "every"])
+def test_a_run_on_images_resumes_exactly_with_each_estimate(
+    estimate: str, reads: str, root: Path, tmp_path: Path
+) -> None:
+    keys = {"task.estimate": estimate, "task.reads": reads}
+    train(on_images(tmp_path / "straight", root, keys, batches=12))
+    parts = on_images(tmp_path / "parts", root, keys, batches=12)
+    train_until(parts, 7)  # in the second epoch, when the first one's table is in use
+    train(resumed(parts))
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_the_estimates_differ_after_the_first_epoch(root: Path, tmp_path: Path) -> None:
+    losses = {}
+    for estimate in ("uniform", "class_mean", "example"):
+        run = tmp_path / estimate
+        train(on_images(run, root, {"task.estimate": estimate}, batches=12))
+        losses[estimate] = [record["loss"] for record in records(run, "train")]
+    assert len({tuple(values[:5]) for values in losses.values()}) == 1, "uniform in the first epoch"
+    assert len({values[-1] for values in losses.values()}) == 3
+
+
+def test_the_accuracy_of_each_window_is_recorded(root: Path, tmp_path: Path) -> None:
+    train(on_images(tmp_path / "run", root))
+    for record in records(tmp_path / "run", "train"):
+        assert len(record["window_accuracy"]) == len(record["window_losses"]) == 4
+        assert all(
+            0.0 <= value <= 1.0 and value * 12 == pytest.approx(round(value * 12))
+            for value in record["window_accuracy"]
+        )
+
+
+def test_an_estimate_by_example_needs_one_worker(root: Path, tmp_path: Path) -> None:
+    config = on_images(tmp_path / "run", root, {"task.estimate": "example"})
+    with pytest.raises(ConfigError, match=r"task\.estimate=class_mean, or start one process"):
+        build_strategy(config, LaunchEnvironment(0, 2, 0, "test"))
+
+
+@pytest.mark.parametrize("algorithm", ["fptt", "bptt"])
+def test_an_exported_network_is_the_one_that_was_evaluated(
+    algorithm: str, root: Path, tmp_path: Path, fptt_dist: Command
+) -> None:
+    run = tmp_path / "run"
+    result = train(on_images(run, root, {"algorithm": algorithm}))
+    code, out, _ = fptt_dist("export", str(run), "--out", str(tmp_path / "network"))
+    assert code == 0
+    assert f"load_network('{tmp_path / 'network'}')" in out
+    model = load_network(tmp_path / "network")
+    description = json.loads((tmp_path / "network" / "model.json").read_text())
+    assert description["weights"] == ("center" if algorithm == "fptt" else "weights")
+    assert description["run_id"] == result.run_id
+    task = Pixels(root=root, pixels_per_step=28, permutation=3, validation=20)
+    assert description["input"]["permutation"] == task.permutation.tolist()
+    right = sum(int(task.score(model(b.inputs)[0], b)[0]) for b in task.evaluation_batches("test", 0, 1))
+    assert right / 20 == pytest.approx(result.value)
+    trainer = open_checkpoint(run, "best")
+    x = torch.randn(28, 3, 28)
+    with trainer.evaluated_weights(), torch.no_grad():
+        expected = trainer.network.eval()(x)[0]
+    assert torch.equal(model(x)[0], expected)
+    if algorithm == "fptt":
+        assert not torch.equal(trainer.network(x)[0], expected), "W and W̄ differ"
+
+
+def test_the_printed_lines_load_the_network(tmp_path: Path, fptt_dist: Command) -> None:
+    train(tiny(tmp_path / "run"))
+    _, out, _ = fptt_dist("export", str(tmp_path / "run"))
+    program = f"import torch\nx = torch.zeros(12, 1, 2)\n{out}print(output.shape)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "torch.Size([1, 1, 1])"
+
+
+def test_data_check_says_what_is_missing(tmp_path: Path, fptt_dist: Command) -> None:
+    code, out, _ = fptt_dist("data", "check", "mnist", "--root", str(tmp_path))
+    assert code == 1
+    assert len(out.splitlines()) == 4
+    assert "train-images-idx3-ubyte: missing" in out
+    code, _, err = fptt_dist("data", "fetch", "cifar", "--root", str(tmp_path))
+    assert (code, err) == (
+        2,
+        "fptt-dist: cifar is no data set that can be fetched; there are: mnist, fashion-mnist\n",
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_data_is_one_message_and_leaves_no_folder(tmp_path: Path, fptt_dist: Command) -> None:
+    code, _, err = fptt_dist("train", "mnist_rows", f"data.root={tmp_path}", f"run.dir={tmp_path / 'run'}")
+    assert code == 2
+    assert "Traceback" not in err
+    assert f"fptt-dist data fetch mnist --root {tmp_path}" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_prints_versions(fptt_dist: Command) -> None:
+    code, out, _ = fptt_dist("doctor")
+    assert code == 0
+    assert __version__ in out
+    assert torch.__version__ in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="needs FPTT_DATA, the folder that holds mnist/")
+def test_mnist_by_rows_is_learnt(tmp_path: Path, fptt_dist: Command) -> None:
+    data = os.environ["FPTT_DATA"]
+    assert fptt_dist("data", "check", "mnist", "--root", data)[0] == 0
+    run = tmp_path / "run"
+    code, _, err = fptt_dist("train", "mnist_rows", f"data.root={data}", "train.batches=300", f"run.dir={run}")
+    assert code == 0, err
+    assert evaluate_run(run)["test"] > 0.92
