@@ -40,7 +40,10 @@ def train(
         bool, typer.Option("--dry-run", help="build everything, train one window, write nothing")
     ] = False,
 ) -> None:
-    """Train as CONFIG says; torchrun starts the same command on several processes."""
+    """Train as CONFIG says; torchrun starts the same command on several processes.
+
+    What is set later wins: defaults, then what CONFIG extends, then CONFIG, then key=value.
+    """
     from fptt_dist.training import run
 
     settings = load(config, parse_overrides(overrides or []))
