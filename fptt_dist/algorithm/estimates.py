@@ -27,6 +27,10 @@ class LabelEstimate(Protocol):
         """Take over what was observed; `reduce` sums a tensor over the workers."""
         ...
 
+    def to(self, device: torch.device) -> None:
+        """Move the tables to where labels and probabilities live."""
+        ...
+
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint must hold."""
         ...
@@ -52,6 +56,9 @@ class UniformEstimate:
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Nothing to take over."""
 
+    def to(self, device: torch.device) -> None:
+        """Nothing to move."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing to keep."""
         return {}
@@ -68,13 +75,12 @@ class ClassMeanEstimate:
     Args:
         classes: C.
         windows: K.
-        device: where labels and probabilities live.
     """
 
-    def __init__(self, classes: int, windows: int, device: torch.device | str = "cpu") -> None:
-        self.table = torch.full((windows, classes, classes), 1.0 / classes, device=device)  # (K, label, C)
-        self.sums = torch.zeros(windows, classes, classes, dtype=torch.float64, device=device)
-        self.counts = torch.zeros(windows, classes, dtype=torch.float64, device=device)
+    def __init__(self, classes: int, windows: int) -> None:
+        self.table = torch.full((windows, classes, classes), 1.0 / classes)  # (K, label, C)
+        self.sums = torch.zeros(windows, classes, classes, dtype=torch.float64)
+        self.counts = torch.zeros(windows, classes, dtype=torch.float64)
 
     def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
         """Q (B, C) of each example's label."""
@@ -93,6 +99,10 @@ class ClassMeanEstimate:
         self.sums.zero_()
         self.counts.zero_()
 
+    def to(self, device: torch.device) -> None:
+        """Move table and sums to `device`."""
+        self.table, self.sums, self.counts = (t.to(device) for t in (self.table, self.sums, self.counts))
+
     def state_dict(self) -> dict[str, Tensor]:
         """The table in use and the sums so far."""
         return {"table": self.table, "sums": self.sums, "counts": self.counts}
@@ -110,11 +120,10 @@ class ExampleEstimate:
         examples: N, the size of the training set; ids run from 0 to N-1.
         classes: C.
         windows: K.
-        device: where labels and probabilities live.
     """
 
-    def __init__(self, examples: int, classes: int, windows: int, device: torch.device | str = "cpu") -> None:
-        self.table = torch.full((examples, windows, classes), 1.0 / classes, device=device)  # (N, K, C)
+    def __init__(self, examples: int, classes: int, windows: int) -> None:
+        self.table = torch.full((examples, windows, classes), 1.0 / classes)  # (N, K, C)
         self.next = self.table.clone()
 
     def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
@@ -129,6 +138,10 @@ class ExampleEstimate:
         """What was written becomes the table; each worker keeps its own examples, so nothing is reduced."""
         self.table, self.next = self.next, self.table
         self.next.fill_(1.0 / self.next.shape[-1])
+
+    def to(self, device: torch.device) -> None:
+        """Move both tables to `device`."""
+        self.table, self.next = self.table.to(device), self.next.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Both tables."""

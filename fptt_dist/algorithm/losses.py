@@ -46,6 +46,9 @@ class InstantaneousLoss:
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Called after an epoch's last update; `reduce` sums a tensor over the workers."""
 
+    def to(self, device: torch.device) -> None:
+        """Move the loss's own tensors to where outputs and targets live."""
+
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors that a checkpoint must hold."""
         return {}
@@ -121,6 +124,10 @@ class TerminalLoss(InstantaneousLoss):
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Q takes over what this epoch showed."""
         self.estimate.end_epoch(reduce)
+
+    def to(self, device: torch.device) -> None:
+        """Move Q's tables."""
+        self.estimate.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Q's tables."""

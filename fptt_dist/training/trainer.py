@@ -82,6 +82,7 @@ class Trainer:
 
         # what is trained
         self.task = build.build_task(config)
+        self.task.loss.to(device)
         self.strategy = build.build_strategy(config, environment)
         self.network = build.build_model(config, self.task).to(device)
         self.model = self.strategy.prepare(self.network)

@@ -174,3 +174,10 @@ def test_only_observed_passes_count() -> None:
     loss.end_epoch(lambda tensor: tensor)
     p = 1.0 / (1.0 + math.exp(-2.0))
     torch.testing.assert_close(estimate(1, labels, None), torch.tensor([[p, 1.0 - p]]))
+
+
+@pytest.mark.parametrize("make", [lambda: ClassMeanEstimate(3, 2), lambda: ExampleEstimate(5, 3, 2)])
+def test_all_tables_move_with_the_loss(make: Callable[[], ClassMeanEstimate | ExampleEstimate]) -> None:
+    loss = TerminalLoss(make())
+    loss.to(torch.device("meta"))
+    assert {tensor.device.type for tensor in loss.state_dict().values()} == {"meta"}

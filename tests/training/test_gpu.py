@@ -1,0 +1,32 @@
+"""On an NVIDIA GPU: `pytest -m gpu`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fptt_dist import train
+from tests.training.helpers import assert_same_run, resumed, tiny, train_until
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("algorithm", ["fptt", "bptt"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_a_run_on_the_gpu_resumes_exactly(algorithm: str, cell: str, tmp_path: Path) -> None:
+    keys = {"device": "cuda", "algorithm": algorithm, "model": {"cell": cell, "layers": 2, "dropout": 0.3}}
+    train(tiny(tmp_path / "straight", keys))
+    parts = tiny(tmp_path / "parts", keys)
+    train_until(parts, 4)
+    train(resumed(parts))
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "preconditioned"])
+def test_the_gpu_trains_as_the_cpu_does(metric: str, tmp_path: Path) -> None:
+    values = {}
+    for device in ("cpu", "cuda"):
+        config = tiny(tmp_path / device, {"device": device, "fptt.metric": metric, "optimizer.lr": 1e-3})
+        values[device] = train(config).value
+    assert values["cuda"] == pytest.approx(values["cpu"], rel=1e-3)
+    assert torch.cuda.max_memory_allocated() > 0
