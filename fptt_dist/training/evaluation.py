@@ -1,5 +1,6 @@
 """The task's metric over a fixed set, which changes no weight and no random stream."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -12,6 +13,11 @@ from fptt_dist.tasks import Batch, Split, Task
 STEPS = 256  # run at once
 
 Weights = Literal["center", "weights"]
+
+
+def evaluated_weights(strategy: Strategy, weights: Weights) -> AbstractContextManager[None]:
+    """Within the context the model has the agreed W̄ ("center") or keeps W ("weights")."""
+    return strategy.at_center() if weights == "center" else nullcontext()
 
 
 @torch.no_grad()
@@ -32,10 +38,7 @@ def evaluate(
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of the metric, items
     try:
-        if weights == "center":
-            with strategy.at_center():
-                _accumulate(model, task, strategy, split, totals, device)
-        else:
+        with evaluated_weights(strategy, weights):
             _accumulate(model, task, strategy, split, totals, device)
     finally:
         model.train(was_training)

@@ -48,9 +48,8 @@ def stop_on_signal() -> Iterator[StopFlag]:
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        for (
-            each
-        ) in HANDLED:  # the next signal acts by itself, also while a long operation keeps Python from this handler
+        # The next signal acts by itself, also while a long operation keeps Python from this handler.
+        for each in HANDLED:
             signal.signal(each, signal.SIG_DFL)
         if os.getpid() == owner:
             flag.number = number

@@ -4,7 +4,7 @@ import logging
 import math
 import shlex
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fptt_dist.tasks import share
 from fptt_dist.training import build, snapshot
 from fptt_dist.training.batch import BatchResult, WindowLoop
 from fptt_dist.training.checkpoint import CheckpointStore, problem_of, read_tensors, read_values
-from fptt_dist.training.evaluation import Weights, evaluate
+from fptt_dist.training.evaluation import Weights, evaluate, evaluated_weights
 from fptt_dist.training.lr_schedule import LrSchedule
 from fptt_dist.training.nested import flatten, unflatten
 from fptt_dist.training.run_folder import Result, RunFolder, versions
@@ -352,7 +352,7 @@ class Trainer:
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
         """Within the context the network has the weights that the run evaluates, W̄ or W."""
-        return self.strategy.at_center() if self.weights == "center" else nullcontext()
+        return evaluated_weights(self.strategy, self.weights)
 
     def test(self) -> dict[str, float]:
         """The metric on the validation and test sets, with the weights as they are."""
