@@ -56,8 +56,29 @@ def train(
             f"of {result.batches} ({result.updates} updates, {result.seconds:.1f} s)",
             f"everything is in {run.RunFolder(settings).path}",
         ]
-    if os.environ.get("RANK", "0") == "0":
+    if _rank() == "0":
         typer.echo("\n".join(lines))
+
+
+@app.command()
+def launch(
+    config: ConfigPath,
+    nproc: Annotated[int, typer.Option(min=1, help="processes on this machine")],
+    overrides: Overrides = None,
+    nnodes: Annotated[int, typer.Option(min=1, help="machines; type the same command on each")] = 1,
+    rdzv: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="where several machines meet: one of them, and a free port")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="how often to start all processes again when one failed, with resume=auto")
+    ] = 0,
+) -> None:
+    """Train as CONFIG says on several processes, of one machine or more."""
+    from fptt_dist.launchers.local import launch as start
+
+    raise typer.Exit(
+        start(str(config), overrides or [], nproc=nproc, nnodes=nnodes, rdzv=rdzv, max_restarts=max_restarts)
+    )
 
 
 @app.command()
@@ -161,8 +182,8 @@ def _print_table(table: Table) -> None:
 def main() -> NoReturn:
     """Run the program; a user's mistake is one message and exit code 2, never a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    rank = os.environ.get("RANK")
-    where = f"[rank {rank}] " if rank not in (None, "0") else ""
+    rank = _rank()
+    where = "" if rank == "0" else f"[rank {rank}] "
     try:
         app(standalone_mode=True)
     except (ConfigError, DataError) as error:
@@ -170,21 +191,37 @@ def main() -> NoReturn:
     except Exception as error:
         code = _code_of(error)
         if code is None:
+            if "TORCHELASTIC_RUN_ID" in os.environ:
+                from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+                get_error_handler().record_exception(error)  # torchrun prints it last, with the rank it came from
             raise
         _leave(f"{where}{error}", code)
     raise AssertionError("the program's own exit was passed by")
 
 
+def _rank() -> str:
+    """This process's rank as whoever started it says, to print once what all would print."""
+    in_step = "SLURM_STEP_ID" in os.environ
+    return os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if in_step else None) or "0"
+
+
 def _code_of(error: Exception) -> int | None:
     """The exit code of an error that has a message of its own; None for a fault of the program's."""
+    from fptt_dist.parallel import LostWorkerError
     from fptt_dist.training.signals import Interrupted
     from fptt_dist.training.trainer import NonFiniteError
 
     if isinstance(error, Interrupted):
         return error.exit_code
-    return 1 if isinstance(error, NonFiniteError | OSError) else None
+    return 1 if isinstance(error, LostWorkerError | NonFiniteError | OSError) else None
 
 
 def _leave(message: str, code: int) -> NoReturn:
     print(f"fptt-dist: {message}", file=sys.stderr)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # A process group's threads may abort the interpreter while it ends, and the exit code would be SIGABRT's.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -16,9 +16,9 @@ from fptt_dist import __version__, train
 from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.models import load_network
-from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.parallel import Communicator, LaunchEnvironment
 from fptt_dist.tasks import Pixels
-from fptt_dist.training.build import build_strategy
+from fptt_dist.training.build_strategy import build_strategy
 from fptt_dist.training.run import evaluate_run, open_checkpoint
 from tests.tasks.test_pixels import some_images, write_images
 from tests.test_cli import Command, fptt_dist
@@ -96,10 +96,23 @@ def test_the_accuracy_of_each_window_is_recorded(root: Path, tmp_path: Path) -> 
         )
 
 
-def test_an_estimate_by_example_needs_one_worker(root: Path, tmp_path: Path) -> None:
-    config = on_images(tmp_path / "run", root, {"task.estimate": "example"})
-    with pytest.raises(ConfigError, match=r"task\.estimate=class_mean, or start one process"):
-        build_strategy(config, LaunchEnvironment(0, 2, 0, "test"))
+@pytest.mark.parametrize("strategy", ["auto", "gradient", "consensus", "hierarchical"])
+def test_an_estimate_by_example_needs_workers_that_keep_their_examples(
+    strategy: str, root: Path, tmp_path: Path
+) -> None:
+    keys = {"task.estimate": "example", "parallel.strategy": strategy}
+    config = on_images(tmp_path / "run", root, keys)
+    two = LaunchEnvironment(0, 2, 0, "test"), Communicator(0, 2)
+    with pytest.raises(ConfigError) as caught:
+        build_strategy(config, *two)
+    assert str(caught.value) == (
+        "task.estimate=example remembers each worker's own examples, and 2 processes are dealt other ones every "
+        "epoch: type data.shards=fixed, or task.estimate=class_mean, or start one process"
+    )
+    build_strategy(config, LaunchEnvironment(), Communicator())
+    if strategy != "hierarchical":  # whose machines must be counted by all
+        for shards in ("fixed", "by_label"):
+            assert build_strategy(apply_overrides(config, {"data.shards": shards}), *two).world == 2
 
 
 @pytest.mark.parametrize("algorithm", ["fptt", "bptt"])

@@ -32,7 +32,7 @@ def test_every_verb_in_the_table_exists_and_every_verb_is_in_the_table() -> None
 
 
 def test_every_path_exists() -> None:
-    paths = re.findall(r"`((?:fptt_dist|configs|tests|docs|\.ci)[\w/.]*)`", README) + re.findall(
+    paths = re.findall(r"`((?:fptt_dist|launchers|configs|tests|docs|\.ci)[\w/.]*)`", README) + re.findall(
         r"\]\((docs/[^)]+)\)", README
     )
     assert len(paths) > 8

@@ -39,6 +39,10 @@ class LabelEstimate(Protocol):
         """Bring back what `state_dict` gave."""
         ...
 
+    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """See `InstantaneousLoss.dealt_anew`."""
+        ...
+
 
 class UniformEstimate:
     """Q = 1/C, for ever."""
@@ -65,6 +69,10 @@ class UniformEstimate:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Nothing to bring back."""
+
+    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """Nothing to deal."""
+        return {}
 
 
 class ClassMeanEstimate:
@@ -112,6 +120,11 @@ class ClassMeanEstimate:
         for name in ("table", "sums", "counts"):
             getattr(self, name).copy_(state[name])
 
+    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """The table is every worker's; the first one takes the sums, of which only the total counts."""
+        sums = {name: torch.stack([state[name] for state in states]).sum(0) for name in ("sums", "counts")}
+        return {"table": states[0]["table"], **{name: t if first else torch.zeros_like(t) for name, t in sums.items()}}
+
 
 class ExampleEstimate:
     """Q: P̂ of this very example at a window, in the last epoch; uniform before. Memory N·K·C floats, twice.
@@ -151,6 +164,14 @@ class ExampleEstimate:
         """Bring both tables back."""
         self.table.copy_(state["table"])
         self.next.copy_(state["next"])
+
+    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """Refused: each worker knows its own examples only.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("an estimate by example knows its own worker's examples only")
 
 
 def _known(examples: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from fptt_dist.algorithm import update as updates
 from fptt_dist.algorithm.anchor import Anchor
-from fptt_dist.algorithm.metric import has_second_moments, host_number, preconditioner
+from fptt_dist.algorithm.metric import has_second_moments, host_number, mean_squared_scale, preconditioner
 from fptt_dist.algorithm.stability import explicit_limit, pull_dynamics
 
 CENTER = "center"
@@ -189,7 +189,7 @@ class FPTT(Optimizer):
         makes_state = closure is None and bool(entering) and self._only_makes_state(active)
 
         self._add_force(active)
-        self._base_step()
+        self._base_step([p for _, params in active for p in params])
 
         for p, weights in entering.items():
             if makes_state:
@@ -233,6 +233,40 @@ class FPTT(Optimizer):
         finally:
             with torch.no_grad():
                 updates.copy(params, weights)
+
+    @torch.no_grad()
+    def slow(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """All parameters, their W̄ and their u, the tensors of the state themselves, in the order of the groups.
+
+        A parameter without a step so far gets its W̄ = W and u = 0 here.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        for p in params:
+            if not self._has_started(p):
+                self._provisional.discard(p)
+                self.state.pop(p, None)
+                self.state[p] = {CENTER: p.detach().clone(), SCALED_DUAL: torch.zeros_like(p)}
+        return params, *self._slow(params)
+
+    @torch.no_grad()
+    def mean_squared_scale(self, *, by_tensor: bool = False) -> Tensor:
+        """s², the square of what the base optimizer divides a gradient by, a mean over all elements (float64).
+
+        1 for SGD, (1 − momentum)² with momentum, the mean of v̂ for Adam, AdamW and RMSprop (0 before their first step).
+
+        Args:
+            by_tensor: one number for each parameter (P,), in the order of the groups, instead of one (1,).
+        """
+        means, sizes = [], []
+        for group in self.param_groups:
+            for p in group["params"]:
+                means.append(mean_squared_scale(self.base, group, p))
+                sizes.append(p.numel())
+        each = torch.stack(means)
+        if by_tensor:
+            return each
+        weights = torch.tensor(sizes, dtype=each.dtype, device=each.device)
+        return ((each * weights).sum() / weights.sum()).reshape(1)
 
     def center(self, param: Tensor) -> Tensor:
         """W̄ of one parameter, a view of the state; before the parameter's first step, W itself (detached)."""
@@ -326,8 +360,12 @@ class FPTT(Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("norm_reduce", None)
         self.__dict__.setdefault("anchor", None)
-        # The base repairs what older versions saved; it must do so on the dictionaries that both share.
+        # The base repairs what older versions saved; it must do so on the dictionaries that both share, and takes every
+        # state that is not empty for its own.
+        ours = {p: state for p, state in self.state.items() if state and state.keys() <= {CENTER, SCALED_DUAL}}
+        self.state.update({p: {} for p in ours})
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        self.state.update(ours)
 
     def _share(self) -> None:
         """One state and one list of groups for both objects, also after an engine replaced this one's."""
@@ -409,7 +447,16 @@ class FPTT(Optimizer):
             norm = updates.global_norm(updates.gradients(params), self.norm_reduce, device=device)
             torch.nn.utils.clip_grads_with_norm_(params, self.max_norm, norm)
 
-    def _base_step(self) -> None:
+    def _base_step(self, params: list[Tensor]) -> None:
+        """The base optimizer's step; it must find no state where it made none, or it would not make its own."""
+        ours = {p: self.state.pop(p) for p in params if self.state.get(p, {}).keys() == {CENTER, SCALED_DUAL}}
+        try:
+            self._base_step_with_own_alpha()
+        finally:
+            for p, slow in ours.items():
+                self.state[p].update(slow)
+
+    def _base_step_with_own_alpha(self) -> None:
         """The base optimizer's step, with its own "alpha" in place where it has one (RMSprop, ASGD)."""
         if "base_alpha" not in self.defaults:
             self.base.step()

@@ -56,6 +56,20 @@ class InstantaneousLoss:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Bring back what `state_dict` gave."""
 
+    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """One worker's state where a run goes on with another number of workers.
+
+        Args:
+            states: of all workers there were.
+            first: whether this is the first of the workers there are.
+
+        Raises:
+            ValueError: the states belong to the workers that made them.
+        """
+        if any(states):
+            raise ValueError(f"{type(self).__name__} cannot be dealt to another number of workers")
+        return {}
+
 
 class SequenceLoss(InstantaneousLoss):
     """A class per step: the mean cross-entropy over the window's steps and the batch."""
@@ -136,3 +150,7 @@ class TerminalLoss(InstantaneousLoss):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Bring Q's tables back."""
         self.estimate.load_state_dict(state)
+
+    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """Q's."""
+        return self.estimate.dealt_anew(states, first=first)

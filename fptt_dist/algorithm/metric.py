@@ -46,6 +46,21 @@ def preconditioner(base: Optimizer, group: dict[str, Any], params: list[Tensor])
     return list(scales.values())
 
 
+def mean_squared_scale(base: Optimizer, group: dict[str, Any], param: Tensor) -> Tensor:
+    """The mean over one parameter's elements of the square of what `base` divides its gradient by (0-dim, float64).
+
+    v̂ for Adam, AdamW and RMSprop (0 before the first step), 1 for others; times (1 − momentum)² where there is one: the
+    step for a steady gradient g is η g/(1 − momentum).
+    """
+    damping = (1.0 - group.get("momentum", 0.0)) ** 2
+    if not has_second_moments(base):
+        return torch.full((), damping, dtype=torch.float64, device=param.device)
+    moment = _second_moment(base, group, base.state.get(param, {}))
+    if moment is None:
+        return torch.zeros((), dtype=torch.float64, device=param.device)
+    return moment.double().sum() / max(1, moment.numel()) * damping
+
+
 def host_number(value: float | Tensor) -> float | Tensor:
     """A Python number where reading one costs nothing; a tensor on a device stays there."""
     if isinstance(value, Tensor):

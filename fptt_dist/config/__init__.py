@@ -8,6 +8,13 @@ from fptt_dist.config.loader import load
 from fptt_dist.config.networks import GRU, LSTM, TanhRNN
 from fptt_dist.config.optimizers import SGD, Adam, AdamW, RMSprop
 from fptt_dist.config.overrides import apply_overrides, parse_overrides
+from fptt_dist.config.parallel import (
+    AutoParallel,
+    ConsensusParallel,
+    GradientParallel,
+    HierarchicalParallel,
+    SingleProcess,
+)
 from fptt_dist.config.schedules import (
     ConstantAlpha,
     ConstantLr,
@@ -19,15 +26,12 @@ from fptt_dist.config.schedules import (
     StepLr,
 )
 from fptt_dist.config.schema import (
-    AutoParallel,
     Checkpoint,
     Config,
     Data,
     Evaluate,
     Fptt,
-    GradientParallel,
     Run,
-    SingleProcess,
     Telemetry,
     Train,
 )
@@ -44,6 +48,7 @@ __all__ = [
     "Checkpoint",
     "Config",
     "ConfigError",
+    "ConsensusParallel",
     "ConstantAlpha",
     "ConstantLr",
     "CopyingTask",
@@ -53,6 +58,7 @@ __all__ = [
     "Evaluate",
     "Fptt",
     "GradientParallel",
+    "HierarchicalParallel",
     "InverseLrAlpha",
     "Key",
     "LinearAlpha",

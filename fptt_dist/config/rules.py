@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from fptt_dist.config.parallel_rules import parallel_conflicts
 from fptt_dist.config.section import Conflict
 
 if TYPE_CHECKING:
@@ -10,7 +11,8 @@ if TYPE_CHECKING:
 
 def conflicts_of(config: "Config") -> list[Conflict]:
     """Everything in `config` that does not fit together."""
-    conflicts = [*_length_of_run(config), *_batch_split(config), *_windows(config)]
+    conflicts = [*_length_of_run(config), *_batch_split(config), *_windows(config), *_shards(config)]
+    conflicts += parallel_conflicts(config)
     if config.algorithm == "fptt":
         conflicts += [*_metric(config), *_algorithm2(config)]
     return conflicts
@@ -50,6 +52,18 @@ def _windows(config: "Config") -> list[Conflict]:
         f"type fptt.windows={length} or less, or fptt.windows=null for round(sqrt(length))"
     )
     return [Conflict(text, ("fptt.windows", "task.length", "task.pixels_per_step", "task.delay", "task.symbols"))]
+
+
+def _shards(config: "Config") -> list[Conflict]:
+    """Dealing by label needs labels."""
+    task = config.task.name
+    if config.data.shards != "by_label" or task == "pixels":
+        return []
+    text = (
+        f"data.shards=by_label needs a task with labels, task.name={task} has none: "
+        "type data.shards=shuffled (or fixed), or task.name=pixels"
+    )
+    return [Conflict(text, ("data.shards", "task.name"))]
 
 
 def _metric(config: "Config") -> list[Conflict]:

@@ -1,14 +1,15 @@
 """Every key of a configuration: its type, range, default and meaning. Defined here and nowhere else."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from fptt_dist.config.networks import LSTM, Model
 from fptt_dist.config.optimizers import Adam, Optimizer
+from fptt_dist.config.parallel import AutoParallel, Parallel
 from fptt_dist.config.rules import conflicts_of
 from fptt_dist.config.schedules import AlphaSchedule, ConstantAlpha, ConstantLr, LrSchedule
-from fptt_dist.config.section import Section, Variants, refuse
+from fptt_dist.config.section import Section, refuse
 from fptt_dist.config.tasks import AddingTask, Task
 
 
@@ -77,31 +78,14 @@ class Telemetry(Section):
     tensorboard: bool = Field(default=True, description="write TensorBoard files too")
 
 
-class AutoParallel(Section):
-    """One process or several, as the program was started."""
-
-    strategy: Literal["auto"] = Field(default="auto", description="how the work is split over processes")
-
-
-class SingleProcess(Section):
-    """One process."""
-
-    strategy: Literal["single"] = Field(default="single", description="how the work is split over processes")
-
-
-class GradientParallel(Section):
-    """Each process takes a share of every batch; gradients are averaged."""
-
-    strategy: Literal["gradient"] = Field(default="gradient", description="how the work is split over processes")
-
-
-Parallel = Annotated[AutoParallel | SingleProcess | GradientParallel, Variants("strategy")]
-
-
 class Data(Section):
     """Where data sets are."""
 
     root: str = Field(default="data", min_length=1, description="folder of the data sets, e.g. of mnist/")
+    shards: Literal["shuffled", "fixed", "by_label"] = Field(
+        default="shuffled",
+        description="shuffled: examples are dealt anew every epoch; fixed: once, by the seed; by_label: once, by label",
+    )
 
 
 class Run(Section):

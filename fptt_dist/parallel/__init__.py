@@ -1,17 +1,37 @@
 """Who holds what and what travels: launch environment, collectives, one file a strategy."""
 
-from fptt_dist.parallel.collectives import process_group, wait_for_all
-from fptt_dist.parallel.environment import LaunchEnvironment, resolve_environment
+from fptt_dist.parallel.agreement import SharedDual
+from fptt_dist.parallel.collectives import Communicator, GroupCommunicator
+from fptt_dist.parallel.connection import communicator, machines, process_group, tighten
+from fptt_dist.parallel.consensus import Consensus
+from fptt_dist.parallel.ddp import DdpAveraging
+from fptt_dist.parallel.environment import LaunchEnvironment, device_index, resolve_environment
 from fptt_dist.parallel.gradient import GradientAveraging
+from fptt_dist.parallel.hierarchical import MachinesCommunicator
+from fptt_dist.parallel.lost import LostWorkerError
 from fptt_dist.parallel.single import Single
-from fptt_dist.parallel.strategy import Strategy
+from fptt_dist.parallel.strategy import Strategy, StrategyState, Weights
+from fptt_dist.parallel.worker_dual import WorkerDual
 
 __all__ = [
+    "Communicator",
+    "Consensus",
+    "DdpAveraging",
     "GradientAveraging",
+    "GroupCommunicator",
     "LaunchEnvironment",
+    "LostWorkerError",
+    "MachinesCommunicator",
+    "SharedDual",
     "Single",
     "Strategy",
+    "StrategyState",
+    "Weights",
+    "WorkerDual",
+    "communicator",
+    "device_index",
+    "machines",
     "process_group",
     "resolve_environment",
-    "wait_for_all",
+    "tighten",
 ]

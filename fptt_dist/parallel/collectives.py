@@ -1,125 +1,243 @@
-"""Every collective of the project, named for the profiler."""
+"""Every collective of the project, named for the profiler and counted."""
 
+import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fptt_dist.config.errors import ConfigError
-from fptt_dist.parallel.environment import LaunchEnvironment
-
-TIMEOUT = timedelta(seconds=300)
+from fptt_dist.parallel.lost import LostWorkerError, silent_ranks
 
 
-@contextmanager
-def process_group(environment: LaunchEnvironment, device: torch.device) -> Iterator[None]:
-    """The processes of one job, connected while the context lasts: NCCL on GPUs, gloo without.
+@dataclass
+class Traffic:
+    """What the collectives of one name have cost this worker.
 
-    Nothing is connected for a single process. Every wait ends after five minutes with an error.
-
-    Raises:
-        ConfigError: the processes did not find each other, or are not as many as announced.
+    Attributes:
+        calls: how often.
+        bytes: of the tensors handed over, once a call; how often each crosses the wire is the backend's business.
+        seconds: that this worker's host stood still for them.
     """
-    if environment.world == 1:
-        yield
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    with _meeting(environment, backend):
-        dist.init_process_group(backend, rank=environment.rank, world_size=environment.world, timeout=TIMEOUT)
-    try:
-        with _meeting(environment, backend):
-            counted = int(sum_over_workers(torch.ones(1, device=device), name="first").item())
-        if counted != environment.world:
-            raise ConfigError(f"{environment}, but {counted} processes answered")
-        yield
-    finally:
-        dist.destroy_process_group()
+
+    calls: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
 
 
-@contextmanager
-def _meeting(environment: LaunchEnvironment, backend: str) -> Iterator[None]:
-    """Turn torch's errors into one message."""
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"{environment} could not meet the other processes within {TIMEOUT.total_seconds():.0f} s over {backend}: "
-            f"{error}"
-        ) from error
+class Pending:
+    """A collective under way; `wait` returns when its result is there."""
+
+    def __init__(self, finish: Callable[[], None] = lambda: None) -> None:
+        self._finish = finish
+
+    def wait(self) -> None:
+        """Return when the result is in the tensor that was handed over."""
+        self._finish()
 
 
-def sum_over_workers(tensor: Tensor, *, name: str) -> Tensor:
-    """Sum `tensor` over all workers, in place; a single process leaves it as it is.
+class Communicator:
+    """The workers that exchange numbers, seen from one of them; this class is a worker that is alone.
 
     Args:
-        tensor: of the same shape on every worker.
-        name: what is summed, for the profiler.
+        rank: this worker among them.
+        world: how many they are.
+
+    Attributes:
+        traffic: the cost so far, by the collectives' names.
+        latency: seconds added to each collective; for benchmarks alone.
     """
-    if dist.is_initialized():
-        with torch.profiler.record_function(f"fptt_dist::sum::{name}"):
-            dist.all_reduce(tensor)
-    return tensor
 
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank = rank
+        self.world = world
+        self.traffic: dict[str, Traffic] = {}
+        self.latency = 0.0
 
-def broadcast_from_first(tensors: list[Tensor], *, name: str) -> None:
-    """Give every worker rank 0's values of `tensors`, in place."""
-    if dist.is_initialized():
-        with torch.profiler.record_function(f"fptt_dist::broadcast::{name}"):
-            for tensor in tensors:
-                dense = tensor.contiguous()  # the tensor itself, unless it is strided, which torch would send as if not
-                dist.broadcast(dense, src=0)
-                if dense is not tensor:
-                    tensor.copy_(dense)
+    def sum(self, tensor: Tensor, *, name: str) -> Tensor:
+        """Sum a contiguous tensor over the workers, in place; all end with the same bits."""
+        if self.world > 1:
+            with self._call("sum", name, tensor.numel() * tensor.element_size()):
+                self._start_sum(tensor, name)()
+                self._sleep(self.latency)
+        return tensor
 
+    def start_sum(self, tensor: Tensor, *, name: str) -> Pending:
+        """Begin `sum`; until `wait` returns, `tensor` must be left alone."""
+        if self.world == 1:
+            return Pending()
+        ready = time.monotonic() + self.latency
+        with self._call("sum", name, tensor.numel() * tensor.element_size()):
+            wait = self._start_sum(tensor, name)
 
-def first_alone(action: Callable[[], None], *, rank: int, device: torch.device, name: str) -> None:
-    """Let rank 0 do `action`; the others wait for it.
+        def finish() -> None:
+            with self._call("wait", name):
+                wait()
+                self._sleep(ready - time.monotonic())
 
-    Raises:
-        ConfigError: rank 0 found a mistake; the same message on every worker, so that none waits for one that left.
-    """
-    problem = ""
-    if rank == 0:
+        return Pending(finish)
+
+    def broadcast(self, tensors: list[Tensor], *, name: str) -> None:
+        """Give every worker rank 0's values of `tensors`, in place."""
+        if self.world == 1:
+            return
+        for tensor in tensors:
+            # The tensor itself, unless it is strided, which torch would send as if it were not.
+            dense = tensor.contiguous()
+            with self._call("broadcast", name, dense.numel() * dense.element_size()):
+                self._broadcast(dense)
+            if dense is not tensor:
+                tensor.copy_(dense)
+
+    def gather(self, value: Any, *, name: str) -> list[Any]:
+        """Every worker's small JSON value, by rank."""
+        if self.world == 1:
+            return [value]
+        text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        sizes = torch.zeros(self.world, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(text)
+        lengths = self.sum(sizes, name=name).tolist()
+        everything = torch.zeros(sum(lengths), dtype=torch.uint8, device=self.device)
+        parts = everything.split(lengths)
+        parts[self.rank].copy_(text)
+        self.sum(everything, name=name)
+        return [json.loads(bytes(part.tolist())) for part in parts]
+
+    def barrier(self, *, name: str) -> None:
+        """Return when every worker has come here."""
+        if self.world > 1:
+            with self._call("barrier", name, 0):
+                self._barrier()
+
+    def first_alone(self, action: Callable[[], Any], *, name: str) -> Any:
+        """Let rank 0 do `action` while the others wait; its JSON result on every worker.
+
+        Raises:
+            ConfigError: rank 0 found a mistake; the same message on every worker, so that none waits for one that left.
+        """
+        result, problem = None, None
+        if self.rank == 0:
+            try:
+                result = action()
+            except ConfigError as error:
+                problem = str(error)
+        result, problem = self.gather([result, problem], name=name)[0]
+        if problem is not None:
+            raise ConfigError(problem)
+        return result
+
+    def equal(self, tensors: list[Tensor], *, name: str) -> bool:
+        """Whether `tensors` are the same, bit for bit, on all workers."""
+        if self.world == 1 or not tensors:
+            return True
+        mine = str(int(checksum(tensors)))
+        return set(self.gather(mine, name=name)) == {mine}
+
+    def cost(self, count: int, width: int) -> tuple[int, int]:
+        """Collectives and bytes of a sum of `count` numbers of `width` bytes, as `traffic` counts them."""
+        return (1, count * width) if self.world > 1 else (0, 0)
+
+    def parts(self) -> list["Communicator"]:
+        """The communicators that do the work: this one, unless it is made of others."""
+        return [self]
+
+    @property
+    def device(self) -> torch.device:
+        """Where small tensors of its own travel from."""
+        return torch.device("cpu")
+
+    def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
+        raise NotImplementedError
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        raise NotImplementedError
+
+    def _barrier(self) -> None:
+        raise NotImplementedError
+
+    def lost(self, name: str, seconds: float, error: Exception) -> Exception:
+        """The error to raise for one of the backend's, in the collective `name` after `seconds`."""
+        return error
+
+    def _sleep(self, seconds: float) -> None:
+        """Latency that a benchmark adds."""
+        if self.latency and seconds > 0.0:
+            time.sleep(seconds)
+
+    @contextmanager
+    def _call(self, kind: str, name: str, size: int | None = None) -> Iterator[None]:
+        """Count one call and name it; `size` None: part of a call that is counted already."""
+        traffic = self.traffic.setdefault(name, Traffic())
+        began = time.monotonic()
         try:
-            action()
-        except ConfigError as error:
-            problem = str(error)
-    text = torch.tensor(list(problem.encode()), dtype=torch.uint8, device=device)
-    size = torch.tensor([len(text)], dtype=torch.int64, device=device)
-    broadcast_from_first([size], name=name)
-    if size.item() == 0:
-        return
-    text = text if rank == 0 else torch.zeros(int(size.item()), dtype=torch.uint8, device=device)
-    broadcast_from_first([text], name=name)
-    raise ConfigError(bytes(text.tolist()).decode())
+            with torch.profiler.record_function(f"fptt_dist::{kind}::{name}"):
+                yield
+                if kind in ("broadcast", "barrier"):
+                    self._sleep(self.latency)
+        except RuntimeError as error:
+            raise self.lost(name, time.monotonic() - began, error) from error
+        traffic.seconds += time.monotonic() - began
+        if size is not None:
+            traffic.calls += 1
+            traffic.bytes += size
 
 
-def wait_for_all(*, name: str) -> None:
-    """Return when every worker has come here."""
-    if dist.is_initialized():
-        with torch.profiler.record_function(f"fptt_dist::barrier::{name}"):
-            dist.barrier()
+class GroupCommunicator(Communicator):
+    """Workers connected by a torch process group.
 
-
-def equal_on_all_workers(tensors: list[Tensor], *, name: str) -> bool:
-    """Whether `tensors` are the same, bit for bit, on all workers.
-
-    Compared by the sum of their bits read as 32-bit integers, in 64-bit arithmetic: a float sum would miss differences.
+    Args:
+        ranks: of the workers in the whole job, in their order here.
+        group: torch's; None: the one of the whole job.
+        device: where tensors live that it makes.
     """
-    if not dist.is_initialized():
-        return True
-    total = _checksum(tensors)
-    extremes = torch.stack([total, ~total])  # ~x = −1 − x turns the order round and, unlike −x, never overflows
-    with torch.profiler.record_function(f"fptt_dist::maximum::{name}"):
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
-    return bool(extremes[0] == ~extremes[1])
+
+    def __init__(self, ranks: list[int], group: dist.ProcessGroup | None, device: torch.device) -> None:
+        super().__init__(ranks.index(dist.get_rank()), len(ranks))
+        self.ranks = ranks
+        self.group = group
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        """The one given."""
+        return self._device
+
+    def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
+        work = dist.all_reduce(tensor, group=self.group, async_op=True)
+        assert work is not None
+
+        def wait() -> None:
+            work.wait()
+
+        return wait
+
+    def _broadcast(self, tensor: Tensor) -> None:
+        dist.broadcast(tensor, src=self.ranks[0], group=self.group)
+
+    def _barrier(self) -> None:
+        dist.barrier(group=self.group)
+
+    def lost(self, name: str, seconds: float, error: Exception) -> Exception:
+        """See `Communicator.lost`."""
+        return LostWorkerError(
+            rank=self.ranks[self.rank],
+            collective=name,
+            seconds=seconds,
+            silent=silent_ranks(self.ranks, self.ranks[self.rank]),
+            error=error,
+        )
 
 
-def _checksum(tensors: list[Tensor]) -> Tensor:
-    """Weighted by position over all tensors, so that two swapped entries are noticed; it wraps, equally everywhere."""
+def checksum(tensors: list[Tensor]) -> Tensor:
+    """The sum of the bits read as 32-bit integers, in 64-bit arithmetic (0-dim): a float sum would miss differences.
+
+    Weighted by position over all tensors, so that two swapped entries are noticed; it wraps, equally everywhere.
+    """
     total = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
     position = 1
     for tensor in tensors:

@@ -1,12 +1,32 @@
-"""Which of how many processes this is."""
+"""Which of how many processes this is, found out once, from whoever started it."""
 
+import hashlib
 import os
-from collections.abc import Mapping
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
 
 from fptt_dist.config.errors import ConfigError
 
+Launcher = Literal["auto", "torchrun", "ray", "slurm", "single"]
+
+ALONE = "single process"
+FROM_TORCHRUN = "torchrun's RANK, LOCAL_RANK and WORLD_SIZE"
+FROM_SLURM = "SLURM's step variables"
+FROM_RAY = "Ray Train's context"
+
 TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+STEP = "SLURM_STEP_ID"
+# The step's own: those of the job (SLURM_NTASKS, SLURM_NODELIST) say something else in a shell, or in a smaller step.
+TASK, LOCAL_TASK, NODE = "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"
+TASKS, NODES = "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"
+LAYOUT, HOSTS = "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_NODELIST"
+AUTO = ", or type parallel.launcher=auto"
+PORTS = range(20000, 60001)
 
 
 @dataclass(frozen=True)
@@ -18,37 +38,212 @@ class LaunchEnvironment:
         world: number of processes.
         local_rank: this process's number on its machine.
         source: where that was read from.
+        local_world: number of processes on this machine.
+        node: this machine's number.
+        nodes: number of machines.
+        restarts: how often the job was started again.
+        master: host:port where the processes meet; None where torch knows it from the environment (torchrun's) or the
+            processes are connected already (Ray's).
     """
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    source: str = "single process"
+    source: str = ALONE
+    local_world: int = 1
+    node: int = 0
+    nodes: int = 1
+    restarts: int = 0
+    master: str | None = None
 
     def __str__(self) -> str:
-        return f"rank {self.rank} of {self.world}, local rank {self.local_rank} (from {self.source})"
+        if self.world == 1:
+            return ALONE if self.source == ALONE else f"{ALONE} (from {self.source})"
+        machine = f" of {self.local_world} on node {self.node} of {self.nodes}" if self.nodes > 1 else ""
+        meeting = f", meeting at {self.master}" if self.master else ""
+        again = f", restart {self.restarts}" if self.restarts else ""
+        place = f"rank {self.rank} of {self.world}, local rank {self.local_rank}{machine}{meeting}{again}"
+        return f"{place} (from {self.source})"
 
 
-def resolve_environment(environ: Mapping[str, str] = os.environ) -> LaunchEnvironment:
-    """Read the process's place from torchrun's variables; without them it is a single process.
+def resolve_environment(launcher: Launcher = "auto", environ: Mapping[str, str] = os.environ) -> LaunchEnvironment:
+    """Find out this process's place.
+
+    Args:
+        launcher: who started it, as parallel.launcher; "auto" looks for a Ray Train worker, then torchrun's variables,
+            then a SLURM step's, and is a single process otherwise.
+        environ: the environment variables.
 
     Raises:
-        ConfigError: some of torchrun's variables are set and others are not, or one is not a number.
+        ConfigError: a variable is missing or makes no sense, or SLURM's tasks are not as many as was asked for.
     """
-    given = [name for name in TORCHRUN if name in environ]
-    if not given:
-        return LaunchEnvironment()
-    if len(given) < len(TORCHRUN):
-        missing = ", ".join(name for name in TORCHRUN if name not in environ)
-        raise ConfigError(
-            f"{', '.join(given)} set in the environment, but not {missing}: start with torchrun, or unset"
-        )
-    values = {}
-    for name in TORCHRUN:
-        if not environ[name].isdecimal():
-            raise ConfigError(f"{name}={environ[name]!r} in the environment is not a number")
-        values[name] = int(environ[name])
-    rank, local_rank, world = (values[name] for name in TORCHRUN)
+    match launcher:
+        case "single":
+            return LaunchEnvironment()
+        case "torchrun":
+            problem = "parallel.launcher=torchrun, but the environment has no"
+            _require(TORCHRUN, environ, problem, f"start with torchrun{AUTO}")
+            return _torchrun(environ)
+        case "ray":
+            return _ray_worker()
+        case "slurm":
+            _require((STEP,), environ, "parallel.launcher=slurm, but the environment has no", f"start with srun{AUTO}")
+            return _slurm(environ)
+        case "auto":
+            # Ray's workers come first: Ray sets torchrun's variables in them too, and they inherit SLURM's.
+            found = _ray(sys.modules["ray.train"]) if "ray.train" in sys.modules else None
+            if found is None and any(name in environ for name in TORCHRUN):
+                found = _torchrun(environ)
+            # A job's batch script, or its shell, has the job's variables: only a step was started by srun.
+            if found is None and STEP in environ:
+                found = _slurm(environ)
+            return found or LaunchEnvironment()
+
+
+def device_index(environment: LaunchEnvironment, count: int) -> int:
+    """Which of the `count` GPUs that this process sees it takes.
+
+    Raises:
+        ConfigError: there are more processes on this machine than it sees GPUs.
+    """
+    processes = max(environment.local_world, environment.local_rank + 1)
+    if count >= processes:
+        return environment.local_rank
+    slurm = environment.source == FROM_SLURM
+    if slurm and count == 1:
+        return 0  # SLURM bound one GPU to each task: each sees its own alone
+    raise ConfigError(
+        f"{environment}: {processes} processes on this machine, but {count} visible GPU{'' if count == 1 else 's'}: "
+        f"start {count} on each machine, or type device=cpu{', or srun --gpu-bind=none' if slurm else ''}"
+    )
+
+
+def _torchrun(environ: Mapping[str, str]) -> LaunchEnvironment:
+    given = ", ".join(name for name in TORCHRUN if name in environ)
+    _require(TORCHRUN, environ, f"{given} set in the environment, but not", "start with torchrun, or unset")
+    rank, local_rank, world = (_number(name, environ) for name in TORCHRUN)
+    local_world = _number("LOCAL_WORLD_SIZE", environ, world)
     if rank >= world:
         raise ConfigError(f"RANK={rank} in the environment is not below WORLD_SIZE={world}")
-    return LaunchEnvironment(rank, world, local_rank, "torchrun's RANK, LOCAL_RANK and WORLD_SIZE")
+    if local_rank >= local_world:
+        raise ConfigError(f"LOCAL_RANK={local_rank} in the environment is not below LOCAL_WORLD_SIZE={local_world}")
+    return LaunchEnvironment(
+        rank,
+        world,
+        local_rank,
+        FROM_TORCHRUN,
+        local_world,
+        node=_number("GROUP_RANK", environ, 0),
+        nodes=_number("GROUP_WORLD_SIZE", environ, 1),
+        restarts=_number("TORCHELASTIC_RESTART_COUNT", environ, 0),
+    )
+
+
+def _ray_worker() -> LaunchEnvironment:
+    try:
+        import ray.train  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ConfigError("parallel.launcher=ray needs Ray: pip install 'ray[train]'") from error
+    found = _ray(ray.train)
+    if found is None or found.source != FROM_RAY:
+        raise ConfigError(
+            "parallel.launcher=ray, but this process is no worker of Ray Train: train within the function that a "
+            f"TorchTrainer calls{AUTO}"
+        )
+    return found
+
+
+def _ray(train: ModuleType) -> LaunchEnvironment | None:
+    """The place that Ray gave this process; None where Ray was only imported."""
+    try:
+        context = train.get_context()
+    except DeprecationWarning:  # how Ray says that this is a trial of Tune's, one process of Ray's own
+        return LaunchEnvironment(source="Ray Tune's trial")
+    except RuntimeError:  # how it says that this is no process of its own
+        return None
+    world, local_world = context.get_world_size(), context.get_local_world_size()
+    return LaunchEnvironment(
+        context.get_world_rank(),
+        world,
+        context.get_local_rank(),
+        FROM_RAY,
+        local_world,
+        node=context.get_node_rank(),
+        nodes=max(-(-world // local_world), context.get_node_rank() + 1),  # Ray does not tell
+    )
+
+
+def _slurm(environ: Mapping[str, str]) -> LaunchEnvironment:
+    needed = (TASK, LOCAL_TASK, NODE, TASKS, NODES, LAYOUT, HOSTS)
+    remedy = "start with srun, or type parallel.launcher=single"
+    _require(needed, environ, f"{STEP} set in the environment, but not", remedy)
+    rank, local_rank, node, world, nodes = (_number(name, environ) for name in (TASK, LOCAL_TASK, NODE, TASKS, NODES))
+    if world == 1 and "SLURM_PTY_PORT" in environ:
+        return LaunchEnvironment()  # a person's shell: what the job has is not what is asked for here
+    _refuse_uneven(world, nodes, environ)
+    restarts = _number("SLURM_RESTART_COUNT", environ, 0)
+    return LaunchEnvironment(
+        rank,
+        world,
+        local_rank,
+        FROM_SLURM,
+        local_world=world // nodes,
+        node=node,
+        nodes=nodes,
+        restarts=restarts,
+        master=_master(restarts, environ) if world > 1 else None,
+    )
+
+
+def _refuse_uneven(world: int, nodes: int, environ: Mapping[str, str]) -> None:
+    """Refuse a step whose tasks are not nodes × tasks per node: it would train on fewer GPUs than were asked for."""
+    asked = environ.get("SLURM_NTASKS_PER_NODE")
+    if asked is not None:
+        per_node = _number("SLURM_NTASKS_PER_NODE", environ)
+        if nodes * per_node != world:
+            raise ConfigError(
+                f"{TASKS}={world} is not {NODES}={nodes} × SLURM_NTASKS_PER_NODE={per_node}: give sbatch or srun "
+                f"--ntasks={nodes * per_node}, or another --ntasks-per-node, or type parallel.launcher=single"
+            )
+    elif environ[LAYOUT] not in (f"{world // nodes}(x{nodes})", f"{world}"):
+        raise ConfigError(
+            f"{LAYOUT}={environ[LAYOUT]} is not as many tasks on each of {NODES}={nodes}: give srun "
+            f"--ntasks-per-node={-(-world // nodes)} --ntasks={-(-world // nodes) * nodes}"
+        )
+
+
+def _master(restarts: int, environ: Mapping[str, str]) -> str:
+    """Where the step's tasks meet: on its first machine, at a port of this start's own."""
+    name = f"{environ.get('SLURM_JOB_ID')}.{environ[STEP]}.{restarts}"
+    port = PORTS[int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % len(PORTS)]
+    host = environ.get("MASTER_ADDR") or _first_host(environ[HOSTS])
+    return f"{host}:{_number('MASTER_PORT', environ, port)}"
+
+
+def _first_host(hosts: str) -> str:
+    if not re.search(r"[\[,]", hosts):
+        return hosts
+    try:
+        listed = subprocess.run(["scontrol", "show", "hostnames", hosts], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        problem = error.strerror if isinstance(error, OSError) else error.stderr.strip().rpartition("\n")[2]
+        raise ConfigError(
+            f"{HOSTS}={hosts}: scontrol does not tell its first machine ({problem}): type export MASTER_ADDR=… before "
+            "srun, with that machine's name"
+        ) from error
+    return listed.stdout.split()[0]
+
+
+def _require(names: Sequence[str], environ: Mapping[str, str], problem: str, remedy: str) -> None:
+    missing = ", ".join(name for name in names if name not in environ)
+    if missing:
+        raise ConfigError(f"{problem} {missing}: {remedy}")
+
+
+def _number(name: str, environ: Mapping[str, str], default: int | None = None) -> int:
+    """The number in a variable, or `default` where it is not set."""
+    if default is not None and name not in environ:
+        return default
+    if not environ[name].isdecimal():
+        raise ConfigError(f"{name}={environ[name]!r} in the environment is not a number")
+    return int(environ[name])

@@ -12,70 +12,91 @@ so there is nothing to overlap with and one flat buffer serves.
 import torch
 from torch import Tensor
 
-from fptt_dist.parallel.collectives import broadcast_from_first, equal_on_all_workers, sum_over_workers
-from fptt_dist.parallel.strategy import OptimizerView, Strategy
+from fptt_dist.parallel.collectives import Communicator
+from fptt_dist.parallel.strategy import OptimizerView, Plan, Strategy
 
 
 class GradientAveraging(Strategy):
-    """Average the gradients of each window over all workers, whose shares of the batch are equal.
+    """Average the gradients of each window over the workers, weighted by their shares of the batch.
 
     The flat float32 (or float64) buffer holds the gradients, then one number for each parameter (how many workers have
     a gradient for it: none steps it, or all do, and a missing one counts as 0), then the loss and the stop flag.
+
+    Args:
+        everyone: all workers that average.
+        weight: this worker's share of their sequences, in (0, 1]; the shares sum to 1.
     """
 
-    def attach(self, optimizer: OptimizerView) -> None:
-        """Bring every worker to rank 0's weights and check that they are equal bit for bit.
+    def __init__(self, everyone: Communicator, weight: float) -> None:
+        super().__init__(everyone)
+        # 1 for equal shares, so that nothing is rounded before the sum
+        self._relative_weight = weight * everyone.world
 
-        Raises:
-            RuntimeError: they are not.
-        """
+    def attach(self, optimizer: OptimizerView) -> None:
+        """See `Strategy.attach`."""
         super().attach(optimizer)
         parameters = self._parameters()
-        broadcast_from_first([p.detach() for p in parameters], name="weights")
-        if not equal_on_all_workers(parameters, name="weights"):
-            raise RuntimeError("the workers' weights differ after the broadcast from rank 0")
-        size = sum(p.numel() for p in parameters) + len(parameters) + 2
+        sizes = [p.numel() for p in parameters]
         widest = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
-        self._buffer = torch.zeros(size, dtype=widest, device=parameters[0].device)
-        self._loss: Tensor | None = None
+        device = parameters[0].device
+        self._buffer = torch.zeros(sum(sizes) + len(parameters) + 2, dtype=widest, device=device)
+        *parts, self._presence, self._tail = self._buffer.split([*sizes, len(parameters), 2])
+        self._gradients = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+        self._loss = torch.zeros((), dtype=widest, device=device)
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._agreed_stop = torch.zeros((), dtype=widest, device=device)
 
-    def backward(self, loss: Tensor, *, last: bool) -> Tensor | None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Differentiate, and before an update average over the workers; see `Strategy.backward`."""
         loss.backward()
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        self._loss += loss.detach()
         if not last:
-            return None
+            return
+        self._watch.note(self._loss, self.window)
         parameters = self._parameters()
-        gradients, presence, tail = self._fill(parameters)
-        sum_over_workers(self._buffer, name="gradients")
-        finite = torch.isfinite(self._buffer.abs().amax())
-        torch._foreach_div_(gradients, float(self.world))
-        for p, gradient, present in zip(parameters, gradients, presence.tolist(), strict=True):
-            if present:
-                p.grad = gradient.to(p.dtype, copy=True) if p.grad is None else p.grad.copy_(gradient)
-        self._agreed_stop = tail[1]
-        self._loss = None
-        return finite
+        self._fill(parameters)
+        self.everyone.sum(self._buffer, name="gradients")
+        self._finite &= torch.isfinite(self._buffer.abs().amax())
+        torch._foreach_div_(self._gradients, float(self.world))
+        for p, present in zip(parameters, self._presence.tolist(), strict=True):
+            if present and p.grad is None:
+                p.grad = torch.empty_like(p)
+        views, gradients = self._present(parameters)
+        if gradients:
+            torch._foreach_copy_(gradients, views)
+        self._agreed_stop.copy_(self._tail[1])
+        self._loss.zero_()
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over the workers, in place."""
-        return sum_over_workers(tensor, name="metrics")
+    def healthy(self) -> bool:
+        """Whether all losses and gradients, and their sums, were finite."""
+        return bool(self._finite)
 
     def stopping(self) -> bool:
         """Whether any worker had been asked to stop when the last gradients were sent."""
-        return bool(self._agreed_stop.item() > 0)
+        return bool(self._agreed_stop > 0)
 
-    def _fill(self, parameters: list[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Write this worker's share into the buffer; views of it: gradients by parameter, presence, [loss, stop]."""
-        sizes = [p.numel() for p in parameters]
-        *parts, presence, tail = self._buffer.split([*sizes, len(parameters), 2])
-        gradients = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
-        for gradient, p in zip(gradients, parameters, strict=True):
-            if p.grad is None:
-                gradient.zero_()
-            else:
-                gradient.copy_(p.grad)
-        presence.copy_(torch.tensor([float(p.grad is not None) for p in parameters]))
-        tail[0] = 0.0 if self._loss is None else self._loss
-        tail[1] = float(self._stop)
-        return gradients, presence, tail
+    def plan(self, updates: int) -> Plan:
+        """One buffer an update."""
+        if self.world == 1:
+            return super().plan(updates)
+        size = self._buffer.numel() * self._buffer.element_size()
+        return Plan(float(updates), float(updates * size), size, "the gradients, at every update")
+
+    def _present(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Views of the buffer, and the gradients, of the parameters that have one."""
+        pairs = [(view, p.grad) for view, p in zip(self._gradients, parameters, strict=True) if p.grad is not None]
+        return [view for view, _ in pairs], [gradient for _, gradient in pairs]
+
+    @torch.no_grad()
+    def _fill(self, parameters: list[Tensor]) -> None:
+        """Write this worker's weighted share into the buffer."""
+        views, gradients = self._present(parameters)
+        if len(gradients) < len(parameters):
+            self._buffer.zero_()
+        if gradients:
+            torch._foreach_copy_(views, gradients)
+        if self._relative_weight != 1.0:
+            torch._foreach_mul_(self._gradients, self._relative_weight)
+        self._presence.copy_(torch.tensor([float(p.grad is not None) for p in parameters]))
+        self._tail[0] = self._loss
+        self._tail[1] = float(self._stop)

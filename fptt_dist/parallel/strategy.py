@@ -2,17 +2,32 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
+
+from fptt_dist.parallel.collectives import Communicator, Traffic
+from fptt_dist.parallel.finite import NEVER, SUM, FirstSight, Sighting
+
+Weights = Literal["center", "weights"]
 
 
 class OptimizerView(Protocol):
-    """What a strategy sees of the optimizer."""
+    """What a strategy sees of the optimizer.
+
+    Attributes:
+        param_groups: torch's.
+        beta: how much of W̄ an update renews.
+        update: "algorithm2" where u is not renewed by u ← u − (W' − W̄).
+        anchor: receives the second pull (`center`, `dual`, `strength` by parameter).
+    """
 
     param_groups: list[dict[str, Any]]
+    beta: float
+    update: str
+    anchor: Any
 
     @property
     def step(self) -> Callable[..., Any]:
@@ -23,40 +38,108 @@ class OptimizerView(Protocol):
         """The model computes with W̄ within the context."""
         ...
 
+    def slow(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Parameters, W̄ and u, the optimizer's own tensors."""
+        ...
+
+    def mean_squared_scale(self, *, by_tensor: bool = False) -> Tensor:
+        """s², what the optimizer divides a gradient by, squared and averaged: (1,), or (P,) by parameter."""
+        ...
+
+
+@dataclass
+class Plan:
+    """What travels for one batch of sequences, as it will be.
+
+    Attributes:
+        collectives: per batch, a mean.
+        bytes: handed over by each worker per batch, a mean.
+        each: bytes of one collective.
+        what: in words.
+    """
+
+    collectives: float
+    bytes: float
+    each: int
+    what: str
+
+
+@dataclass
+class StrategyState:
+    """What a checkpoint holds of a strategy, as tensors by name.
+
+    Attributes:
+        shared: equal on all workers.
+        own: this worker's.
+    """
+
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+
 
 class Strategy(ABC):
     """One way to train with several workers. The loop calls, in this order and the same on every worker:
 
-    `prepare`, `attach`, then for each window `backward`, `step`, `after_window`; `stopping` after each batch.
+    `prepare`, `attach`, then for each window `backward`, `step`, `after_window`; `healthy` and `stopping` after each
+    batch; `settle` when an epoch resets the slow variables and at the end.
+
+    Args:
+        everyone: all workers.
 
     Attributes:
-        rank: this worker, from 0.
-        world: number of workers.
+        everyone: all workers.
+        window: updates done, the clock that all agreements go by.
+        replicated: whether weights, slow variables and moments are equal on all workers.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1) -> None:
-        self.rank = rank
-        self.world = world
+    replicated = True
+
+    def __init__(self, everyone: Communicator) -> None:
+        self.everyone = everyone
+        self.window = 0
         self._stop = False
+
+    @property
+    def rank(self) -> int:
+        """This worker, from 0."""
+        return self.everyone.rank
+
+    @property
+    def world(self) -> int:
+        """Number of workers."""
+        return self.everyone.world
+
+    @property
+    def voices(self) -> int:
+        """How many agree: the workers, or the machines where a machine's workers are equal."""
+        return self.world
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The module to train, called before the optimizer exists."""
+        self._module = model
         return model
 
     def attach(self, optimizer: OptimizerView) -> None:
-        """Take the optimizer and bring every worker to rank 0's weights."""
+        """Take the optimizer and bring every worker to rank 0's parameters and buffers.
+
+        Raises:
+            RuntimeError: they are not equal, bit for bit, after that.
+        """
         self.optimizer = optimizer
+        tensors = [t.detach() for t in (*self._module.parameters(), *self._module.buffers())]
+        self.everyone.broadcast(tensors, name="weights")
+        wide = [t for t in tensors if t.element_size() % 4 == 0]
+        if not self.everyone.equal(wide, name="weights"):
+            raise RuntimeError("the workers' weights differ after the broadcast from rank 0")
+        self._watch = FirstSight(dict(self._module.named_parameters()))
 
     @abstractmethod
-    def backward(self, loss: Tensor, *, last: bool) -> Tensor | None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Differentiate one micro-batch's loss.
 
         Args:
-            loss: 0-dim, already weighted by the micro-batch's share.
+            loss: 0-dim, a mean over this worker's sequences, weighted by the micro-batch's share of them.
             last: whether an update follows; then the gradients are made what the update shall use.
-
-        Returns:
-            If `last`: whether loss and gradients are finite on all workers (0-dim bool); otherwise None.
         """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -65,14 +148,27 @@ class Strategy(ABC):
 
     def after_window(self) -> None:
         """Called after each window's update; a place to agree with the other workers."""
+        self.window += 1
 
-    def at_center(self) -> AbstractContextManager[None]:
-        """Within the context the module computes with the agreed W̄; afterwards what was there is back."""
-        return self.optimizer.at_center()
+    def settle(self) -> None:
+        """All workers agree now: at an epoch's reset and at the end."""
+
+    def evaluating(self, weights: Weights) -> AbstractContextManager[None]:
+        """Within the context the module computes with the agreed W̄ or W; afterwards what was there is back."""
+        return self.optimizer.at_center() if weights == "center" else nullcontext()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum a tensor over the workers (metrics, estimates)."""
-        return tensor
+        """Sum a tensor over the workers (metrics, estimates), in place."""
+        return self.everyone.sum(tensor, name="metrics")
+
+    @abstractmethod
+    def healthy(self) -> bool:
+        """Whether loss and gradients were finite, as far as all workers know alike; the same answer everywhere."""
+
+    def first_sight(self) -> Sighting:
+        """Where something was first not finite; called by all workers once `healthy` says no."""
+        seen = self._watch.agree(self.everyone)
+        return seen if seen.window < NEVER else Sighting(seen.rank, self.window - 1, SUM)
 
     def request_stop(self) -> None:
         """This worker was asked to stop; `stopping` says when all agree."""
@@ -82,24 +178,42 @@ class Strategy(ABC):
         """Whether all workers stop after this batch; the same answer everywhere."""
         return self._stop
 
+    def vote(self) -> None:
+        """Bring `healthy` and `stopping` up to date on all workers, before a checkpoint; changes no weight."""
+
     def drain(self) -> None:
         """Wait for collectives under way; changes no number."""
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors of this worker that a checkpoint must hold."""
+    def measured(self) -> dict[str, Tensor]:
+        """What this worker measured at the last agreement, by name, 0-dim; telemetry takes the largest of all."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Bring back what `state_dict` gave."""
+    def communicators(self) -> list[Communicator]:
+        """All through which numbers travel."""
+        return [self.everyone]
+
+    def traffic(self) -> dict[str, Traffic]:
+        """What the collectives have cost this worker so far, by name."""
+        total: dict[str, Traffic] = {}
+        for each in self.communicators():
+            for name, cost in each.traffic.items():
+                sum_ = total.setdefault(name, Traffic())
+                sum_.calls += cost.calls
+                sum_.bytes += cost.bytes
+                sum_.seconds += cost.seconds
+        return total
+
+    def plan(self, updates: int) -> Plan:
+        """What travels for one batch of `updates` windows."""
+        return Plan(0.0, 0.0, 0, "nothing travels")
+
+    def state_dict(self) -> StrategyState:
+        """What a checkpoint must hold, `window` apart; collectives under way must have been drained."""
+        return StrategyState()
+
+    def load_state_dict(self, state: StrategyState, window: int) -> None:
+        """Bring back what `state_dict` gave at update `window`; `own` is empty after a change of the world's size."""
+        self.window = window
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
-def all_finite(loss: Tensor, tensors: list[Tensor]) -> Tensor:
-    """Whether the loss and all elements of `tensors` are finite, as a 0-dim bool tensor on their device."""
-    tensors = [t for t in tensors if t.numel()]
-    if not tensors:
-        return torch.isfinite(loss)
-    largest = torch.stack([torch.linalg.vector_norm(t, float("inf")) for t in tensors])
-    return torch.isfinite(largest).all() & torch.isfinite(loss)

@@ -20,7 +20,7 @@ class Copying(GeneratedTask):
         delay: steps between the last symbol and the first recalled one, at least 1 (the marker's).
         symbols: how many are to be kept.
         alphabet: how many there are.
-        examples: training sequences an epoch, generated afresh every epoch.
+        examples: training sequences an epoch.
         validation: sequences of the fixed validation set.
         test: sequences of the fixed test set.
         seed: of the training sequences.

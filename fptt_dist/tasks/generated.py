@@ -1,11 +1,14 @@
-"""Tasks whose sequences are generated: training afresh at every epoch, validation and test once and for all."""
+"""Tasks whose sequences are generated: training afresh at every epoch or dealt, validation and test fixed."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
 
+import torch
+
+from fptt_dist.tasks.shards import Shard, Shards
 from fptt_dist.tasks.task import Batch, Split, Task, share
 
-STREAMS = {"train": 0, "validation": 1, "test": 2}
+STREAMS = {"train": 0, "validation": 1, "test": 2, "fixed": 3}
 EVALUATION_BATCH = 500
 
 
@@ -23,17 +26,41 @@ class GeneratedTask(Task):
     """
 
     def __init__(self, *, examples: int, validation: int, test: int, seed: int) -> None:
-        self.train_examples = examples
+        self.train_examples = self._examples = examples
         self.sizes = {"validation": validation, "test": test}
         self.seed = seed
+        self._shard: Shard | None = None
 
     @abstractmethod
     def generate(self, seed: list[int], size: int) -> Batch:
         """`size` sequences, a pure function of `seed`."""
 
+    def deal(self, shards: Shards, rank: int, world: int) -> None:
+        """As for every task; "fixed" makes the sequences a finite set, the same at every epoch.
+
+        Raises:
+            ValueError: "by_label", or as for every task.
+        """
+        if shards == "by_label":
+            raise ValueError(
+                f"the sequences of the task {self.name} have no labels to be dealt by: they can be shuffled or fixed"
+            )
+        self._shard = Shard(self._examples, rank, world, seed=self.seed) if shards == "fixed" else None
+        self.train_examples = self._shard.dealt if self._shard else self._examples
+
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
-        """Sequences `part` of the global batch: the whole batch is generated, then sliced."""
-        return self.generate([STREAMS["train"], self.seed, epoch, cursor], size).select(part)
+        """Sequences `part` of the global batch: the whole batch is generated, then sliced.
+
+        Where they are dealt, this worker's own: each is generated from its id, again at every epoch, so none is kept.
+        """
+        if self._shard is None:
+            return self.generate([STREAMS["train"], self.seed, epoch, cursor], size).select(part)
+        examples = self._shard.batch(epoch, cursor, size, part)
+        sequences = [self.generate([STREAMS["fixed"], self.seed, example], 1) for example in examples.tolist()]
+        inputs = torch.cat([sequence.inputs for sequence in sequences], dim=1)
+        in_time = sequences[0].targets_in_time
+        targets = torch.cat([sequence.targets for sequence in sequences], dim=1 if in_time else 0)
+        return Batch(inputs, targets, examples, in_time)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of the fixed set, at most 500 sequences at a time."""

@@ -13,6 +13,7 @@ from fptt_dist.algorithm.estimates import ClassMeanEstimate, ExampleEstimate, La
 from fptt_dist.algorithm.losses import TerminalLoss
 from fptt_dist.tasks.data_error import DataError
 from fptt_dist.tasks.idx import read_labelled_images
+from fptt_dist.tasks.shards import Shard, Shards
 from fptt_dist.tasks.task import Batch, Split, Task, share
 
 CLASSES = 10
@@ -104,10 +105,20 @@ class Pixels(Task):
         }
         self.loss = TerminalLoss(self._estimate(estimate, windows), reads=reads)
         self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._shard: Shard | None = None
+
+    def deal(self, shards: Shards, rank: int, world: int) -> None:
+        """As for every task; the labels are the images' digits or kinds of clothes."""
+        labels = self._labels["train"]
+        by = labels if shards == "by_label" else None
+        self._shard = None if shards == "shuffled" else Shard(len(labels), rank, world, seed=self.seed, labels=by)
+        self.train_examples = self._shard.dealt if self._shard else len(labels)
 
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
-        """Images `part` of the global batch at `cursor` of the epoch's own order."""
-        return self._gather("train", self._order(epoch)[cursor : cursor + size][part])
+        """Images `part` of the global batch at `cursor` of the epoch's own order, or this worker's own."""
+        if self._shard is None:
+            return self._gather("train", self._order(epoch)[cursor : cursor + size][part])
+        return self._gather("train", self._shard.batch(epoch, cursor, size, part))
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of the held-out or test images, at most 500 at a time."""

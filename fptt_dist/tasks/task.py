@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fptt_dist.algorithm.losses import InstantaneousLoss
+from fptt_dist.tasks.shards import Shards
 
 Split = Literal["validation", "test"]
 
@@ -62,7 +63,7 @@ class Task(ABC):
         inputs: I, numbers a step.
         outputs: O, what the network must give.
         length: T, steps of a sequence.
-        train_examples: training sequences an epoch.
+        train_examples: training sequences an epoch, over all workers.
         loss: what a window is trained on.
         metric: the metric's name.
         higher_is_better: the metric's direction.
@@ -79,11 +80,29 @@ class Task(ABC):
     higher_is_better: bool
     carries_state: bool = False
 
+    def deal(self, shards: Shards, rank: int, world: int) -> None:
+        """Say how the training examples fall to the workers; "shuffled" where it is not called.
+
+        "shuffled": every epoch's examples are shuffled as one, and each worker takes its part of each global batch.
+        "fixed": the seed deals the examples once, a worker keeps its own, and every epoch shows them in another order.
+        "by_label": like "fixed", in the order of their labels, so that workers hold as unlike examples as can be.
+
+        Where they are dealt, `train_examples` becomes the number dealt, equal shares without the remainder, and
+        `train_batch` gives this worker's own examples, as many as `part` has; it refuses batches that the workers do
+        not share equally.
+
+        Raises:
+            ValueError: the task cannot be dealt so, there is no such worker, or there are fewer examples than workers.
+        """
+        if shards != "shuffled":
+            raise ValueError(f"the examples of the task {self.name} can only be shuffled, not dealt as {shards}")
+
     @abstractmethod
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
         """Sequences `part` of the global batch of `size` that starts at example `cursor` of `epoch`.
 
-        A pure function of its arguments and the task's seed, so that any number of workers sees the same examples.
+        A pure function of its arguments, the task's seed and how the examples are dealt; where they are "shuffled", any
+        number of workers sees the same global batch.
         """
 
     @abstractmethod

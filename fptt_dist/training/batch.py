@@ -19,13 +19,11 @@ class BatchResult:
     Attributes:
         window_losses: (K,) ℓ_k of this worker's share, unweighted.
         window_metrics: (K,) the task's metric of this worker's share at each window; empty where it has none.
-        finite: (updates,) whether loss and gradients were finite on all workers at each update.
         states: the state after the last window, detached, one a micro-batch.
     """
 
     window_losses: Tensor
     window_metrics: Tensor
-    finite: Tensor
     states: list[Any]
 
 
@@ -84,19 +82,16 @@ class WindowLoop:
         incoming = [None] * len(parts) if states is None else states
         losses: list[Tensor] = []
         metrics: list[Tensor] = []
-        finite: list[Tensor] = []
         norms: dict[str, Tensor] = {}
         passes = self.procedure.passes(self.task.length, self.windows)
         for number, windows in enumerate(passes, 1):
             is_last = number == len(passes)
             update = is_last or self.procedure.update_each_window
             outgoing: list[Any] = []
-            window_losses, window_metrics, verdict = self._pass(parts, windows, incoming, outgoing, update=update)
+            window_losses, window_metrics = self._pass(parts, windows, incoming, outgoing, update=update)
             losses.extend(window_losses)
             metrics.extend(window_metrics)
             if update:
-                assert verdict is not None
-                finite.append(verdict)
                 if measure and is_last:
                     norms = self.optimizer.norms()
                 self.strategy.step(self._closure(parts, windows, incoming))
@@ -104,35 +99,34 @@ class WindowLoop:
                 self.strategy.after_window()
             incoming = outgoing
         measured = torch.stack(metrics) if metrics else torch.empty(0, device=batch.inputs.device)
-        return BatchResult(torch.stack(losses), measured, torch.stack(finite), incoming), norms
+        return BatchResult(torch.stack(losses), measured, incoming), norms
 
     def _pass(
         self, parts: list[Batch], windows: list[Window], incoming: list[Any], outgoing: list[Any], *, update: bool
-    ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Forward and backward over the windows of one graph, for every micro-batch.
 
         Returns ℓ_k and the metric of each window (0-dim, means over the micro-batches; no metrics where the task has
-        none) and, before an update, whether all is finite.
+        none).
         """
         weights = [self.procedure.weight(window, terminal=self.task.loss.terminal) for window in windows]
         total = sum(part.size for part in parts)
         losses, metrics = ([torch.zeros((), device=parts[0].inputs.device) for _ in windows] for _ in range(2))
         has_metric = False
-        verdict = None
         for m, part in enumerate(parts):
             fraction = part.size / total
             with torch.set_grad_enabled(any(weights)):
                 values, scores, state = self._forward(part, windows, incoming[m], observe=True)
             if any(weights):
                 objective = torch.stack([w * value for w, value in zip(weights, values, strict=True)]).sum()
-                verdict = self.strategy.backward(objective * fraction, last=update and m == len(parts) - 1)
+                self.strategy.backward(objective * fraction, last=update and m == len(parts) - 1)
             for k, value in enumerate(values):
                 losses[k] += value.detach() * fraction
             for k, score in enumerate(scores):
                 metrics[k] += score * fraction
             outgoing.append(detach(state))
             has_metric = bool(scores)
-        return losses, metrics if has_metric else [], verdict
+        return losses, metrics if has_metric else []
 
     def _forward(
         self, part: Batch, windows: list[Window], state: Any, *, observe: bool

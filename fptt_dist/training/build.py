@@ -11,7 +11,7 @@ from fptt_dist import config as settings
 from fptt_dist.algorithm import FPTT, PROCEDURES, schedules
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.models import Network, chrono_initialisation, recurrent_layer
-from fptt_dist.parallel import GradientAveraging, LaunchEnvironment, Single, Strategy
+from fptt_dist.parallel import LaunchEnvironment, device_index
 from fptt_dist.tasks import Adding, Copying, Pixels, Task
 
 
@@ -27,12 +27,7 @@ def build_device(config: Config, environment: LaunchEnvironment) -> torch.device
         raise ConfigError(
             "device=cuda, but torch finds no usable GPU: type device=cpu, or install a CUDA build of torch"
         )
-    if environment.local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"local rank {environment.local_rank} has no GPU of its own ({torch.cuda.device_count()} visible): start "
-            "fewer processes on this machine, or type device=cpu"
-        )
-    device = torch.device("cuda", environment.local_rank)
+    device = torch.device("cuda", device_index(environment, torch.cuda.device_count()))
     torch.cuda.set_device(device)
     return device
 
@@ -166,45 +161,12 @@ def build_alpha_schedule(config: Config) -> schedules.AlphaSchedule:
             return schedules.inverse_lr(alpha, maximum)
 
 
-def build_strategy(config: Config, environment: LaunchEnvironment) -> Strategy:
-    """Who holds what.
+def seed_worker(seed: int, rank: int, *again: int) -> None:
+    """Start this worker's own random streams (dropout, a user's cell), which differ by rank.
 
-    Raises:
-        ConfigError: parallel.strategy=single with several processes, or the batch cannot be shared out equally.
+    `again`: the batch and the number of workers, where a run goes on with another number of them.
     """
-    world = environment.world
-    if config.train.batch_size % world:
-        raise ConfigError(
-            f"train.batch_size={config.train.batch_size} is the global batch and must be a multiple of the {world} "
-            f"processes: type train.batch_size={-(-config.train.batch_size // world) * world}"
-        )
-    micro = config.train.micro_batch_size
-    if micro is not None and (config.train.batch_size // world) % micro:
-        raise ConfigError(
-            f"train.micro_batch_size={micro} does not divide each process's share of the batch, "
-            f"{config.train.batch_size} / {world} = {config.train.batch_size // world} sequences"
-        )
-    if world > 1 and isinstance(config.task, settings.PixelsTask) and config.task.estimate == "example":
-        raise ConfigError(
-            f"task.estimate=example remembers each worker's own examples, and {world} processes are dealt other ones "
-            "every epoch: type task.estimate=class_mean, or start one process"
-        )
-    match config.parallel:
-        case settings.SingleProcess() if world > 1:
-            raise ConfigError(
-                f"parallel.strategy=single, but {world} processes were started: type parallel.strategy=gradient"
-            )
-        case settings.GradientParallel():
-            return GradientAveraging(environment.rank, world)
-        case settings.SingleProcess():
-            return Single()
-        case settings.AutoParallel():
-            return GradientAveraging(environment.rank, world) if world > 1 else Single()
-
-
-def seed_worker(seed: int, rank: int) -> None:
-    """Start this worker's own random streams (dropout, a user's cell), which differ by rank."""
-    own = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+    own = int(np.random.SeedSequence([seed, rank, *again]).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(own)
     random.seed(own)
     np.random.seed(own % 2**32)  # noqa: NPY002 - a user's cell may draw from it

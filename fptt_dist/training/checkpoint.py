@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fptt_dist.config import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 LOG = logging.getLogger("fptt_dist")
 
@@ -136,7 +136,7 @@ class CheckpointStore:
         """The newest whole checkpoint; torn or corrupt ones are skipped with a warning.
 
         Raises:
-            ConfigError: it was written by a newer version of this program.
+            ConfigError: it was written by another version of this program.
         """
         for folder in sorted(self.root.glob("step-*[0-9]"), reverse=True):
             problem = problem_of(folder)
@@ -169,7 +169,7 @@ def problem_of(folder: Path) -> str | None:
     """Why a folder is no whole checkpoint, in words; None if it is one.
 
     Raises:
-        ConfigError: it was written by a newer version of this program.
+        ConfigError: it was written by another version of this program.
     """
     try:
         manifest = read_values(folder, MANIFEST)
@@ -183,6 +183,11 @@ def problem_of(folder: Path) -> str | None:
         raise ConfigError(
             f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to {SCHEMA_VERSION}: "
             "update fptt_dist"
+        )
+    if version < SCHEMA_VERSION:
+        raise ConfigError(
+            f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads {SCHEMA_VERSION}: go on "
+            "with the version in versions.json, or type run.dir=… for a new run"
         )
     for name, (size, checksum) in files.items():
         path = folder / name

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fptt_dist.algorithm import detach
+from fptt_dist.parallel.strategy import Plan
 from fptt_dist.training.trainer import Trainer
 
 
@@ -19,6 +20,7 @@ class DryRun:
         windows: first step and stop of each window.
         updates_per_batch: K, or 1 for the baselines with one update.
         loss: of the first graph, the mean over its windows.
+        traffic: what travels between the workers, in words; empty for one.
         memory: bytes on this worker by what holds them; activations are what the first window's graph really keeps.
     """
 
@@ -28,6 +30,7 @@ class DryRun:
     updates_per_batch: int
     loss: float
     memory: dict[str, int]
+    traffic: list[str]
 
     def lines(self) -> list[str]:
         """The same for a person to read."""
@@ -39,6 +42,7 @@ class DryRun:
             f"{'windows':<{width}}{len(self.windows)} of {sizes} steps; {self.updates_per_batch} update(s) a batch",
             f"{'parameters':<{width}}{self.parameters['total']:,}, {self.parameters['recurrent']:,} of them recurrent",
             f"{'loss of the first graph':<{width}}{self.loss:.5g}",
+            *self.traffic,
             "memory a process, estimated",
             *(f"  {name:<{width - 2}}{size / 2**20:10.3f} MiB" for name, size in self.memory.items()),
             f"  {'sum':<{width - 2}}{sum(self.memory.values()) / 2**20:10.3f} MiB",
@@ -76,6 +80,7 @@ def dry_run(trainer: Trainer) -> DryRun:
     loss = loss / len(passes[0])
     trainer.strategy.backward(loss, last=True)
     trainer.strategy.step(lambda: None) if trainer.optimizer.update == "algorithm2" else trainer.strategy.step()
+    plan = trainer.strategy.plan(trainer.loop.updates)
 
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
     slow, moments = 0, 0
@@ -97,6 +102,7 @@ def dry_run(trainer: Trainer) -> DryRun:
         windows=[(w.part.start, w.part.stop) for windows in passes for w in windows],
         updates_per_batch=trainer.loop.updates,
         loss=float(loss.detach()),
+        traffic=_traffic(plan, weights) if trainer.strategy.world > 1 else [],
         memory={
             "weights": weights,
             "gradients": weights,
@@ -106,3 +112,12 @@ def dry_run(trainer: Trainer) -> DryRun:
             "the batch": batch.inputs.numel() * batch.inputs.element_size(),
         },
     )
+
+
+def _traffic(plan: Plan, gradients: int) -> list[str]:
+    """What each worker hands over for one batch of sequences, against data-parallel BPTT's one gradient."""
+    return [
+        f"what travels: {plan.what}, {plan.each / 2**20:.3f} MiB each",
+        f"  a batch of sequences: {plan.collectives:g} collectives, {plan.bytes / 2**20:.3f} MiB a process",
+        f"  data-parallel BPTT:   1 collective, {gradients / 2**20:.3f} MiB a process",
+    ]

@@ -1,8 +1,5 @@
 """The task's metric over a fixed set, which changes no weight and no random stream."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
-
 import torch
 from torch import nn
 
@@ -12,34 +9,23 @@ from fptt_dist.tasks import Batch, Split, Task
 
 STEPS = 256  # run at once
 
-Weights = Literal["center", "weights"]
-
-
-def evaluated_weights(strategy: Strategy, weights: Weights) -> AbstractContextManager[None]:
-    """Within the context the model has the agreed W̄ ("center") or keeps W ("weights")."""
-    return strategy.at_center() if weights == "center" else nullcontext()
-
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module, task: Task, strategy: Strategy, split: Split, weights: Weights, device: torch.device
-) -> float:
-    """The metric of `split`, over all workers' shares of it, in float32.
+def evaluate(model: nn.Module, task: Task, strategy: Strategy, split: Split, device: torch.device) -> float:
+    """The metric of `split` with the model's weights as they are, over all workers' shares of it, in float32.
 
     Args:
         model: `(x, state) → (y, state)`.
         task: gives the sequences and the metric.
-        strategy: knows the agreed W̄ and the other workers.
+        strategy: knows the other workers.
         split: "validation" or "test".
-        weights: "center" evaluates W̄, "weights" W.
         device: where the model is.
     """
     was_training = model.training
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=device)  # sum of the metric, items
     try:
-        with evaluated_weights(strategy, weights):
-            _accumulate(model, task, strategy, split, totals, device)
+        _accumulate(model, task, strategy, split, totals, device)
     finally:
         model.train(was_training)
     total, items = strategy.sum(totals).tolist()

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from fptt_dist.config import Config, ConfigError, load
-from fptt_dist.parallel import LaunchEnvironment, process_group, resolve_environment
-from fptt_dist.parallel.collectives import broadcast_from_first, first_alone
+from fptt_dist.parallel import Communicator, LaunchEnvironment, process_group, resolve_environment
 from fptt_dist.training.build import build_device
 from fptt_dist.training.dry_run import DryRun, dry_run
 from fptt_dist.training.run_folder import Result, RunFolder
+from fptt_dist.training.same_program import check_same_program
 from fptt_dist.training.signals import stop_on_signal
 from fptt_dist.training.trainer import Trainer
 
@@ -32,16 +32,18 @@ def train(config: Config) -> Result:
         ConfigError: a mistake in the configuration or the environment.
         NonFiniteError: a loss or gradient was not finite.
         Interrupted: SIGINT or SIGTERM arrived; the run was saved.
+        LostWorkerError: another process died or did not come in time.
     """
-    environment = resolve_environment()
+    environment = resolve_environment(config.parallel.launcher)
     device = build_device(config, environment)
     folder = RunFolder(config)
     # Connected first: a signal while this process waits for the others ends it at once, there is nothing to save.
-    with _connected(environment, device), stop_on_signal() as stop:
+    with _connected(environment, device, folder.path) as everyone, stop_on_signal() as stop:
+        check_same_program(everyone, folder.config)
         trainer = Trainer(folder, environment, device)
         # After all that can be refused: a mistake leaves no folder behind.
-        first_alone(folder.open, rank=environment.rank, device=device, name="run folder")
-        newest = _agree_on_checkpoint(trainer, device)
+        everyone.first_alone(folder.open, name="run folder")
+        newest = _agree_on_checkpoint(trainer, everyone)
         if newest is not None:
             trainer.restore(newest)
             LOG.warning("resumed from %s", newest)
@@ -58,10 +60,12 @@ def try_out(config: Config) -> DryRun:
     Raises:
         ConfigError: a mistake in the configuration or the environment.
     """
-    environment = resolve_environment()
+    environment = resolve_environment(config.parallel.launcher)
     device = build_device(config, environment)
-    with _connected(environment, device):
-        return dry_run(Trainer(RunFolder(config), environment, device))
+    folder = RunFolder(config)
+    with _connected(environment, device, folder.path) as everyone:
+        check_same_program(everyone, folder.config)
+        return dry_run(Trainer(folder, environment, device))
 
 
 def evaluate_run(path: Path, which: str = "best") -> dict[str, float]:
@@ -99,13 +103,13 @@ def open_checkpoint(path: Path, which: str) -> Trainer:
 
 
 @contextmanager
-def _connected(environment: LaunchEnvironment, device: torch.device) -> Iterator[None]:
+def _connected(environment: LaunchEnvironment, device: torch.device, evidence: Path) -> Iterator[Communicator]:
     """The processes connected, and torch set up for training."""
     if environment.world > 1:
         LOG.warning("%s, on %s", environment, device)
     _prepare(device)
-    with process_group(environment, device):
-        yield
+    with process_group(environment, device, evidence) as everyone:
+        yield everyone
 
 
 def _prepare(device: torch.device) -> None:
@@ -114,15 +118,12 @@ def _prepare(device: torch.device) -> None:
         torch.set_flush_denormal(True)
 
 
-def _agree_on_checkpoint(trainer: Trainer, device: torch.device) -> Path | None:
+def _agree_on_checkpoint(trainer: Trainer, everyone: Communicator) -> Path | None:
     """The newest whole checkpoint as rank 0 sees it."""
-    step = torch.full((1,), -1, dtype=torch.int64, device=device)
 
-    def look() -> None:
+    def look() -> str | None:
         newest = trainer.store.newest()
-        if newest is not None:
-            step.fill_(int(newest.name.removeprefix("step-")))
+        return None if newest is None else newest.name
 
-    first_alone(look, rank=trainer.strategy.rank, device=device, name="newest checkpoint")
-    broadcast_from_first([step], name="checkpoint to resume")
-    return None if step.item() < 0 else trainer.store.root / f"step-{int(step.item()):08d}"
+    name = everyone.first_alone(look, name="newest checkpoint")
+    return None if name is None else trainer.store.root / name

@@ -21,7 +21,17 @@ from fptt_dist.config.values import show
 
 STARTED = ("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp")
 """What a start that was killed before it wrote config.yaml leaves behind."""
-MAY_CHANGE = ("train.batches", "train.epochs", "checkpoint.", "telemetry.", "data.root", "run.dir", "resume")
+MAY_CHANGE = (
+    "train.batches",
+    "train.epochs",
+    "checkpoint.",
+    "telemetry.",
+    "data.root",
+    "parallel.launcher",
+    "parallel.timeout",
+    "run.dir",
+    "resume",
+)
 
 
 @dataclass(frozen=True)
@@ -160,8 +170,8 @@ class RunFolder:
             lines = "\n".join(f"  {key}: {show(old)} there, {show(new)} now" for key, (old, new) in differing.items())
             raise ConfigError(
                 f"resume=auto: run.dir={self.path} holds a run with another configuration:\n{lines}\n"
-                "Only train.batches, train.epochs, checkpoint.* and telemetry.* may change: give the old values, or "
-                "run.dir=… for a new run"
+                "Only train.batches, train.epochs, checkpoint.*, telemetry.*, data.root, parallel.launcher and "
+                "parallel.timeout may change: give the old values, or run.dir=… for a new run"
             )
 
     def cut_metrics(self, batch: int) -> None:

@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from fptt_dist.parallel import Strategy
+from fptt_dist.parallel.collectives import Traffic
 from fptt_dist.training.run_folder import Result, RunFolder, flat_values
 
 SCALARS = {  # TensorBoard's tags of the fields of a training record
@@ -22,6 +25,9 @@ SCALARS = {  # TensorBoard's tags of the fields of a training record
     "dual_norm": "FPTT/dual_norm",
     "alpha": "FPTT/alpha",
     "lr": "FPTT/lr",
+    "drift": "Consensus/drift",
+    "bytes_sent": "Consensus/bytes_sent",
+    "blocked_share": "Consensus/blocked_share",
     "sequences_per_second": "Speed/sequences_per_second",
     "memory_bytes": "Speed/memory_bytes",
 }
@@ -32,6 +38,44 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class TrafficMeter:
+    """What this worker's collectives cost between two records.
+
+    Args:
+        strategy: whose collectives.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self._before = strategy.traffic()
+        self._seconds = 0.0
+
+    def since_last(self, seconds: float) -> dict[str, Any]:
+        """Calls, bytes handed over and seconds blocked by the collectives' names, and their sums; {} for one worker.
+
+        Args:
+            seconds: of training so far, which `blocked_share` is relative to.
+        """
+        if self.strategy.world == 1:
+            return {}
+        now, nothing = self.strategy.traffic(), Traffic()
+        costs = {}
+        for name, total in now.items():
+            before = self._before.get(name, nothing)
+            cost = {field: value - getattr(before, field) for field, value in asdict(total).items()}
+            if cost["calls"]:
+                costs[name] = cost
+        elapsed = max(seconds - self._seconds, 1e-9)
+        self._before, self._seconds = now, seconds
+        blocked = sum(cost["seconds"] for cost in costs.values())
+        return {
+            "collectives": costs,
+            "bytes_sent": sum(cost["bytes"] for cost in costs.values()),
+            "blocked_seconds": blocked,
+            "blocked_share": blocked / elapsed,
+        }
 
 
 class Telemetry:
@@ -95,7 +139,8 @@ class Telemetry:
         self._text = f"loss {record['loss']:.4g}  {record['sequences_per_second']:.0f} sequences/s"
         if self._board is not None:
             for field, tag in SCALARS.items():
-                self._board.add_scalar(tag, record[field], record["batch"])
+                if field in record:
+                    self._board.add_scalar(tag, record[field], record["batch"])
             for k, loss in enumerate(record["window_losses"], 1):
                 self._board.add_scalar(f"Windows/loss_{k:03d}", loss, record["batch"])
             for field in record.keys() - {"window_losses"}:

@@ -4,8 +4,8 @@ import logging
 import math
 import shlex
 import time
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +14,26 @@ from torch import Tensor
 
 from fptt_dist.algorithm import PROCEDURES
 from fptt_dist.config import ConfigError
-from fptt_dist.parallel import LaunchEnvironment, wait_for_all
+from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, tighten
+from fptt_dist.parallel.finite import LOSS, SUM
 from fptt_dist.tasks import share
 from fptt_dist.training import build, snapshot
 from fptt_dist.training.batch import BatchResult, WindowLoop
-from fptt_dist.training.checkpoint import CheckpointStore, problem_of, read_tensors, read_values
-from fptt_dist.training.evaluation import Weights, evaluate, evaluated_weights
+from fptt_dist.training.build_strategy import build_strategy, deal, shares
+from fptt_dist.training.checkpoint import CheckpointStore, problem_of
+from fptt_dist.training.contents import contents_of, load_agreed, restore
+from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lr_schedule import LrSchedule
-from fptt_dist.training.nested import flatten, unflatten
+from fptt_dist.training.position import Best, Position
 from fptt_dist.training.run_folder import Result, RunFolder, versions
 from fptt_dist.training.signals import Interrupted, StopFlag
-from fptt_dist.training.telemetry import Telemetry, peak_memory_bytes
+from fptt_dist.training.telemetry import Telemetry, TrafficMeter, peak_memory_bytes
 
 LOG = logging.getLogger("fptt_dist")
 
 
 class NonFiniteError(Exception):
     """A loss or gradient was NaN or infinite; the run stops and its checkpoints stay as they were."""
-
-
-@dataclass
-class Position:
-    """How far a run is.
-
-    Attributes:
-        batch: global batches trained.
-        epoch: the current epoch, from 0.
-        cursor: training examples of this epoch already seen, over all workers.
-        updates: parameter updates.
-        sequences: training sequences seen, over all workers.
-        seconds: training time.
-    """
-
-    batch: int = 0
-    epoch: int = 0
-    cursor: int = 0
-    updates: int = 0
-    sequences: int = 0
-    seconds: float = 0.0
-
-
-@dataclass
-class Best:
-    """The best validation so far: after which batch, and its value."""
-
-    batch: int
-    value: float
 
 
 class Trainer:
@@ -83,7 +57,9 @@ class Trainer:
         # what is trained
         self.task = build.build_task(config)
         self.task.loss.to(device)
-        self.strategy = build.build_strategy(config, environment)
+        self.strategy = build_strategy(config, environment, communicator(environment, device))
+        self.shares = shares(config, self.strategy.world)
+        deal(self.task, config, self.strategy.rank, self.strategy.world)
         self.network = build.build_model(config, self.task).to(device)
         self.model = self.strategy.prepare(self.network)
         self.optimizer = build.build_optimizer(config, self.model)
@@ -129,8 +105,9 @@ class Trainer:
             keep_last=config.checkpoint.keep_last,
             rank=self.strategy.rank,
             world=self.strategy.world,
-            wait_for_all=lambda name: wait_for_all(name=name),
+            wait_for_all=lambda name: self.strategy.everyone.barrier(name=name),
         )
+        self.traffic = TrafficMeter(self.strategy)
         self.position = Position()
         self.best: Best | None = None
         self.states: list[Any] | None = None  # carried from batch to batch, where the task is a stream
@@ -155,8 +132,12 @@ class Trainer:
         with Telemetry(
             self.folder, active=active, total_batches=self.total_batches, first_batch=self.position.batch
         ) as telemetry:
+            first = True
             while not self.done:
                 self._train_batch(telemetry)
+                if first:
+                    tighten(self.strategy.communicators(), self.config.parallel.timeout)
+                    first = False
                 improved = self._validate_if_due(telemetry)
                 if self._due(self.config.checkpoint.every) or improved or self.done:
                     self.save(improved=improved)
@@ -187,7 +168,7 @@ class Trainer:
         recorded = (position.batch + 1) % self.config.telemetry.every == 0
         batch = self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device)
         result, norms = self.loop.run(batch, self.states, measure=recorded)
-        self._check_finite(result)
+        self._check_finite()
         if self.task.carries_state:
             self.states = result.states
         rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
@@ -202,11 +183,14 @@ class Trainer:
             telemetry.training(self._record(result, norms, rates, size / elapsed))
         if position.batch % self.batches_per_epoch == 0:
             self._end_epoch()
+        if self.done:
+            self.strategy.settle()
 
     def _end_epoch(self) -> None:
         """After an epoch's last update: the reset, the estimates, the next epoch's first example."""
         fptt = self.config.fptt
         if PROCEDURES[self.config.algorithm].has_force and (fptt.reset_weights or fptt.reset_dual):
+            self.strategy.settle()
             self.optimizer.recenter(weights=fptt.reset_weights, dual=fptt.reset_dual)
         self.task.loss.end_epoch(self.strategy.sum)
         self.position.epoch += 1
@@ -216,8 +200,15 @@ class Trainer:
     def _record(
         self, result: BatchResult, norms: dict[str, Tensor], rates: dict[str, float], speed: float
     ) -> dict[str, Any]:
-        both = self.strategy.sum(torch.cat([result.window_losses, result.window_metrics])) / self.strategy.world
-        losses, metrics = (part.tolist() for part in both.tensor_split([len(result.window_losses)]))
+        own = torch.cat([result.window_losses, result.window_metrics])
+        apart = self.strategy.measured()
+        largest = own.new_zeros(len(apart), self.strategy.world)  # each worker's in its place, so that one sum serves
+        for row, value in zip(largest, apart.values(), strict=True):
+            row[self.strategy.rank] = value
+        own = own * (self.shares[self.strategy.rank] * self.strategy.world)
+        both = self.strategy.sum(torch.cat([own, largest.flatten()]))
+        means, largest = both[: len(own)] / self.strategy.world, both[len(own) :].view_as(largest)
+        losses, metrics = (part.tolist() for part in means.tensor_split([len(result.window_losses)]))
         values = {name: float(norm) for name, norm in norms.items()}
         return {
             **asdict(self.position),
@@ -231,23 +222,43 @@ class Trainer:
             **rates,
             "sequences_per_second": speed,
             "memory_bytes": peak_memory_bytes(self.device),
+            **{name: float(row.max()) for name, row in zip(apart, largest, strict=True)},
+            **self.traffic.since_last(self.position.seconds),
         }
 
-    def _check_finite(self, result: BatchResult) -> None:
-        if bool(result.finite.all()):
+    def _check_finite(self) -> None:
+        """Called by all workers together.
+
+        Raises:
+            NonFiniteError: what was not finite, where it was seen first.
+        """
+        if self.strategy.healthy():
             return
-        update = int((~result.finite).nonzero()[0]) + 1
-        of = f"window {update} of {self.loop.updates}" if self.loop.updates > 1 else "the update"
+        seen = self.strategy.first_sight()
+        batch, update = divmod(seen.window, self.loop.updates)
+        window = f"window {update + 1} of {self.loop.updates}" if self.loop.updates > 1 else "the update"
+        rank = f", on rank {seen.rank}" if self.strategy.world > 1 else ""
+        what = seen.tensor if seen.tensor in (LOSS, SUM) else f"the gradient of {seen.tensor}"
         raise NonFiniteError(
-            f"a loss or gradient is not finite in {of} of batch {self.position.batch + 1}, "
-            f"epoch {self.position.epoch}. {self._way_out()}"
+            f"{what} is not finite in {window} of batch {batch + 1}, epoch {batch // self.batches_per_epoch}{rank}. "
+            f"{self._way_out()}"
         )
 
-    def _check_storable(self, tensors: dict[str, Tensor]) -> None:
-        """A run could not go on from a checkpoint with an infinite weight: the last update of a batch may overflow."""
+    def _check_storable(self) -> None:
+        """A run could not go on from a checkpoint with an infinite weight: the last update of a batch may overflow.
+
+        All workers refuse together.
+        """
+        optimizer_tensors, _ = snapshot.optimizer_files(self.network, self.optimizer)
+        tensors = {**snapshot.model_tensors(self.network), **optimizer_tensors}
         bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-        if bad:
-            raise NonFiniteError(f"{bad[0]} is not finite after batch {self.position.batch}. {self._way_out()}")
+        found = self.strategy.everyone.gather(bad[:1], name="storable")
+        for rank, names in enumerate(found):
+            if names:
+                of = f" of rank {rank}" if self.strategy.world > 1 else ""
+                raise NonFiniteError(
+                    f"{names[0]}{of} is not finite after batch {self.position.batch}. {self._way_out()}"
+                )
 
     def _way_out(self) -> str:
         lower = f"Lower optimizer.lr (now {self.config.optimizer.lr:g})"
@@ -263,7 +274,8 @@ class Trainer:
         needed = epoch_ended and self.lr_schedule.needs_validation
         if not (self._due(self.config.evaluate.every) or needed or self.done):
             return False
-        value = evaluate(self.model, self.task, self.strategy, "validation", self.weights, self.device)
+        with self.strategy.evaluating(self.weights):
+            value = evaluate(self.network, self.task, self.strategy, "validation", self.device)
         sign = 1.0 if self.task.higher_is_better else -1.0
         improved = self.best is None or math.isnan(self.best.value) or sign * value > sign * self.best.value
         if improved:
@@ -278,59 +290,24 @@ class Trainer:
         telemetry.evaluation({**asdict(self.position), **record, **more})
 
     def save(self, *, improved: bool = False) -> Path:
-        """Write a checkpoint of this batch; all workers together. `improved`: it is the best so far."""
-        self.strategy.drain()
-        optimizer_tensors, optimizer_values = snapshot.optimizer_files(self.network, self.optimizer)
-        self._check_storable({**snapshot.model_tensors(self.network), **optimizer_tensors})
-        random_tensors, random_values = snapshot.random_files(self.device)
-        state_tensors: dict[str, Tensor] = dict(self.strategy.state_dict())
-        carried = flatten(self.states, state_tensors, "carried")
-        return self.store.save(
-            self.position.batch,
-            shared={
-                "model.safetensors": snapshot.model_tensors(self.network),
-                "optimizer.safetensors": optimizer_tensors,
-                "task.safetensors": self.task.state_dict(),
-                "state.json": {
-                    "run_id": self.folder.run_id if self.strategy.rank == 0 else None,
-                    "position": asdict(self.position),
-                    "best": self.best and asdict(self.best),
-                    "optimizer": optimizer_values,
-                    "lr_schedule": self.lr_schedule.state_dict(),
-                },
-            },
-            own={
-                "loss.safetensors": self.task.loss.state_dict(),
-                "random.safetensors": random_tensors,
-                "state.safetensors": state_tensors,
-                "state.json": {"random": random_values, "carried": carried},
-            },
-            best=improved,
-        )
-
-    def restore(self, folder: Path) -> None:
-        """Go back to the state of a checkpoint, bit for bit.
+        """Write a checkpoint of this batch; all workers together. `improved`: it is the best so far.
 
         Raises:
-            ConfigError: it is another model's, or was written by another number of workers.
+            NonFiniteError: some worker has met, or holds, what is not finite.
         """
-        saved, world = read_values(folder, "manifest.json")["world"], self.strategy.world
-        if saved != world:
-            raise ConfigError(f"{folder} was written by {saved} processes, this run has {world}: start {saved}")
-        values = self.load_weights(folder)
-        own = folder / "rank" / str(self.strategy.rank)
-        own_tensors, own_values = read_tensors(own, "state.safetensors"), read_values(own, "state.json")
-        self.lr_schedule.load_state_dict(values["lr_schedule"])
-        self.task.loss.load_state_dict(read_tensors(own, "loss.safetensors"))
-        self.position = Position(**values["position"])
-        self.best = values["best"] and Best(**values["best"])
+        self.strategy.vote()
+        self._check_finite()
+        self.strategy.drain()
+        self._check_storable()
+        shared, own = contents_of(self)
+        return self.store.save(self.position.batch, shared=shared, own=own, best=improved)
+
+    def restore(self, folder: Path) -> None:
+        """Go back to the state of a checkpoint; see `contents.restore`."""
+        restore(self, folder)
         self.store.point("latest", folder)
         if self.best is not None:
             self._point_at_best(self.store.at(self.best.batch))
-        carried = unflatten(own_values["carried"], own_tensors)
-        self.states = carried and [_to(state, self.device) for state in carried]
-        self.strategy.load_state_dict({k: v for k, v in own_tensors.items() if not k.startswith("carried")})
-        snapshot.load_random(read_tensors(own, "random.safetensors"), own_values["random"], self.device)
 
     def _point_at_best(self, folder: Path) -> None:
         """The pointer "best" as the resumed checkpoint knows it: a kill may have come before it was set."""
@@ -341,23 +318,21 @@ class Trainer:
             LOG.warning("the best checkpoint so far, %s, is lost (%s): the best is sought anew", folder, problem)
             self.best = None
 
-    def load_weights(self, folder: Path) -> dict[str, Any]:
-        """W, W̄, u, the moments and what the task keeps of a checkpoint; returns its plain values."""
-        values = read_values(folder, "state.json")
-        self.task.load_state_dict(read_tensors(folder, "task.safetensors"))
-        snapshot.load_model(self.network, read_tensors(folder, "model.safetensors"), folder)
-        tensors = read_tensors(folder, "optimizer.safetensors")
-        snapshot.load_optimizer(self.network, self.optimizer, tensors, values["optimizer"])
-        return values
+    def load_weights(self, folder: Path) -> None:
+        """The weights that a checkpoint's workers agree on, and what the task keeps."""
+        load_agreed(self, folder)
 
     def evaluated_weights(self) -> AbstractContextManager[None]:
-        """Within the context the network has the weights that the run evaluates, W̄ or W."""
-        return evaluated_weights(self.strategy, self.weights)
+        """Within the context the network has the weights that the run evaluates, W̄ or W, of this worker alone."""
+        return self.optimizer.at_center() if self.weights == "center" else nullcontext()
 
     def test(self) -> dict[str, float]:
-        """The metric on the validation and test sets, with the weights as they are."""
-        splits = ("validation", "test")
-        return {s: evaluate(self.model, self.task, self.strategy, s, self.weights, self.device) for s in splits}
+        """The metric on the validation and test sets, with weights that are equal on all workers."""
+        with self.evaluated_weights():
+            return {
+                split: evaluate(self.network, self.task, self.strategy, split, self.device)
+                for split in ("validation", "test")
+            }
 
     def _finish(self, telemetry: Telemetry) -> Result:
         if self.best is None:  # resumed with nothing left to train, before any validation
@@ -393,11 +368,3 @@ class Trainer:
             run_id=self.folder.run_id,
             versions=versions(),
         )
-
-
-def _to(state: Any, device: torch.device) -> Any:
-    if isinstance(state, Tensor):
-        return state.to(device)
-    if isinstance(state, dict):
-        return {key: _to(value, device) for key, value in state.items()}
-    return None if state is None else type(state)(_to(value, device) for value in state)

@@ -42,6 +42,19 @@ def test_bptt_ignores_windows() -> None:
     assert apply_overrides(BASE, {"algorithm": "bptt", "fptt.windows": 201}).windows == 1
 
 
+@pytest.mark.parametrize("task", ["adding", "copying"])
+def test_dealing_by_label_needs_labels(task: str) -> None:
+    text = message(data__shards="by_label", task__name=task)
+    assert text.startswith(
+        f"data.shards=by_label needs a task with labels, task.name={task} has none: "
+        "type data.shards=shuffled (or fixed), or task.name=pixels"
+    )
+    for shards in ("shuffled", "fixed"):
+        assert apply_overrides(BASE, {"data.shards": shards, "task.name": task}).data.shards == shards
+    assert apply_overrides(BASE, {"data.shards": "by_label", "task.name": "pixels"}).data.shards == "by_label"
+    assert BASE.data.shards == "shuffled"
+
+
 def test_preconditioned_needs_a_preconditioner() -> None:
     text = message(fptt__metric="preconditioned", optimizer__name="sgd")
     assert "fptt.metric=preconditioned" in text

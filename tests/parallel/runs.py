@@ -1,5 +1,6 @@
 """Whole runs for the tests: a small configuration, and a trainer whose state can be looked at."""
 
+import json
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ class Outcome:
         batch: how far it came.
         start: every weight before the first batch.
         strategy: the strategy's class.
+        replicated: whether weights and optimizer are equal on all workers.
         folder: the run's folder.
     """
 
@@ -66,6 +68,7 @@ class Outcome:
     batch: int = 0
     start: dict[str, Tensor] = field(default_factory=dict)
     strategy: str = ""
+    replicated: bool = True
     folder: Path = Path()
 
 
@@ -91,6 +94,7 @@ class Watched(Trainer):
             batch=self.position.batch,
             start=self.start,
             strategy=type(self.strategy).__name__,
+            replicated=self.strategy.replicated,
             folder=self.folder.path,
         )
         if self.position.batch == self.stop_at and self.strategy.rank == self.stopped_rank:
@@ -144,7 +148,13 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def checkpoint_tensors(folder: Path, world: int) -> dict[str, dict[str, Tensor]]:
-    """The tensors of every file of a checkpoint that decides how the run goes on."""
-    names = ["model.safetensors", "optimizer.safetensors", *(f"rank/{r}/random.safetensors" for r in range(world))]
+    """The tensors of every file of a checkpoint, of which some must hold weights, moments and random streams."""
     assert (folder / "manifest.json").is_file(), folder
-    return {name: read_tensors(folder, name) for name in names}
+    apart = not json.loads((folder / "state.json").read_text())["replicated"]
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.safetensors"))]
+    tensors = {name: read_tensors(folder, name) for name in names}
+    for rank in range(world):
+        assert tensors[f"rank/{rank}/random.safetensors"]
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            assert tensors[f"rank/{rank}/{name}" if apart else name]
+    return tensors

@@ -2,8 +2,12 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fptt_dist.config import ConfigError
-from fptt_dist.parallel import LaunchEnvironment, collectives, process_group, wait_for_all
-from fptt_dist.parallel.collectives import broadcast_from_first, equal_on_all_workers, sum_over_workers
-from tests.parallel.pool import Pool
+from fptt_dist.parallel import LaunchEnvironment, communicator, connection, machines, process_group
+from fptt_dist.parallel.collectives import GroupCommunicator
+from tests.parallel.pool import Pool, WorkerError
 
 CPU = torch.device("cpu")
+NOWHERE = Path("no such folder")  # for the evidence of a collective that failed
 
 
 def hostile(seed: int) -> list[Tensor]:
@@ -34,7 +39,7 @@ def hostile(seed: int) -> list[Tensor]:
 
 def summed(environment: LaunchEnvironment) -> tuple[Tensor, bool]:
     mine = torch.tensor([1.0, 10.0, 100.0]) * (environment.rank + 1)
-    total = sum_over_workers(mine, name="test")
+    total = communicator(environment, CPU).sum(mine, name="test")
     return total, total is mine
 
 
@@ -46,9 +51,180 @@ def test_sum(pool: Pool, world: int) -> None:
         assert in_place
 
 
+def summed_later(environment: LaunchEnvironment) -> tuple[list[Tensor], list[list[float]]]:
+    """Three sums under way at once, one of them waited for twice and one out of turn; and the counts of the calls."""
+    workers = communicator(environment, CPU)
+    sent = [torch.full((3,), float((environment.rank + 1) * 10**i)) for i in range(3)]
+    pending = [workers.start_sum(tensor, name=f"test {i}") for i, tensor in enumerate(sent)]
+    for i in (2, 0, 1, 1):
+        pending[i].wait()
+    return sent, [[cost.calls, cost.bytes] for cost in workers.traffic.values()]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_sum_that_is_waited_for_later(pool: Pool, world: int) -> None:
+    factor = sum(range(1, world + 1))
+    for sent, counted in pool.run(summed_later, world=world):
+        assert [tensor.tolist() for tensor in sent] == [[factor * 10.0**i] * 3 for i in range(3)]
+        assert counted == ([[1, 12]] * 3 if world > 1 else [])
+
+
+def gathered(environment: LaunchEnvironment) -> tuple[list[Any], list[Any], list[Any]]:
+    """Values of unequal lengths, with signs that need several bytes; and nothing at all."""
+    workers = communicator(environment, CPU)
+    mine = {"rank": environment.rank, "text": "W̄ − u " * environment.rank, "none": None, "list": [1.5, [True]]}
+    return (
+        workers.gather(mine, name="test"),
+        workers.gather("" if environment.rank else "x" * 100_000, name="test"),
+        workers.gather(None, name="test"),
+    )
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_gather(pool: Pool, world: int) -> None:
+    expected = [{"rank": rank, "text": "W̄ − u " * rank, "none": None, "list": [1.5, [True]]} for rank in range(world)]
+    for values, texts, nothings in pool.run(gathered, world=world):
+        assert values == expected
+        assert texts == ["x" * 100_000, *[""] * (world - 1)]
+        assert nothings == [None] * world
+
+
+def alone_first(environment: LaunchEnvironment, mistake: bool) -> tuple[Any, list[int]]:
+    """What `first_alone` gives here, or its message; and which ranks did the action."""
+    workers = communicator(environment, CPU)
+    did: list[int] = []
+
+    def action() -> dict[str, int]:
+        did.append(environment.rank)
+        if mistake:
+            raise ConfigError("train.batches=0: type more")
+        return {"found": 3}
+
+    try:
+        answer = workers.first_alone(action, name="test")
+    except ConfigError as error:
+        answer = str(error)
+    return answer, did
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("mistake", [False, True])
+def test_what_rank_0_does_alone_is_known_to_all(pool: Pool, world: int, mistake: bool) -> None:
+    answers = pool.run(alone_first, mistake, world=world)
+    assert [answer for answer, _ in answers] == ["train.batches=0: type more" if mistake else {"found": 3}] * world
+    assert [did for _, did in answers] == [[0], *[[]] * (world - 1)]
+
+
+def alone_first_by_accident(environment: LaunchEnvironment) -> None:
+    """Another error than a user's is not sent round: rank 0 raises it, and leaves the others to their time limit."""
+    if environment.rank == 0:
+        communicator(environment, CPU).first_alone(lambda: 1 / 0, name="test")
+
+
+def test_an_error_of_the_program_keeps_its_traceback(pool: Pool) -> None:
+    with pytest.raises(WorkerError, match=r"rank 0 of 2 raised:(?s:.*)ZeroDivisionError"):
+        pool.run(alone_first_by_accident)
+
+
+def counted(environment: LaunchEnvironment) -> dict[str, Any]:
+    """What a few collectives cost by the counter: the times apart, which only must be there."""
+    workers = communicator(environment, CPU)
+    workers.sum(torch.zeros(5), name="numbers")
+    workers.sum(torch.zeros(2, dtype=torch.float64), name="numbers")
+    workers.broadcast([torch.zeros(3), torch.zeros(4, 3).t(), torch.zeros(0)], name="weights")
+    workers.barrier(name="line")
+    workers.start_sum(torch.zeros(7, dtype=torch.bfloat16), name="later").wait()
+    costs = {name: asdict(cost) for name, cost in workers.traffic.items()}
+    assert all(cost.pop("seconds") > 0.0 for cost in costs.values())
+    return costs
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_collectives_are_counted_by_name(pool: Pool, world: int) -> None:
+    """Once a call, with the bytes of the tensor handed over; a worker alone sends nothing."""
+    costs = {
+        "numbers": {"calls": 2, "bytes": 5 * 4 + 2 * 8},
+        "weights": {"calls": 3, "bytes": 3 * 4 + 12 * 4},
+        "line": {"calls": 1, "bytes": 0},
+        "later": {"calls": 1, "bytes": 14},
+    }
+    assert pool.run(counted, world=world) == [costs if world > 1 else {}] * world
+
+
+def delayed(environment: LaunchEnvironment) -> list[float]:
+    """Seconds of a sum with latency, of one that travels while 0.3 s of work are done, and what was counted of it."""
+    workers = communicator(environment, CPU)
+    workers.latency = 0.2
+    took = []
+    began = time.monotonic()
+    workers.sum(torch.ones(1), name="test")
+    took.append(time.monotonic() - began)
+    pending = workers.start_sum(torch.ones(1), name="hidden")
+    time.sleep(0.3)
+    pending.wait()
+    return [*took, workers.traffic["test"].seconds, workers.traffic["hidden"].seconds]
+
+
+def test_latency_for_benchmarks_is_hidden_behind_work(pool: Pool) -> None:
+    for plain, counted_plain, counted_hidden in pool.run(delayed):
+        assert 0.2 <= counted_plain <= plain < 5.0
+        assert counted_hidden < 0.2
+
+
+def grouped(environment: LaunchEnvironment, nodes: list[tuple[int, int]]) -> list[Any]:
+    """Ranks and sums of the workers of this machine, and of those alike on the machines."""
+    node, local_rank = nodes[environment.rank]
+    mine = LaunchEnvironment(environment.rank, environment.world, local_rank, "a test", node=node)
+    found = []
+    for each in machines(mine, communicator(mine, CPU)):
+        ranks = each.ranks if isinstance(each, GroupCommunicator) else [environment.rank]
+        total = each.sum(torch.tensor([10.0**environment.rank]), name="test").item()
+        [first] = [torch.tensor([float(environment.rank)])]
+        each.broadcast([first], name="test")
+        found.append([ranks, each.rank, each.world, total, int(first.item())])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inside", "across"),
+    [
+        ([(0, 0), (0, 1), (1, 0), (1, 1)], [[0, 1], [2, 3]], [[0, 2], [1, 3]]),
+        ([(0, 0), (1, 0), (0, 1), (1, 1)], [[0, 2], [1, 3]], [[0, 1], [2, 3]]),
+        ([(0, 0), (1, 0), (2, 0), (3, 0)], [[0], [1], [2], [3]], [[0, 1, 2, 3]]),
+        ([(0, 0), (0, 1), (0, 2), (0, 3)], [[0, 1, 2, 3]], [[0], [1], [2], [3]]),
+    ],
+)
+def test_machines(pool: Pool, nodes: list[tuple[int, int]], inside: list[list[int]], across: list[list[int]]) -> None:
+    for rank, found in enumerate(pool.run(grouped, nodes, world=4)):
+        for groups, (ranks, own, size, total, first) in zip((inside, across), found, strict=True):
+            [mine] = [group for group in groups if rank in group]
+            assert ranks == mine
+            assert (own, size) == (mine.index(rank), len(mine))
+            assert total == sum(10.0**r for r in mine)
+            assert first == mine[0]
+
+
+def uneven(environment: LaunchEnvironment) -> str:
+    node, local_rank = divmod(environment.rank, 3)
+    mine = LaunchEnvironment(environment.rank, environment.world, local_rank, "a test", node=node)
+    try:
+        machines(mine, communicator(mine, CPU))
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_machines_of_unequal_size_are_refused_by_all(pool: Pool) -> None:
+    message = (
+        "parallel.strategy=hierarchical needs as many processes on each machine, there are 3 on machine 0, 1 on "
+        "machine 1: start equally many, or type parallel.strategy=consensus"
+    )
+    assert pool.run(uneven, world=4) == [message] * 4
+
+
 def broadcast(environment: LaunchEnvironment) -> list[Tensor]:
     tensors = hostile(environment.rank)
-    broadcast_from_first(tensors, name="test")
+    communicator(environment, CPU).broadcast(tensors, name="test")
     return [tensor.contiguous() for tensor in tensors]
 
 
@@ -62,17 +238,16 @@ def test_broadcast_gives_every_element_of_rank_0(pool: Pool, world: int) -> None
 
 def late_arrival(environment: LaunchEnvironment) -> float:
     """Seconds that waiting for all took; the last rank comes half a second late."""
-    import time
-
-    wait_for_all(name="warm up")
+    workers = communicator(environment, CPU)
+    workers.barrier(name="warm up")
     if environment.rank == environment.world - 1:
         time.sleep(0.5)
     began = time.monotonic()
-    wait_for_all(name="test")
+    workers.barrier(name="test")
     return time.monotonic() - began
 
 
-def test_wait_for_all(pool: Pool) -> None:
+def test_barrier(pool: Pool) -> None:
     assert pool.run(late_arrival)[0] > 0.3
 
 
@@ -125,7 +300,7 @@ def compare(
     tensors = hostile(0)
     tensors[4][0] = 0.0
     (last if environment.rank == environment.world - 1 else usual)(tensors)
-    return equal_on_all_workers(tensors, name="test")
+    return communicator(environment, CPU).equal(tensors, name="test")
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -162,7 +337,7 @@ def compare_at_the_edge(environment: LaunchEnvironment, last_differs: bool) -> b
     minus_zeros[55607 - 1] = 0.0
     if last_differs and environment.rank == environment.world - 1:
         minus_zeros.zero_()
-    return equal_on_all_workers([minus_zeros], name="test")
+    return communicator(environment, CPU).equal([minus_zeros], name="test")
 
 
 @pytest.mark.parametrize("differs", [False, True])
@@ -181,16 +356,16 @@ def meet(environment: LaunchEnvironment, worlds: list[int], port: int, seconds: 
     """Enter `process_group` as rank r of `worlds[r]`; how it ended, and whether a group was left behind."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     mine = LaunchEnvironment(environment.rank, worlds[environment.rank], environment.rank, "a test")
-    usual = collectives.TIMEOUT
-    collectives.TIMEOUT = timedelta(seconds=seconds)
+    usual = connection.START_SECONDS
+    connection.START_SECONDS = seconds
     try:
-        with process_group(mine, CPU):
+        with process_group(mine, CPU, NOWHERE) as everyone:
             backend = dist.get_backend() if dist.is_initialized() else "none"
-            ended = f"{backend}: {sum_over_workers(torch.ones(1), name='test').item():g}"
+            ended = f"{backend}: {everyone.sum(torch.ones(1), name='test').item():g}"
     except ConfigError as error:
         ended = str(error)
     finally:
-        collectives.TIMEOUT = usual
+        connection.START_SECONDS = usual
     return ended, dist.is_initialized()
 
 
@@ -211,16 +386,67 @@ def test_the_other_process_never_comes(pool: Pool) -> None:
     assert not connected
 
 
+def meet_where_nobody_is(environment: LaunchEnvironment) -> str:
+    """Rank 1 of 2 goes where rank 0 was to be."""
+    usual = connection.START_SECONDS
+    connection.START_SECONDS = 1.0
+    port = free_port()
+    try:
+        with process_group(LaunchEnvironment(1, 2, 1, "a test", master=f"127.0.0.1:{port}"), CPU, NOWHERE):
+            return "met"
+    except ConfigError as error:
+        return str(error).replace(str(port), "PORT")
+    finally:
+        connection.START_SECONDS = usual
+
+
+@pytest.mark.slow  # torch waits longer than it is told
+def test_nobody_is_where_they_were_to_meet(pool: Pool) -> None:
+    [message] = pool.run(meet_where_nobody_is, world=1)
+    assert message.startswith(
+        "rank 1 of 2, local rank 1, meeting at 127.0.0.1:PORT (from a test) could not meet the other processes within "
+        "1 s over gloo; 127.0.0.1:PORT, where they meet, does not answer ("
+    )
+
+
+def group_that_is_there(environment: LaunchEnvironment) -> tuple[str, bool]:
+    """`process_group` in the pool's own group, as in Ray's workers: used, and left as it was."""
+    with process_group(environment, CPU, NOWHERE) as everyone:
+        total = everyone.sum(torch.ones(1), name="test").item()
+    return f"{total:g}", dist.is_initialized()
+
+
+def test_a_group_that_is_there_already_is_used_and_kept(pool: Pool) -> None:
+    assert pool.run(group_that_is_there) == [("2", True)] * 2
+
+
+def announced_wrongly(environment: LaunchEnvironment) -> str:
+    """Three processes were announced, and the group that is there has two."""
+    try:
+        with process_group(LaunchEnvironment(environment.rank, 3, 0, "a test"), CPU, NOWHERE):
+            return "met"
+    except ConfigError as error:
+        return str(error)
+
+
+def test_fewer_processes_than_announced(pool: Pool) -> None:
+    assert pool.run(announced_wrongly) == [
+        f"rank {rank} of 3, local rank 0 (from a test), but 2 processes answered" for rank in range(2)
+    ]
+
+
 @pytest.mark.slow  # torch waits longer than it is told
 def test_processes_that_count_differently(pool: Pool) -> None:
-    answers = pool.run(meet, [2, 3], free_port(), 2.0, connected=False)
-    assert all("could not meet the other processes within 2 s over gloo: " in message for message, _ in answers)
+    port = free_port()
+    answers = pool.run(meet, [2, 3], port, 2.0, connected=False)
+    place = f"could not meet the other processes within 2 s over gloo; 127.0.0.1:{port}, where they meet, "
+    assert all(place in message for message, _ in answers)
     assert not any(connected for _, connected in answers)
 
 
 def without_an_address(environment: LaunchEnvironment) -> str:
     try:
-        with process_group(LaunchEnvironment(0, 2, 0, "a test"), CPU):
+        with process_group(LaunchEnvironment(0, 2, 0, "a test"), CPU, NOWHERE):
             return "met"
     except ConfigError as error:
         return str(error)
@@ -235,7 +461,7 @@ def test_no_address_to_meet_at(pool: Pool) -> None:
 def fail_inside(environment: LaunchEnvironment, port: int) -> tuple[str, bool]:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
-        with process_group(environment, CPU):
+        with process_group(environment, CPU, NOWHERE):
             raise RuntimeError("the training's own error")
     except RuntimeError as error:
         return str(error), dist.is_initialized()
@@ -253,7 +479,7 @@ def peer_leaves_before_the_first_collective(environment: LaunchEnvironment, port
         dist.destroy_process_group()
         return "left", dist.is_initialized()
     try:
-        with process_group(environment, CPU):
+        with process_group(environment, CPU, NOWHERE):
             return "met", dist.is_initialized()
     except ConfigError as error:
         return str(error), dist.is_initialized()

@@ -1,15 +1,17 @@
 """Gradient averaging: every element once, presence, loss and stop flag in the same message, the same verdict."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from fptt_dist.algorithm import FPTT
-from fptt_dist.parallel import GradientAveraging, LaunchEnvironment, Single, Strategy
-from fptt_dist.parallel.collectives import equal_on_all_workers
+from fptt_dist.parallel import GradientAveraging, LaunchEnvironment, Single, Strategy, communicator
+from fptt_dist.parallel.finite import LOSS, Sighting
 from tests.parallel.pool import Pool
 from tests.parallel.runs import same_bits
 
@@ -41,8 +43,18 @@ def linear_loss(params: list[Parameter], gradients: list[Tensor]) -> Tensor:
     return torch.stack([(p * g).double().sum() for p, g in zip(params, gradients, strict=True)]).sum()
 
 
+def averaging(environment: LaunchEnvironment, weight: float | None = None) -> GradientAveraging:
+    """The strategy with all workers of a job; equal shares of the batch if not told otherwise."""
+    everyone = communicator(environment, torch.device("cpu"))
+    return GradientAveraging(everyone, 1.0 / everyone.world if weight is None else weight)
+
+
 def attached(strategy: Strategy, params: list[Parameter]) -> FPTT:
     """The strategy with an optimizer whose every step moves every parameter that has a gradient, even a zero one."""
+    module = nn.Module()
+    for i, p in enumerate(params):
+        module.register_parameter(f"p{i}", p)
+    strategy.prepare(module)
     optimizer = FPTT(torch.optim.AdamW(params, lr=0.5, weight_decay=0.1, foreach=True), alpha=0.0)
     strategy.attach(optimizer)
     return optimizer
@@ -59,13 +71,12 @@ def gradients_of(params: list[Parameter]) -> list[Tensor | None]:
 def average_once(environment: LaunchEnvironment, wide: bool) -> tuple[list[Tensor | None], bool, dict[str, Tensor]]:
     """One reduction of `coefficients` and a step: gradients, verdict and weights afterwards."""
     params = hostile(wide=wide)
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     attached(strategy, params)
-    verdict = strategy.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
-    assert verdict is not None
+    strategy.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
     gradients = gradients_of(params)
     strategy.step()
-    return gradients, bool(verdict), bits_of(params)
+    return gradients, strategy.healthy(), bits_of(params)
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -84,10 +95,38 @@ def test_every_element_is_averaged_once(pool: Pool, world: int, wide: bool) -> N
             assert torch.equal(gradient, mean)
 
 
+def average_shares(
+    environment: LaunchEnvironment, weights: list[float]
+) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+    params = hostile(wide=True)
+    strategy = averaging(environment, weights[environment.rank])
+    attached(strategy, params)
+    strategy.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
+    gradients = gradients_of(params)
+    strategy.step()
+    return gradients, bits_of(params)
+
+
+@pytest.mark.parametrize("weights", [[0.75, 0.25], [0.5, 0.25, 0.125, 0.125]])
+def test_unequal_shares_weigh_as_many_sequences_as_they_have(pool: Pool, weights: list[float]) -> None:
+    params = hostile(wide=True)
+    shares = [coefficients(params, rank) for rank in range(len(weights))]
+    expected = [
+        torch.stack([w * part for w, part in zip(weights, same, strict=True)]).sum(0)
+        for same in zip(*shares, strict=True)
+    ]
+    answers = pool.run(average_shares, weights, world=len(weights))
+    for gradients, after in answers:
+        assert same_bits(after, answers[0][1])
+        for gradient, mean in zip(gradients, expected, strict=True):
+            assert gradient is not None
+            assert torch.equal(gradient, mean), "multiples of 1/8 are exact"
+
+
 def precise_mean(environment: LaunchEnvironment) -> Tensor:
     """Average 1/3 in float64 beside a float32 parameter."""
     params = [Parameter(torch.zeros(2)), Parameter(torch.zeros(2, dtype=torch.float64))]
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     attached(strategy, params)
     strategy.backward(params[0].sum() + (params[1] / 3.0).sum(), last=True)
     assert params[1].grad is not None
@@ -99,9 +138,9 @@ def test_a_float64_gradient_is_not_rounded_to_float32(pool: Pool) -> None:
         assert gradient.tolist() == [1.0 / 3.0] * 2
 
 
-def single_step(environment: LaunchEnvironment, kind: type[Strategy]) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+def single_step(environment: LaunchEnvironment, averaged: bool) -> tuple[list[Tensor | None], dict[str, Tensor]]:
     params = hostile(wide=True)
-    strategy = kind()
+    strategy = averaging(environment) if averaged else Single()
     attached(strategy, params)
     strategy.backward(linear_loss(params, [g / 7.0 for g in coefficients(params, 0)]), last=False)
     strategy.backward(linear_loss(params, [g / 3.0 for g in coefficients(params, 1)]), last=True)
@@ -111,8 +150,8 @@ def single_step(environment: LaunchEnvironment, kind: type[Strategy]) -> tuple[l
 
 
 def test_one_worker_is_single_bit_for_bit(pool: Pool) -> None:
-    [(gradients, weights)] = pool.run(single_step, GradientAveraging, world=1)
-    [(expected_gradients, expected_weights)] = pool.run(single_step, Single, world=1)
+    [(gradients, weights)] = pool.run(single_step, True, world=1)
+    [(expected_gradients, expected_weights)] = pool.run(single_step, False, world=1)
     assert same_bits(weights, expected_weights)
     for gradient, expected in zip(gradients, expected_gradients, strict=True):
         assert gradient is not None
@@ -126,7 +165,7 @@ def partly_used(environment: LaunchEnvironment, wide: bool) -> tuple[list[Tensor
     """
     kinds = [torch.float64 if wide and i % 2 else torch.float32 for i in range(environment.world + 1)]
     params = [Parameter(torch.ones(3, dtype=kind)) for kind in kinds]
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     optimizer = attached(strategy, params)
     gradients = []
     for _ in range(2):
@@ -157,7 +196,7 @@ def test_a_parameter_without_gradient_somewhere_counts_as_zero_there(pool: Pool,
 def stop_asked_by(environment: LaunchEnvironment, asking: int) -> list[bool]:
     """`stopping()` after each of four batches of two windows; rank `asking` asks after the second batch."""
     params = hostile(wide=False)
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     optimizer = attached(strategy, params)
     answers = []
     for batch in range(4):
@@ -180,31 +219,45 @@ def test_nobody_stops_unasked(pool: Pool) -> None:
     assert pool.run(stop_asked_by, -1) == [[False] * 4] * 2
 
 
-def verdicts(environment: LaunchEnvironment, value: float, where: str, bad_rank: int) -> list[bool]:
-    """`finite` of three updates of two micro-batches each, where `value` enters on `bad_rank` in the second update: in
-    the "gradient" of one element, in the "loss" alone, or in the "first" micro-batch's loss alone.
+Verdict = tuple[list[bool], Sighting]
+
+
+@contextmanager
+def overflowing(param: Parameter, value: float | None) -> Iterator[None]:
+    """Within the context the last element of the parameter's gradient is `value`, and the loss knows nothing of it."""
+    if value is None:
+        yield
+        return
+    last = torch.arange(param.numel()) == param.numel() - 1
+    hook = param.register_hook(lambda g: torch.where(last.view(g.shape), value, g))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def verdicts(environment: LaunchEnvironment, value: float, where: str, bad_rank: int) -> Verdict:
+    """`healthy` after each of three updates of two micro-batches each, where `value` enters on `bad_rank` in the second
+    update: in the "gradient" of one element, in the "loss" alone, or in the "first" micro-batch's loss alone; then what
+    was seen first.
     """
     params = hostile(wide=False)
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     attached(strategy, params)
     answers = []
     for update in range(3):
         bad = update == 1 and environment.rank == bad_rank
-        verdict = None
         for p in params:
             p.grad = None
         for micro in range(2):
-            gradients = coefficients(params, environment.rank)
-            if bad and where == "gradient" and micro == 1:
-                gradients[5][999] = value
-            loss = linear_loss(params, gradients)
+            loss = linear_loss(params, coefficients(params, environment.rank))
             if bad and (where == "loss" or (where == "first" and micro == 0)):
                 loss = loss + value
-            verdict = strategy.backward(loss, last=micro == 1)
-            assert (verdict is None) == (micro == 0)
-        assert verdict is not None
-        answers.append(bool(verdict))
-    return answers
+            with overflowing(params[5], value if bad and where == "gradient" and micro == 1 else None):
+                strategy.backward(loss, last=micro == 1)
+        answers.append(strategy.healthy())
+        strategy.after_window()
+    return answers, strategy.first_sight()
 
 
 @pytest.mark.parametrize("where", ["gradient", "loss", "first"])
@@ -213,38 +266,38 @@ def verdicts(environment: LaunchEnvironment, value: float, where: str, bad_rank:
 def test_all_hear_of_a_value_that_is_not_finite(
     pool: Pool, world: int, bad_rank: int, value: float, where: str
 ) -> None:
-    assert pool.run(verdicts, value, where, bad_rank, world=world) == [[True, False, True]] * world
+    """And do not forget it: a run looks once a batch."""
+    seen = Sighting(bad_rank, 1, "p5" if where == "gradient" else LOSS)
+    assert pool.run(verdicts, value, where, bad_rank, world=world) == [([True, False, False], seen)] * world
 
 
-def single_verdicts(environment: LaunchEnvironment) -> list[bool]:
-    """`finite` of `Single` with empty parameters: as it is, and with a NaN in a gradient, or in the loss."""
+def single_verdicts(environment: LaunchEnvironment, where: str) -> tuple[bool, bool, Sighting | None]:
+    """`healthy` of `Single` with empty parameters: as it is, and with a NaN in a gradient, or in the loss."""
     params = hostile(wide=True)
     strategy = Single()
     attached(strategy, params)
-    answers = []
-    for where in ("nowhere", "gradient", "loss"):
-        gradients = coefficients(params, 0)
-        if where == "gradient":
-            gradients[5][999] = torch.nan
-        for p in params:
-            p.grad = None
-        verdict = strategy.backward(linear_loss(params, gradients) + (torch.nan if where == "loss" else 0.0), last=True)
-        assert verdict is not None
-        answers.append(bool(verdict))
-    return answers
+    strategy.backward(linear_loss(params, coefficients(params, 0)), last=True)
+    before = strategy.healthy()
+    strategy.after_window()
+    for p in params:
+        p.grad = None
+    loss = linear_loss(params, coefficients(params, 0)) + (torch.nan if where == "loss" else 0.0)
+    with overflowing(params[5], torch.nan if where == "gradient" else None):
+        strategy.backward(loss, last=True)
+    return before, strategy.healthy(), strategy.first_sight()
 
 
-def test_a_single_process_sees_it_too(pool: Pool) -> None:
-    assert pool.run(single_verdicts, world=1) == [[True, False, False]]
+@pytest.mark.parametrize(("where", "tensor"), [("gradient", "p5"), ("loss", LOSS)])
+def test_a_single_process_sees_it_too(pool: Pool, where: str, tensor: str) -> None:
+    assert pool.run(single_verdicts, where, world=1) == [(True, False, Sighting(0, 1, tensor))]
 
 
 def opposite_infinities(environment: LaunchEnvironment) -> bool:
     p = Parameter(torch.ones(2))
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     attached(strategy, [p])
-    verdict = strategy.backward((p * (torch.inf if environment.rank else -torch.inf)).sum(), last=True)
-    assert verdict is not None
-    return bool(verdict)
+    strategy.backward((p * (torch.inf if environment.rank else -torch.inf)).sum(), last=True)
+    return strategy.healthy()
 
 
 def test_infinities_do_not_cancel(pool: Pool) -> None:
@@ -255,7 +308,7 @@ def start_apart(environment: LaunchEnvironment) -> tuple[dict[str, Tensor], list
     """Weights after attaching where each rank drew its own, and whether each is still the same memory."""
     params = hostile(wide=True, seed=environment.rank)
     addresses = [p.data_ptr() for p in params]
-    attached(GradientAveraging(environment.rank, environment.world), params)
+    attached(averaging(environment), params)
     return bits_of(params), [p.data_ptr() == address for p, address in zip(params, addresses, strict=True)]
 
 
@@ -270,11 +323,13 @@ def test_all_start_from_the_weights_of_rank_0(pool: Pool, world: int) -> None:
 def accumulate(environment: LaunchEnvironment) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Three micro-batches before one reduction: gradients before the last call, and after it."""
     params = hostile(wide=True)
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     attached(strategy, params)
     mine = coefficients(params, environment.rank)
+    sent = strategy.traffic()
     for factor in (1.0, 2.0):
-        assert strategy.backward(factor * linear_loss(params, mine), last=False) is None
+        strategy.backward(factor * linear_loss(params, mine), last=False)
+    assert strategy.traffic() == sent
     before = [None if g is None else g.clone() for g in gradients_of(params)]
     strategy.backward(3.0 * linear_loss(params, mine), last=True)
     return before, gradients_of(params)
@@ -298,12 +353,14 @@ class Traffic:
 
     names: list[str] = field(default_factory=list)
     equal: bool = True
+    counted: list[int] = field(default_factory=list)
+    planned: list[float] = field(default_factory=list)
 
 
 def traffic(environment: LaunchEnvironment) -> Traffic:
     """The names of the collectives of three updates of two micro-batches."""
     params = hostile(wide=True)
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     attached(strategy, params)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for _ in range(3):
@@ -313,20 +370,26 @@ def traffic(environment: LaunchEnvironment) -> Traffic:
             strategy.step()
             strategy.stopping()
     sent = [e.name for e in profile.events() or [] if e.name.startswith(("fptt_dist::", "gloo:"))]
-    return Traffic(sent, equal_on_all_workers(list(params), name="test"))
+    cost, plan = strategy.traffic()["gradients"], strategy.plan(3)
+    counted, planned = [cost.calls, cost.bytes], [plan.collectives, plan.bytes, plan.each]
+    return Traffic(sent, strategy.everyone.equal([p.detach() for p in params], name="test"), counted, planned)
 
 
 def test_one_message_an_update(pool: Pool) -> None:
+    params = hostile(wide=True)
+    size = 8 * (sum(p.numel() for p in params) + len(params) + 2)
     for answer in pool.run(traffic):
         assert answer.names.count("fptt_dist::sum::gradients") == 3
         assert [name for name in answer.names if name.startswith("gloo:")] == ["gloo:all_reduce"] * 3
         assert answer.equal
+        assert answer.counted == [3, 3 * size]
+        assert answer.planned == [3.0, 3.0 * size, size]
 
 
 def random_updates(environment: LaunchEnvironment) -> bool:
     """Whether the workers' weights are the same after ten updates from random gradients."""
     params = hostile(wide=False, seed=environment.rank)
-    strategy = GradientAveraging(environment.rank, environment.world)
+    strategy = averaging(environment)
     optimizer = attached(strategy, params)
     generator = torch.Generator().manual_seed(environment.rank)
     for _ in range(10):
@@ -334,7 +397,7 @@ def random_updates(environment: LaunchEnvironment) -> bool:
         strategy.backward(linear_loss(params, gradients), last=True)
         strategy.step()
         optimizer.zero_grad()
-    return equal_on_all_workers(list(params), name="test")
+    return strategy.everyone.equal([p.detach() for p in params], name="test")
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -124,7 +124,11 @@ def test_the_folder_is_whole(straight: tuple[Path, str]) -> None:
     assert newest.name == f"step-{BATCHES:08d}"
     manifest = json.loads((newest / "manifest.json").read_text())
     assert manifest["world"] == 2
-    assert {"rank/0/random.safetensors", "rank/1/random.safetensors", "rank/1/state.json"} <= manifest["files"].keys()
+    own = ("model", "optimizer", "loss", "random", "strategy", "carried")
+    assert manifest["files"].keys() == {
+        *("task.safetensors", "strategy.safetensors", "state.json", "rank/0/state.json", "rank/1/state.json"),
+        *(f"rank/{rank}/{name}.safetensors" for rank in range(2) for name in own),
+    }
     batches = [record["batch"] for record in records(folder) if record["kind"] == "train"]
     assert batches == list(range(5, BATCHES + 1, 5))
 
@@ -174,13 +178,13 @@ main()
     ("setting", "message"),
     [
         (
-            "train.batch_size=33",
-            "train.batch_size=33 is the global batch and must be a multiple of the 2 processes: "
-            "type train.batch_size=34",
+            "train.batch_size=1",
+            "train.batch_size=1 is the global batch, fewer sequences than the 2 processes: type train.batch_size=2",
         ),
         (
             "parallel.strategy=single",
-            "parallel.strategy=single, but 2 processes were started: type parallel.strategy=gradient",
+            "parallel.strategy=single, but 2 processes were started: type parallel.strategy=consensus or "
+            "parallel.strategy=gradient",
         ),
         ("optimizer.lrr=1", "optimizer.lrr"),
     ],

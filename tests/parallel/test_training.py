@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fptt_dist.config import Config
 from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training import snapshot
 from tests.parallel.pool import Pool
 from tests.parallel.runs import Outcome, checkpoint_tensors, open_trainer, refusal, same_bits, tiny, train
 
@@ -32,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "bptt": {"algorithm": "bptt"},
     "bptt adam": {"algorithm": "bptt", "optimizer": ADAM},
 }
+STRATEGIES = ("auto", "gradient", "consensus", "hierarchical")
 ON_FOUR = ("fptt clipped", "fptt adam clipped preconditioned", "tbptt micro clipped")  # the other cases: slow
 WORKERS = pytest.mark.parametrize(
     ("case", "world"),
@@ -59,7 +61,7 @@ def trained(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Train:
 
     def run(case: str, world: int) -> list[Outcome]:
         if (case, world) not in done:
-            strategy = {"parallel.strategy": "gradient" if world == 0 else "auto"}
+            strategy = {"parallel.strategy": "single" if world == 1 else "gradient"}
             folder = tmp_path_factory.mktemp(f"{case.replace(' ', '-')}-{world}") / "run"
             done[case, world] = pool.run(train, tiny(folder, {**CASES[case], **strategy}), world=max(1, world))
         return done[case, world]
@@ -81,6 +83,7 @@ def test_one_worker_of_gradient_is_single_bit_for_bit(trained: Train, case: str)
 def test_workers_train_what_one_process_trains(trained: Train, case: str, world: int) -> None:
     [single], workers = trained(case, 1), trained(case, world)
     assert [worker.strategy for worker in workers] == ["GradientAveraging"] * world
+    assert [worker.replicated for worker in workers] == [True] * world
     assert [worker.batch for worker in workers] == [single.batch] * world
     # Adam divides by the root of its moments: where a gradient is near zero, rounding decides about its direction.
     rtol, atol = (1e-3, 2e-5) if "adam" in case else (1e-4, 1e-6)
@@ -123,14 +126,67 @@ def test_evaluations_are_equal_on_all_workers_and_the_single_process(trained: Tr
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_fixed_set_smaller_than_the_workers(pool: Pool, tmp_path: Path, world: int) -> None:
-    sizes = {"task.validation": 1, "task.test": 3, "train.batches": 1}
+    sizes = {"task.validation": 1, "task.test": 3, "train.batches": 1, "parallel.strategy": "gradient"}
     [single] = pool.run(train, tiny(tmp_path / "single", sizes), world=1)
     workers = pool.run(train, tiny(tmp_path / "workers", sizes), world=world)
     for worker in workers:
         assert worker.values == pytest.approx(single.values, abs=1e-6)
 
 
-DROPOUT = {"model.layers": 2, "model.dropout": 0.5, "train.batches": 11, "schedule": {"name": "cosine"}}
+UNEVEN: list[tuple[dict[str, Any], int]] = [
+    ({"train.batch_size": 9}, 2),
+    ({"train.batch_size": 7}, 4),
+    ({"train.batch_size": 5, "train.max_norm": 0.02}, 4),
+    ({"train.batch_size": 9, "algorithm": "bptt"}, 2),
+]
+
+
+@pytest.mark.parametrize(("overrides", "world"), UNEVEN)
+def test_a_batch_that_is_no_multiple_of_the_workers(
+    pool: Pool, tmp_path: Path, overrides: dict[str, Any], world: int
+) -> None:
+    """Each worker weighs as many sequences as it has, in gradients, records and metrics."""
+    keys = {**overrides, "parallel.strategy": "gradient"}
+    [single] = pool.run(train, tiny(tmp_path / "single", keys), world=1)
+    workers = pool.run(train, tiny(tmp_path / "workers", keys), world=world)
+    for worker in workers:
+        assert same_bits(worker.weights, workers[0].weights)
+        assert same_bits(worker.optimizer, workers[0].optimizer)
+        assert worker.values == pytest.approx(single.values, abs=1e-6)
+    for name, expected in as_one(single).items():
+        torch.testing.assert_close(as_one(workers[0])[name], expected, rtol=1e-4, atol=1e-6)
+    one, other = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("single", "workers")
+    )
+    for key in ("loss", "window_losses", "gradient_norm"):
+        found, expected = ([line[key] for line in lines if line["kind"] == "train"] for lines in (other, one))
+        assert len(found) == 10
+        for mine, theirs in zip(found, expected, strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize(("world", "strategy"), [(1, "Single"), (2, "Consensus"), (4, "Consensus")])
+def test_auto_is_consensus_of_several(pool: Pool, tmp_path: Path, world: int, strategy: str) -> None:
+    """With the defaults of strategy=consensus: the shared dual, once a sequence."""
+    short = {"train.batches": 3, "checkpoint.every": 3}
+    auto = pool.run(train, tiny(tmp_path / "auto", {**short, "parallel.strategy": "auto"}), world=world)
+    assert [outcome.strategy for outcome in auto] == [strategy] * world
+    assert [outcome.replicated for outcome in auto] == [world == 1] * world
+    named = {**short, "parallel.strategy": strategy.lower()}
+    for one, other in zip(auto, pool.run(train, tiny(tmp_path / "named", named), world=world), strict=True):
+        assert same_bits(one.weights, other.weights)
+        assert same_bits(one.optimizer, other.optimizer)
+        assert one.values == other.values
+
+
+DROPOUT = {
+    "parallel.strategy": "gradient",
+    "model.layers": 2,
+    "model.dropout": 0.5,
+    "train.batches": 11,
+    "schedule": {"name": "cosine"},
+}
 
 
 def outputs(environment: LaunchEnvironment, config: Config) -> tuple[Tensor, Tensor]:
@@ -170,6 +226,8 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
 ) -> None:
     """The last rank alone is asked to stop; 4 is an epoch's end. All stop one batch later, a single process at once."""
     more = {"optimizer": ADAM, "fptt.metric": "preconditioned"} if optimizer == "adam" else {}
+    if world == 1:
+        more = {**more, "parallel.strategy": "single"}
     often = {**DROPOUT, **more, "checkpoint.every": 1, "fptt.reset_dual": True, "fptt.schedule.name": "linear"}
     straight = tiny(tmp_path / "straight", {**often, "checkpoint.every": 11})
     broken = tiny(tmp_path / "broken", often)
@@ -198,20 +256,51 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (2, 4), (4, 2)])
-def test_another_number_of_workers_is_refused(pool: Pool, tmp_path: Path, before: int, now: int) -> None:
-    config = tiny(tmp_path / "run", {"train.batches": 2, "checkpoint.every": 1})
-    pool.run(train, config, world=before)
-    more = tiny(tmp_path / "run", {"train.batches": 4, "checkpoint.every": 1, "resume": "auto"})
-    folder = tmp_path / "run/checkpoints/step-00000002"
-    message = f"{folder} was written by {before} processes, this run has {now}: start {before}"
-    assert pool.run(refusal, more, world=now) == [message] * now
-    assert pool.run(refusal, more, world=before) == ["accepted"] * before
+def test_another_number_of_workers_goes_on_from_the_same_weights(
+    pool: Pool, tmp_path: Path, before: int, now: int
+) -> None:
+    """Equal everywhere before, so the same for all now; a run without random numbers ends as if it were one process."""
+    keys = {"parallel.strategy": "gradient", "checkpoint.every": 1, "train.batches": 4}
+    [single] = pool.run(train, tiny(tmp_path / "single", keys), world=1)
+    [first, *_] = pool.run(train, tiny(tmp_path / "run", {**keys, "train.batches": 2}), world=before)
+    more = tiny(tmp_path / "run", {**keys, "resume": "auto"})
+    for weights, optimizer in pool.run(restored, more, world=now):
+        assert same_bits(weights, first.weights)
+        assert same_bits(optimizer, first.optimizer)
+    workers = pool.run(train, more, world=now)
+    for worker in workers:
+        assert worker.batch == 4
+        assert same_bits(worker.weights, workers[0].weights)
+        assert same_bits(worker.optimizer, workers[0].optimizer)
+        assert worker.values == pytest.approx(single.values, abs=1e-6)
+    for name, expected in as_one(single).items():
+        torch.testing.assert_close(as_one(workers[0])[name], expected, rtol=1e-4, atol=1e-6)
+    assert len({worker.random["torch"].numpy().tobytes() for worker in workers}) == now
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, world: int) -> None:
-    rarely = {**DROPOUT, "checkpoint.every": 100, "evaluate.every": 100, "telemetry.every": 100}
-    often = {**DROPOUT, "checkpoint.every": 1, "evaluate.every": 1, "telemetry.every": 1}
+def restored(environment: LaunchEnvironment, config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights and optimizer's state of a run to go on with."""
+    trainer = open_trainer(environment, config)
+    optimizer, _ = snapshot.optimizer_files(trainer.network, trainer.optimizer)
+    weights = {name: tensor.detach() for name, tensor in snapshot.model_tensors(trainer.network).items()}
+    return weights, optimizer
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (1, {"strategy": "single"}),
+        (2, {"strategy": "gradient"}),
+        (2, {"strategy": "consensus"}),
+        (2, {"strategy": "consensus", "every": 3, "delay": 2}),
+        (2, {"strategy": "consensus", "every": 7, "dual": "worker"}),
+    ],
+)
+def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, world: int, parallel: dict[str, Any]) -> None:
+    same = {**DROPOUT, "parallel": parallel}
+    del same["parallel.strategy"]
+    rarely = {**same, "checkpoint.every": 100, "evaluate.every": 100, "telemetry.every": 100}
+    often = {**same, "checkpoint.every": 1, "evaluate.every": 1, "telemetry.every": 1}
     runs = [
         pool.run(train, tiny(tmp_path / name, keys), world=world)
         for name, keys in [("rarely", rarely), ("often", often)]
@@ -225,16 +314,39 @@ def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, world: 
 @pytest.mark.parametrize(
     ("overrides", "world", "message"),
     [
-        (
-            {"train.batch_size": 9},
-            2,
-            "train.batch_size=9 is the global batch and must be a multiple of the 2 processes: "
-            "type train.batch_size=10",
+        *(
+            (
+                {"train.batch_size": 9, "data.shards": "fixed", "parallel.strategy": strategy},
+                2,
+                "data.shards=fixed needs equal shares, and train.batch_size=9 is not a multiple of the 2 processes: "
+                "type train.batch_size=10, or data.shards=shuffled",
+            )
+            for strategy in STRATEGIES
+        ),
+        *(
+            (
+                {"train.batch_size": 2, "parallel.strategy": strategy},
+                4,
+                "train.batch_size=2 is the global batch, fewer sequences than the 4 processes: type train.batch_size=4",
+            )
+            for strategy in STRATEGIES
         ),
         (
-            {"train.batch_size": 2},
-            4,
-            "train.batch_size=2 is the global batch and must be a multiple of the 4 processes: type train.batch_size=4",
+            {"train.batch_size": 9, "train.micro_batch_size": 3},
+            2,
+            "train.micro_batch_size=3 does not divide each process's share of the batch, 9 / 2 = 4.5 sequences",
+        ),
+        (
+            {"train.micro_batch_size": 2, "parallel.strategy": "gradient", "parallel.reduce": "ddp"},
+            2,
+            "train.micro_batch_size=2 does not go with parallel.reduce=ddp, which would send every micro-batch: type "
+            "parallel.reduce=flat, or train.micro_batch_size=null",
+        ),
+        (
+            {"algorithm": "tbptt", "parallel.strategy": "consensus", "parallel.delay": 1},
+            2,
+            "parallel.delay=1 must be less than the updates between agreements, 1: type parallel.delay=0 or a larger "
+            "parallel.every",
         ),
         (
             {"train.micro_batch_size": 8},
@@ -244,7 +356,8 @@ def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, world: 
         (
             {"parallel.strategy": "single"},
             2,
-            "parallel.strategy=single, but 2 processes were started: type parallel.strategy=gradient",
+            "parallel.strategy=single, but 2 processes were started: type parallel.strategy=consensus or "
+            "parallel.strategy=gradient",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Kills a run at every step of a save (and of a start), goes on with it, and says what was left: JSON on stdout.
 
-Run as a program, because only a process without other threads may fork: each run is a child of this warm one.
+Run as a program with a folder and the name of a case of `CASES`, because only a process without other threads may fork:
+each run is a child of this warm one.
 """
 
 import json
@@ -18,7 +19,11 @@ from fptt_dist import train
 from fptt_dist.training import checkpoint
 from tests.training.helpers import content, differing, result, resumed, tiny, without_clock
 
-OVERRIDES = {"checkpoint.every": 2, "evaluate.every": 2, "checkpoint.keep_last": 1}
+OFTEN = {"checkpoint.every": 2, "evaluate.every": 2, "checkpoint.keep_last": 1}
+CASES: dict[str, dict[str, Any]] = {
+    "single": OFTEN,
+    "consensus": {**OFTEN, "parallel.strategy": "consensus", "parallel.dual": "worker"},
+}
 BATCHES = 4
 SAVE = 2  # the save that is killed: there is an earlier checkpoint, and this one is the best and the last
 
@@ -93,14 +98,14 @@ def listing(run: Path) -> list[str]:
     return sorted(str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()) if run.is_dir() else []
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, overrides: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    train(tiny(folder / "warm", OVERRIDES, batches=1))  # whatever is imported late, is imported once
+    train(tiny(folder / "warm", overrides, batches=1))  # whatever is imported late, is imported once
     os.environ["KILL_ERRORS"] = str(folder / "errors")
 
     def straight() -> None:
         steps = Steps(None)
-        train(tiny(folder / "straight", OVERRIDES, batches=BATCHES))
+        train(tiny(folder / "straight", overrides, batches=BATCHES))
         (folder / "steps.json").write_text(json.dumps(steps.seen))
 
     assert in_child(straight) == 0, (folder / "errors").read_text()
@@ -108,7 +113,7 @@ def main(folder: Path) -> None:
     expected = content(max((folder / "straight" / "checkpoints").glob("step-*")))
     report: dict[str, Any] = {}
     for number, name in enumerate(names):
-        config = tiny(folder / f"run{number}", OVERRIDES, batches=BATCHES)
+        config = tiny(folder / f"run{number}", overrides, batches=BATCHES)
         run = folder / f"run{number}"
 
         def killed(config: Any = config, name: str = name) -> None:
@@ -135,4 +140,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), CASES[sys.argv[2]])

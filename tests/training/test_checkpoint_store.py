@@ -1,5 +1,6 @@
 """A checkpoint folder is whole or not used."""
 
+import hashlib
 import json
 import logging
 import os
@@ -14,17 +15,30 @@ import torch
 import fptt_dist
 from fptt_dist import train
 from fptt_dist.config import ConfigError
+from fptt_dist.training import build
 from fptt_dist.training.checkpoint import MANIFEST, CheckpointStore, problem_of
-from tests.training.helpers import assert_same_checkpoint, checkpoints, resumed, steps, tiny, train_until
+from fptt_dist.training.run import evaluate_run
+from tests.training.helpers import (
+    assert_same_checkpoint,
+    checkpoints,
+    content,
+    differing,
+    resumed,
+    steps,
+    tiny,
+    train_until,
+)
+from tests.training.toys import Stream
 
+WEIGHTS = {"model.safetensors", "optimizer.safetensors"}
 FILES = {
-    "model.safetensors",
-    "optimizer.safetensors",
     "rank/0/loss.safetensors",
     "task.safetensors",
+    "strategy.safetensors",
     "state.json",
     "rank/0/random.safetensors",
-    "rank/0/state.safetensors",
+    "rank/0/strategy.safetensors",
+    "rank/0/carried.safetensors",
     "rank/0/state.json",
 }
 
@@ -55,7 +69,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary_manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\x00\xfe"), "manifest.json cannot be read"),
     "list_manifest": (lambda f: (f / MANIFEST).write_text("[]"), "manifest.json cannot be read"),
     "null_manifest": (lambda f: (f / MANIFEST).write_text("null"), "manifest.json cannot be read"),
-    "no_files": (lambda f: (f / MANIFEST).write_text('{"schema_version": 1}'), "manifest.json cannot be read"),
+    "no_files": (lambda f: (f / MANIFEST).write_text('{"schema_version": 2}'), "manifest.json cannot be read"),
     "list_files": (lambda f: edit_manifest(f, files=[]), "manifest.json cannot be read"),
     "strange_file": (lambda f: edit_manifest(f, files={"model.safetensors": 3}), "manifest.json cannot be read"),
     "half_file": (lambda f: edit_manifest(f, files={"state.json": {"bytes": 3}}), "manifest.json cannot be read"),
@@ -89,7 +103,8 @@ def test_every_byte_of_a_manifest_may_be_wrong(tmp_path: Path) -> None:
             if problem_of(folder) is None:
                 unnoticed.append(place)
         except ConfigError as error:
-            assert "update fptt_dist" in str(error)  # noqa: PT017 - only for a larger version number
+            # only for another version number
+            assert "update fptt_dist" in str(error) or "of an earlier fptt_dist" in str(error)  # noqa: PT017
         (folder / MANIFEST).write_bytes(whole)
     # Only what no file depends on: white space, and the names and numbers of step and world.
     blank = {n for n, byte in enumerate(whole) if byte in b" \n"}
@@ -120,24 +135,60 @@ def test_all_damaged_starts_again(tmp_path: Path) -> None:
     assert all(problem_of(folder) is None for folder in checkpoints(tmp_path / "parts"))
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [3, 10])
+def test_a_newer_schema_is_refused(version: int, tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=6)
     train_until(parts, 3)
-    edit_manifest(checkpoints(tmp_path / "run")[-1], schema_version=2)
-    with pytest.raises(ConfigError, match=r"step-00000003 has checkpoint schema 2, .* reads up to 1: update fptt_dist"):
+    folder = checkpoints(tmp_path / "run")[-1]
+    edit_manifest(folder, schema_version=version)
+    before = content(folder)
+    with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
+    assert str(caught.value) == (
+        f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to 2: update fptt_dist"
+    )
+    assert differing(content(folder), before) == []
 
 
-def test_the_manifest_is_written_last_and_lists_the_rest(tmp_path: Path) -> None:
-    train(tiny(tmp_path / "run", batches=2))
+@pytest.mark.parametrize("version", [1, 0])
+def test_an_older_schema_is_refused(version: int, tmp_path: Path) -> None:
+    parts = tiny(tmp_path / "run", batches=6)
+    train_until(parts, 3)
+    folder = checkpoints(tmp_path / "run")[-1]
+    edit_manifest(folder, schema_version=version)
+    before = content(folder)
+    with pytest.raises(ConfigError) as caught:
+        train(resumed(parts))
+    assert str(caught.value) == (
+        f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads 2: go on with the version "
+        "in versions.json, or type run.dir=… for a new run"
+    )
+    assert differing(content(folder), before) == []
+
+
+def test_an_older_schema_is_no_damage_that_may_be_skipped(tmp_path: Path) -> None:
+    """Earlier whole checkpoints do not save a folder of another version; a folder that is not whole is only skipped."""
+    parts = tiny(tmp_path / "run", {"checkpoint.every": 2}, batches=6)
+    train_until(parts, 4)
+    edit_manifest(checkpoints(tmp_path / "run")[-1], schema_version=1)
+    with pytest.raises(ConfigError, match=r"step-00000004 has checkpoint schema 1 of an earlier fptt_dist"):
+        train(resumed(parts))
+    with pytest.raises(ConfigError, match=r"step-00000004 has checkpoint schema 1 of an earlier fptt_dist"):
+        evaluate_run(tmp_path / "run", "latest")
+
+
+@pytest.mark.parametrize("strategy", ["single", "gradient", "consensus", "hierarchical"])
+def test_the_manifest_is_written_last_and_lists_the_rest(strategy: str, tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", {"parallel.strategy": strategy}, batches=2))
     (folder,) = checkpoints(tmp_path / "run")
     manifest = json.loads((folder / MANIFEST).read_text())
     assert {key: manifest[key] for key in ("schema_version", "step", "world")} == {
-        "schema_version": 1,
+        "schema_version": 2,
         "step": 2,
         "world": 1,
     }
-    assert set(manifest["files"]) == FILES
+    apart = "rank/0/" if strategy in ("consensus", "hierarchical") else ""
+    assert set(manifest["files"]) == FILES | {f"{apart}{name}" for name in WEIGHTS}
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     assert max(times, key=lambda path: times[path]).name == MANIFEST
     for name, described in manifest["files"].items():
@@ -217,9 +268,64 @@ def test_another_cells_checkpoint_is_refused(tmp_path: Path) -> None:
         train(resumed(deep))
 
 
-def test_the_number_of_processes_must_stay(tmp_path: Path) -> None:
-    parts = tiny(tmp_path / "run", batches=2)
-    train_until(parts, 1)
-    edit_manifest(checkpoints(tmp_path / "run")[-1], world=3)
-    with pytest.raises(ConfigError, match="was written by 3 processes, this run has 1: start 3"):
+def as_if_by_three(folder: Path) -> None:
+    """Make one process's checkpoint one of three, whose shares of the batch were 2, 1 and 1 of 4 sequences."""
+    values = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps({**values, "shares": [0.5, 0.25, 0.25], "voices": 3}))
+    for rank in (1, 2):
+        shutil.copytree(folder / "rank/0", folder / f"rank/{rank}")
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
+    described = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in files
+    }
+    edit_manifest(folder, world=3, files=described)
+    assert problem_of(folder) is None
+
+
+def test_the_number_of_processes_may_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was equal everywhere stays as it is; only the random streams, which nothing here draws from, are new."""
+    train(tiny(tmp_path / "straight", batches=6))
+    parts = tiny(tmp_path / "parts", batches=6)
+    train_until(parts, 3)
+    folder = checkpoints(tmp_path / "parts")[-1]
+    as_if_by_three(folder)
+    with caplog.at_level(logging.WARNING):
         train(resumed(parts))
+    assert (
+        f"{folder} was written by 3 processes, this run has 1: weights and moments are the mean of theirs, random "
+        "streams start afresh"
+    ) in caplog.text
+    one, other = (content(checkpoints(tmp_path / name)[-1]) for name in ("straight", "parts"))
+    assert differing(one, other) == ["rank/0/random.safetensors:torch", "rank/0/state.json"]
+    states = [values["rank/0/state.json"] for values in (one, other)]
+    for state in states:
+        assert set(state.pop("random")) == {"python", "numpy"}
+    assert states[0] == states[1]
+
+
+def test_states_that_go_on_from_batch_to_batch_cannot_be_dealt_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "build_task", lambda config: Stream())
+    parts = tiny(tmp_path / "run", batches=8)
+    train_until(parts, 3)
+    folder = checkpoints(tmp_path / "run")[-1]
+    as_if_by_three(folder)
+    with pytest.raises(ConfigError) as caught:
+        train(resumed(parts))
+    assert str(caught.value) == (
+        f"{folder} was written by 3 processes, this run has 1, and the recurrent states that go from batch to batch "
+        "cannot be dealt anew: start 3, or save at an epoch's end, where there are none"
+    )
+
+
+def test_at_an_epochs_end_there_are_no_such_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "build_task", lambda config: Stream())
+    parts = tiny(tmp_path / "run", batches=8)
+    train_until(parts, 5)
+    as_if_by_three(checkpoints(tmp_path / "run")[-1])
+    assert train(resumed(parts)).batches == 8

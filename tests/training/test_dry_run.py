@@ -3,14 +3,21 @@
 import math
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from fptt_dist.config import ConfigError, load
+from fptt_dist.config import Config, ConfigError, load
 from fptt_dist.config.loader import PACKAGED
+from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training.dry_run import dry_run
 from fptt_dist.training.run import try_out
+from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.trainer import Trainer
+from tests.parallel.pool import Pool
 from tests.training.helpers import MEMORY, tiny
 
 
@@ -62,6 +69,74 @@ def test_shapes_and_windows(
     assert list(tried.shapes.values()) == [(12, 4, 2), (first, part, 2), (4, 1), (1, part, 1)]
     assert tried.loss > 0
     assert tried.lines()[-1] == "nothing was written"
+
+
+@pytest.mark.parametrize("strategy", ["single", "gradient", "consensus", "hierarchical"])
+def test_nothing_travels_from_one_process(strategy: str, tmp_path: Path) -> None:
+    tried = try_out(tiny(tmp_path / "run", {"parallel.strategy": strategy}))
+    assert tried.traffic == []
+    assert not [line for line in tried.lines() if "travel" in line or "collective" in line]
+
+
+def on_worker(environment: LaunchEnvironment, config: Config, machines: int) -> tuple[list[str], list[str]]:
+    """The traffic and all lines of a dry run, of a worker among so many machines."""
+    inside = environment.world // machines
+    node, local_rank = divmod(environment.rank, inside)
+    place = replace(environment, local_rank=local_rank, local_world=inside, node=node, nodes=machines)
+    tried = dry_run(Trainer(RunFolder(config), place, torch.device("cpu")))
+    return tried.traffic, tried.lines()
+
+
+# P weights of 6 tensors, one update a window; (what, bytes of each, collectives a batch, bytes a batch)
+P, TENSORS = parameters(4), 6
+GRADIENTS = 4 * (P + TENSORS + 2)
+TRAFFIC: dict[str, tuple[dict[str, Any], int, tuple[str, int, str, float]]] = {
+    "flat": ({"strategy": "gradient"}, 1, ("the gradients, at every update", GRADIENTS, "3", 3 * GRADIENTS)),
+    "ddp": (
+        {"strategy": "gradient", "reduce": "ddp"},
+        1,
+        ("the gradients, at every update", 4 * P, "3", 3 * 4 * P),
+    ),
+    "ddp bf16": (
+        {"strategy": "gradient", "reduce": "ddp", "hook": "bf16"},
+        1,
+        ("the gradients, at every update", 2 * P, "3", 3 * 2 * P),
+    ),
+    "auto": ({}, 1, ("an agreement every 3 updates", 4 * (3 * P + 2), "1", 4 * (3 * P + 2))),
+    "rarely": (
+        {"strategy": "consensus", "every": 12},
+        1,
+        ("an agreement every 12 updates", 4 * (3 * P + 2), "0.25", (3 * P + 2)),
+    ),
+    "machines": (
+        {"strategy": "hierarchical", "dual": "worker"},
+        2,
+        (
+            "an agreement every 3 updates, inside a machine the gradients at every update",
+            4 * (P + 3),
+            "4",
+            4 * (P + 3) + 3 * GRADIENTS,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TRAFFIC)
+def test_what_travels_between_processes(case: str, pool: Pool, tmp_path: Path) -> None:
+    parallel, machines, (what, each, often, size) = TRAFFIC[case]
+    config = tiny(tmp_path / "run", {"parallel": parallel})
+    answers = pool.run(on_worker, config, machines, world=2 * machines)
+    expected = [
+        f"what travels: {what}, {each / 2**20:.3f} MiB each",
+        f"  a batch of sequences: {often} collectives, {size / 2**20:.3f} MiB a process",
+        f"  data-parallel BPTT:   1 collective, {4 * P / 2**20:.3f} MiB a process",
+    ]
+    for traffic, lines in answers:
+        assert traffic == expected
+        place = lines.index(expected[0])
+        assert lines[place : place + 4] == [*expected, "memory a process, estimated"]
+        assert lines[-1] == "nothing was written"
+    assert not (tmp_path / "run").exists()
 
 
 def test_activations_grow_with_the_graph(tmp_path: Path) -> None:

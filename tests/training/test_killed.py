@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,20 @@ import pytest
 
 from fptt_dist import train
 from tests.training.helpers import MEMORY, assert_same_run, resumed, tiny, train_until
+from tests.training.kill_driver import CASES
 
 STARTING = ["versions.json", "config.yaml"]
-SAVED = ["model.safetensors", "optimizer.safetensors", "task.safetensors", "state.json"]
-OWN = ["own loss.safetensors", "own random.safetensors", "own state.safetensors", "own state.json"]
+SAVED = ["task.safetensors", "strategy.safetensors", "state.json"]
+OWN = [
+    *("own loss.safetensors", "own random.safetensors", "own strategy.safetensors", "own carried.safetensors"),
+    "own state.json",
+]
+WEIGHTS = ["model.safetensors", "optimizer.safetensors"]
+FILES = {
+    "single": [*SAVED, *WEIGHTS, *OWN],
+    "consensus": [*SAVED, *OWN, *(f"own {name}" for name in WEIGHTS)],  # where each worker has its own
+}
+Reports = Callable[[str], dict[str, Any]]
 
 
 def _written(name: str) -> list[str]:
@@ -26,44 +36,58 @@ def _replaced(name: str) -> list[str]:
     return [*_written(f"{name}.tmp"), f"rename {name}"]
 
 
-NAMES = [
-    *(step for name in STARTING for step in _replaced(name)),
-    "remove step-00000004.tmp",
-    *(step for name in [*SAVED, *OWN, "manifest.json"] for step in _written(name)),
-    "remove step-00000004",
-    "rename step-00000004",
-    *_replaced("latest"),
-    *_replaced("best"),
-    "remove step-00000002",
-    *_replaced("result.json"),
+NAMES = {
+    case: [
+        *(step for name in STARTING for step in _replaced(name)),
+        "remove step-00000004.tmp",
+        *(step for name in [*files, "manifest.json"] for step in _written(name)),
+        "remove step-00000004",
+        "rename step-00000004",
+        *_replaced("latest"),
+        *_replaced("best"),
+        "remove step-00000002",
+        *_replaced("result.json"),
+    ]
+    for case, files in FILES.items()
+}
+STEPS = {case: [f"{number} {name}" for number, name in enumerate(names)] for case, names in NAMES.items()}
+SAVING = [  # from the first step of the save on
+    (case, step) for case in CASES for step in STEPS[case][NAMES[case].index("remove step-00000004.tmp") :]
 ]
-STEPS = [f"{number} {name}" for number, name in enumerate(NAMES)]
 
 
 @pytest.fixture(scope="module")
-def report() -> Iterator[dict[str, Any]]:
-    """What a program that kills a run at each step, each time a new one, saw."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.training.kill_driver", folder],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            check=True,
-            timeout=240,
-        )
-        yield json.loads(done.stdout)
+def report() -> Reports:
+    """What a program that kills a run of a case at each step, each time a new one, saw."""
+    done: dict[str, dict[str, Any]] = {}
+
+    def of(case: str) -> dict[str, Any]:
+        if case not in done:
+            with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+                program = subprocess.run(
+                    [sys.executable, "-m", "tests.training.kill_driver", folder, case],
+                    cwd=Path(__file__).parents[2],
+                    stdout=subprocess.PIPE,
+                    check=True,
+                    timeout=240,
+                )
+            done[case] = json.loads(program.stdout)
+        return done[case]
+
+    return of
 
 
 @pytest.mark.slow
-def test_every_step_was_killed_once(report: dict[str, Any]) -> None:
-    assert report["errors"] == ""
-    assert list(report["steps"]) == STEPS
+@pytest.mark.parametrize("case", CASES)
+def test_every_step_was_killed_once(case: str, report: Reports) -> None:
+    assert report(case)["errors"] == ""
+    assert list(report(case)["steps"]) == STEPS[case]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", STEPS)
-def test_goes_on_after_a_kill(step: str, report: dict[str, Any]) -> None:
-    seen = report["steps"][step]
+@pytest.mark.parametrize(("case", "step"), [(case, step) for case in CASES for step in STEPS[case]])
+def test_goes_on_after_a_kill(case: str, step: str, report: Reports) -> None:
+    seen = report(case)["steps"][step]
     assert seen["killed"]
     assert seen["resumed"]
     assert seen["differing"] == []
@@ -100,12 +124,12 @@ def test_a_best_checkpoint_that_is_lost_is_sought_anew(tmp_path: Path, caplog: p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", STEPS[NAMES.index("remove step-00000004.tmp") :])
-def test_a_kill_leaves_the_earlier_checkpoint_or_the_later_one(step: str, report: dict[str, Any]) -> None:
-    number = STEPS.index(step)
-    left = report["steps"][step]["left"]
+@pytest.mark.parametrize(("case", "step"), SAVING)
+def test_a_kill_leaves_the_earlier_checkpoint_or_the_later_one(case: str, step: str, report: Reports) -> None:
+    number = STEPS[case].index(step)
+    left = report(case)["steps"][step]["left"]
     whole = {name.split("/")[1] for name in left if name.endswith("manifest.json")}
-    renamed = number > NAMES.index("rename step-00000004")
-    pruned = number > NAMES.index("remove step-00000002")
+    renamed = number > NAMES[case].index("rename step-00000004")
+    pruned = number > NAMES[case].index("remove step-00000002")
     expected = {"step-00000002"} - ({"step-00000002"} if pruned else set()) | ({"step-00000004"} if renamed else set())
     assert whole - {"step-00000004.tmp"} == expected

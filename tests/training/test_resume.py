@@ -45,7 +45,21 @@ CASES: dict[str, dict[str, Any]] = {
     "amsgrad": {"optimizer.amsgrad": True, "optimizer.betas": [0.8, 0.9]},
     "bf16": {"train.precision": "bf16"},
     "gradient_strategy": {"parallel.strategy": "gradient"},
+    "consensus": {"parallel.strategy": "consensus"},
+    "consensus_each_window": {"parallel.strategy": "consensus", "parallel.every": 1, "parallel.payload": "bf16"},
+    "consensus_bf16": {"parallel.strategy": "consensus", "parallel.payload": "bf16"},
+    "consensus_delayed": {"parallel.strategy": "consensus", "parallel.delay": 2},
+    "consensus_late": {"parallel.strategy": "consensus", "parallel.start_after": 4, "parallel.weights": "center"},
+    "consensus_worker_dual": {"parallel.strategy": "consensus", "parallel.dual": "worker", "parallel.every": 2},
+    "consensus_admm": {"parallel.strategy": "consensus", "parallel.dual": "worker", "parallel.order": "admm"},
+    "consensus_bptt": {"parallel.strategy": "consensus", "algorithm": "bptt"},
+    "hierarchical": {"parallel.strategy": "hierarchical", "parallel.every": 2},
 }
+
+
+def hears_late(case: str) -> int:
+    """How many batches a stop needs: it is agreed on with the next gradients, or when the next agreement arrives."""
+    return 2 if case == "consensus_delayed" else int("parallel.strategy" in CASES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -53,9 +67,9 @@ def test_interrupted_twice_is_uninterrupted(case: str, tmp_path: Path) -> None:
     overrides = CASES[case]
     train(tiny(tmp_path / "straight", overrides))
     parts = tiny(tmp_path / "parts", overrides)
-    late = int(case == "gradient_strategy")  # which agrees on a stop with the next batch's gradients
+    late = hears_late(case)
     train_until(parts, 3, late=late)  # within the first epoch
-    train_until(resumed(parts), 5, late=late)  # at its end
+    train_until(resumed(parts), 5, late=min(late, 1))  # at its end, where a checkpoint is due and all are asked
     assert 5 in steps(tmp_path / "parts")
     train(resumed(parts))
     assert_same_run(tmp_path / "straight", tmp_path / "parts")

@@ -69,8 +69,8 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     head, *lines, tail = str(caught.value).splitlines()
     assert head == f"resume=auto: run.dir={tmp_path / 'run'} holds a run with another configuration:"
     assert tail == (
-        "Only train.batches, train.epochs, checkpoint.* and telemetry.* may change: give the old values, or run.dir=… "
-        "for a new run"
+        "Only train.batches, train.epochs, checkpoint.*, telemetry.*, data.root, parallel.launcher and "
+        "parallel.timeout may change: give the old values, or run.dir=… for a new run"
     )
     assert {
         "  seed: 0 there, 1 now",
@@ -93,6 +93,9 @@ def test_what_may_change(tmp_path: Path) -> None:
         "checkpoint.keep_last": 7,
         "telemetry.every": 2,
         "telemetry.tensorboard": True,
+        "parallel.timeout": 9.0,
+        "parallel.launcher": "single",
+        "data.root": "elsewhere",
     }
     assert train(resumed(parts, **changed)).batches == 4
     assert steps(tmp_path / "run") == [2, 3, 4]

@@ -11,9 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt_dist import train
+from fptt_dist.config import Config
 from fptt_dist.models import Network, recurrent_layer
+from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.tasks import Adding
+from fptt_dist.training.dry_run import dry_run
 from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.trainer import Trainer
+from tests.parallel.pool import Pool
+from tests.parallel.runs import train as train_on_workers
 from tests.training.helpers import checkpoints, content, records, result, tiny
 
 FIELDS = {
@@ -57,6 +64,108 @@ def test_a_record_is_what_it_says(tmp_path: Path) -> None:
         assert line["dual_norm"] == pytest.approx(norm([ALPHA * dual[name] for name in names]), rel=1e-5)
         assert line["force_ratio"] == pytest.approx(force / gradient, rel=1e-4)
         assert force > 0
+
+
+TRAFFIC = {"collectives", "bytes_sent", "blocked_seconds", "blocked_share"}
+
+
+@pytest.mark.parametrize("strategy", ["single", "gradient", "consensus"])
+def test_one_worker_has_no_traffic(strategy: str, tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", {"parallel.strategy": strategy}, batches=3))
+    for line in records(tmp_path / "run", "train"):
+        assert not TRAFFIC & set(line)
+        assert ("drift" in line) == (strategy == "consensus")
+        assert line.get("drift", 0.0) == 0.0
+
+
+def lstm_parameters(hidden: int) -> int:
+    return 4 * hidden * (2 + hidden) + 8 * hidden + hidden + 1
+
+
+def two_workers(pool: Pool, run: Path, overrides: dict[str, Any], *, batches: int = 7) -> list[dict[str, Any]]:
+    """The training records of a run on two workers."""
+    pool.run(train_on_workers, tiny(run, overrides, batches=batches))
+    return records(run, "train")
+
+
+def planned(pool: Pool, run: Path, overrides: dict[str, Any]) -> list[list[str]]:
+    """What `--dry-run` says of the traffic, on each worker."""
+    return pool.run(traffic_of_dry_run, tiny(run, overrides))
+
+
+def traffic_of_dry_run(environment: LaunchEnvironment, config: Config) -> list[str]:
+    return dry_run(Trainer(RunFolder(config), environment, torch.device("cpu"))).traffic
+
+
+# bytes a batch of K = 3 windows, by the collectives' names: P parameters, of 6 tensors
+P, TENSORS = lstm_parameters(4), 6
+RATES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, int]]]] = {
+    "gradient": ({"parallel.strategy": "gradient"}, {"gradients": (3, 3 * 4 * (P + TENSORS + 2))}),
+    "auto": ({}, {"agreement": (1, 4 * (3 * P + 2))}),
+    "each window": ({"parallel.strategy": "consensus", "parallel.every": 1}, {"agreement": (3, 3 * 4 * (P + 2))}),
+    "center": ({"parallel.strategy": "consensus", "parallel.weights": "center"}, {"agreement": (1, 4 * (2 * P + 2))}),
+    "bf16": ({"parallel.strategy": "consensus", "parallel.payload": "bf16"}, {"agreement": (1, 2 * (3 * P + 2))}),
+    "worker": ({"parallel.strategy": "consensus", "parallel.dual": "worker"}, {"agreement": (1, 4 * (P + 3))}),
+    "by tensor": (
+        {"parallel.strategy": "consensus", "parallel.dual": "worker", "parallel.scale": "tensor"},
+        {"agreement": (1, 4 * (P + TENSORS + 2))},
+    ),
+    "baseline": ({"parallel.strategy": "consensus", "algorithm": "tbptt"}, {"agreement": (1, 4 * (P + 2))}),
+}
+
+
+@pytest.mark.parametrize("case", RATES)
+def test_what_two_workers_sent(case: str, pool: Pool, tmp_path: Path) -> None:
+    """Records hold what was sent since the last one, by the collectives' names, to the byte; and a dry run knew it."""
+    overrides, rates = RATES[case]
+    lines = two_workers(pool, tmp_path / "run", {**overrides, "evaluate.every": 100})
+    assert [line["batch"] for line in lines] == list(range(1, 8))
+    assert lines[1]["collectives"]["first batch done"]["calls"] == 1
+    for line in lines[2:5]:  # the first two have the start, the sixth has the epoch's end
+        found = {name: (cost["calls"], cost["bytes"]) for name, cost in line["collectives"].items()}
+        metrics = found.pop("metrics")
+        assert found == rates
+        assert metrics[0] == 1  # the losses of the record itself
+        assert line["bytes_sent"] == metrics[1] + sum(size for _, size in rates.values())
+        seconds = sum(cost["seconds"] for cost in line["collectives"].values())
+        assert line["blocked_seconds"] == pytest.approx(seconds)
+        assert line["blocked_share"] > 0.0
+    name, (calls, size) = next(iter(rates.items()))
+    each = size // calls
+    said = planned(pool, tmp_path / "planned", overrides)
+    assert said[0] == said[1]
+    what = "the gradients, at every update" if name == "gradients" else f"an agreement every {3 // calls} updates"
+    if case == "baseline":
+        what = "an agreement every 1 updates"
+    assert said[0] == [
+        f"what travels: {what}, {each / 2**20:.3f} MiB each",
+        f"  a batch of sequences: {calls:g} collectives, {size / 2**20:.3f} MiB a process",
+        f"  data-parallel BPTT:   1 collective, {4 * P / 2**20:.3f} MiB a process",
+    ]
+    assert not (tmp_path / "planned").exists()
+
+
+def test_the_drift_is_how_far_the_workers_were_apart(pool: Pool, tmp_path: Path) -> None:
+    """With an agreement every second batch: new after each, and the same in between; nothing before the first."""
+    overrides = {"parallel.strategy": "consensus", "parallel.every": 6}
+    lines = two_workers(pool, tmp_path / "run", overrides, batches=8)
+    drift = [line["drift"] for line in lines]
+    assert drift[0] == 0.0
+    assert all(0.0 < value < 0.5 for value in drift[1:])
+    assert drift[1::2] == [*drift[2::2], drift[7]]
+    assert len(set(drift[1::2])) == 4
+    assert "drift" not in two_workers(pool, tmp_path / "gradient", {"parallel.strategy": "gradient"})[0]
+
+
+def test_tensorboard_shows_the_traffic(pool: Pool, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    two_workers(pool, tmp_path / "run", {"telemetry.tensorboard": True}, batches=2)
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    (_, line) = records(tmp_path / "run", "train")
+    for tag, field in (("drift", "drift"), ("bytes_sent", "bytes_sent"), ("blocked_share", "blocked_share")):
+        event = board.Scalars(f"Consensus/{tag}")[-1]
+        assert (event.step, event.value) == (2, pytest.approx(line[field], rel=1e-6))
 
 
 def test_the_first_record_has_no_force_yet(tmp_path: Path) -> None:

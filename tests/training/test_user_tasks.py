@@ -21,7 +21,7 @@ from tests.training.toys import CLASSES, Majority, Stream
 
 def carried(run: Path) -> dict[str, torch.Tensor]:
     saved = content(checkpoints(run)[-1])
-    return {k: v for k, v in saved.items() if k.startswith("rank/0/state.safetensors:carried")}
+    return {k: v for k, v in saved.items() if k.startswith("rank/0/carried.safetensors:carried")}
 
 
 @pytest.mark.parametrize("micro", [None, 2])

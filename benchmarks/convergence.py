@@ -1,0 +1,222 @@
+"""Quality against communication: gradient averaging and every kind of consensus, four workers, the same sequences.
+
+    python -m benchmarks.convergence --runs runs/convergence data.root=data
+
+Four gloo processes on this machine train MNIST by rows (10,000 images, 3 epochs): gradient averaging, and consensus
+every H ∈ {1, K, 4 K, 100 K} updates with a shared dual (mean) or a dual by worker (damped, ADMM), on shards alike and
+by label; then permuted MNIST, 7 pixels a step. Each setting tries the learning rates 2e-3 and 4e-3, then 1e-3 or 8e-3
+beside the better one, with one seed, and repeats the one with the best validation accuracy with the others. Nothing is
+chosen on test data. One ρ serves all H. Finished runs are kept: the same command goes on after an interruption.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from fptt_dist.config import load, parse_overrides
+from fptt_dist.parallel import Communicator, LaunchEnvironment, communicator
+from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.signals import StopFlag
+from fptt_dist.training.trainer import Trainer
+
+WORKERS = 4
+PARTS = ["alike", "pmnist", "by_label"]
+RATES = ("2e-3", "4e-3")
+NEXT = {"2e-3": "1e-3", "4e-3": "8e-3"}
+COMMON = [
+    "task.examples=10000",
+    "task.validation=2000",
+    "train.epochs=3",
+    "telemetry.tensorboard=false",
+    "telemetry.every=39",
+    "checkpoint.every=1000000",
+    "device=cpu",
+]
+KINDS = {
+    "shared mean": [],
+    "worker damped": ["parallel.dual=worker"],
+    "worker admm": ["parallel.dual=worker", "parallel.order=admm"],
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row: its name, the configuration it starts from, and the keys that make it."""
+
+    name: str
+    config: str
+    shards: str
+    keys: tuple[str, ...]
+
+    def folder(self, rate: str, seed: int) -> str:
+        """Its runs' name."""
+        words = self.name.replace(",", "").replace(" ", "-").replace("=", "")
+        return f"{Path(self.config).stem}-{self.shards}-{words}-lr{rate}-seed{seed}"
+
+
+def settings(part: str) -> Iterator[Setting]:
+    """The rows of one part."""
+    gradient = ("parallel.strategy=gradient",)
+    if part == "pmnist":
+        yield Setting("gradient", "pmnist.yaml", "fixed", gradient)
+        for name, every in (("K", 8), ("4K", 32)):
+            for kind in ("shared mean", "worker damped"):
+                yield agreeing("pmnist.yaml", "fixed", kind, name, every)
+        return
+    config, windows = "mnist_rows.yaml", 7
+    shards = "fixed" if part == "alike" else "by_label"
+    yield Setting("gradient", config, shards, gradient)
+    if part == "alike":  # how much of a dual's gain is momentum
+        for beta in ("0.95", "0.98"):
+            keys = (*gradient, f"optimizer.betas=[{beta}, 0.999]")
+            yield Setting(f"gradient, Adam beta1={beta}", config, shards, keys)
+    for name, factor in (("K", windows), ("4K", 4 * windows), ("100K", 100 * windows), ("1", 1)):
+        for kind in KINDS:
+            yield agreeing(config, shards, kind, name, factor)
+
+
+def agreeing(config: str, shards: str, kind: str, name: str, every: int) -> Setting:
+    """Consensus of one kind every `every` updates, which the table calls `name`."""
+    keys = ("parallel.strategy=consensus", f"parallel.every={every}", *KINDS[kind])
+    return Setting(f"{kind}, H={name}", config, shards, keys)
+
+
+def run(
+    everyone: Communicator, setting: Setting, rate: str, seed: int, root: Path, common: list[str]
+) -> dict[str, Any]:
+    """Train one setting on all workers, unless it is finished; what rank 0 found."""
+    folder = root / setting.folder(rate, seed)
+    keys = [*COMMON, *common, *setting.keys, f"data.shards={setting.shards}", f"optimizer.lr={rate}"]
+    config = load(setting.config, parse_overrides([*keys, f"seed={seed}", f"run.dir={folder}"]))
+    done = everyone.first_alone(lambda: (folder / "result.json").is_file(), name="finished")
+    if not done:
+        run_folder = RunFolder(config)
+        everyone.first_alone(lambda: start(folder, run_folder), name="run folder")
+        environment = LaunchEnvironment(everyone.rank, everyone.world, everyone.rank, "the benchmark")
+        Trainer(run_folder, environment, torch.device("cpu")).fit(StopFlag())
+        everyone.barrier(name="finished")
+    return everyone.first_alone(lambda: collect(folder, setting, rate, seed), name="result")
+
+
+def start(folder: Path, run_folder: RunFolder) -> None:
+    """A fresh folder: what was interrupted begins anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run_folder.open()
+
+
+def collect(folder: Path, setting: Setting, rate: str, seed: int) -> dict[str, Any]:
+    """The row of one finished run; its checkpoints are dropped."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    result = json.loads((folder / "result.json").read_text())
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    training = [record for record in records if record["kind"] == "train"]
+    batches = training[-1]["batch"]
+    name = "gradients" if setting.name.startswith("gradient") else "agreement"
+    costs = [record["collectives"].get(name, {"calls": 0, "bytes": 0}) for record in training]
+    row = {
+        "setting": setting.name,
+        "config": setting.config,
+        "shards": setting.shards,
+        "rate": rate,
+        "seed": seed,
+        "validation": result["validation"],
+        "test": result["value"],
+        "sequences_per_second": result["sequences_per_second"],
+        "collectives": sum(cost["calls"] for cost in costs) / batches,
+        "bytes": sum(cost["bytes"] for cost in costs) / batches,
+        "drift": training[-1].get("drift"),
+    }
+    print(
+        f"{time.strftime('%H:%M:%S')} {folder.name}: validation {result['validation']:.4f}, {result['seconds']:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
+    return row
+
+
+def tune(everyone: Communicator, setting: Setting, root: Path, common: list[str], seeds: int) -> list[dict[str, Any]]:
+    """The rates tried with seed 0, then the chosen one with every seed, in this order."""
+    tried = [run(everyone, setting, rate, 0, root, common) for rate in RATES]
+    better = max(tried, key=lambda row: row["validation"])
+    tried.append(run(everyone, setting, NEXT[better["rate"]], 0, root, common))
+    best = max(tried, key=lambda row: row["validation"])
+    repeated = [best, *(run(everyone, setting, best["rate"], seed, root, common) for seed in range(1, seeds))]
+    return [{**row, "chosen": False} for row in tried] + [{**row, "chosen": True} for row in repeated]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, one line a setting."""
+    lines = [
+        "| data | shards | setting | chosen rate | test %, mean ± s.d. | each seed | validation % "
+        "| collectives a batch | MB a batch | sequences/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    chosen: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["chosen"]:
+            chosen.setdefault((row["config"], row["shards"], row["setting"]), []).append(row)
+    for (config, shards, name), runs in chosen.items():
+        tests = [100.0 * r["test"] for r in runs]
+        deviation = statistics.stdev(tests) if len(tests) > 1 else 0.0
+        lines.append(
+            f"| {Path(config).stem} | {'alike' if shards == 'fixed' else 'by label'} | {name} | {runs[0]['rate']} "
+            f"| {statistics.mean(tests):.1f} ± {deviation:.1f} | {' / '.join(f'{t:.1f}' for t in tests)} "
+            f"| {100.0 * statistics.mean(r['validation'] for r in runs):.1f} | {runs[0]['collectives']:.3g} "
+            f"| {runs[0]['bytes'] / 1e6:.3g} | {statistics.median(r['sequences_per_second'] for r in runs):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def work(rank: int, options: argparse.Namespace, store: str) -> None:
+    """One of the four workers."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=WORKERS, timeout=timedelta(minutes=30)
+    )
+    everyone = communicator(LaunchEnvironment(rank, WORKERS, rank, "the benchmark"), torch.device("cpu"))
+    rows: list[dict[str, Any]] = []
+    for part in options.parts:
+        for setting in settings(part):
+            rows += tune(everyone, setting, options.runs, options.overrides, options.seeds)
+            if rank == 0:
+                (options.runs / "convergence.json").write_text(json.dumps(rows, indent=1) + "\n")
+    if rank == 0:
+        print(table(rows))
+        if options.json is not None:
+            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Say what it will take, then train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="key=value, for every run")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file that receives every run's figures too")
+    options = parser.parse_intermixed_args()
+    count = sum(1 for part in options.parts for _ in settings(part))
+    runs = count * (len(RATES) + 1 + options.seeds - 1)
+    print(f"{count} settings, {runs} runs of {WORKERS} workers, 10 to 40 s each", file=sys.stderr)
+    options.runs.mkdir(parents=True, exist_ok=True)
+    store = options.runs / f"store-{time.time_ns()}"
+    mp.spawn(work, (options, str(store)), nprocs=WORKERS)
+    store.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""When a collective fails: who did not come, and what is known about it."""
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+from torch._C import _distributed_c10d as distributed_c10d  # pyright: ignore[reportAttributeAccessIssue]
+from torch.distributed.distributed_c10d import _get_default_store
+
+GRACE = 5.0  # seconds in which every worker that still runs meets the same failure
+
+
+class LostWorkerError(Exception):
+    """A collective failed, because a worker died, raised, or did not come in time.
+
+    Attributes:
+        collective: its name.
+        silent: ranks in the whole job that did not report the same failure: those it waited for.
+    """
+
+    def __init__(self, *, rank: int, collective: str, seconds: float, silent: list[int], error: Exception) -> None:
+        self.collective = collective
+        self.silent = silent
+        who = ", ".join(map(str, silent))
+        found = f"no word from rank{'s' if len(silent) > 1 else ''} {who}" if silent else "all others lost it too"
+        super().__init__(
+            f"rank {rank} lost the other workers in the collective {collective!r} after {seconds:.1f} s ({found}): "
+            f"{str(error).splitlines()[0]}\nThe checkpoints are untouched: look at the first error of the ranks named, "
+            "then start again with resume=auto"
+        )
+
+
+def silent_ranks(ranks: list[int], own: int) -> list[int]:
+    """Which of `ranks` do not say within five seconds that a collective failed for them too.
+
+    Each says so in the store through which the workers met; if that is gone, so is rank 0, which keeps it.
+    """
+    others = [rank for rank in ranks if rank != own]
+    try:
+        store = _get_default_store()
+        store.set_timeout(timedelta(seconds=GRACE))
+        store.set(f"fptt_dist/lost/{own}", "1")
+        deadline = time.monotonic() + GRACE
+        while others and time.monotonic() < deadline:
+            others = [rank for rank in others if not store.check([f"fptt_dist/lost/{rank}"])]
+            time.sleep(0.1)
+    except (RuntimeError, ValueError):
+        return [rank for rank in others if rank == 0] or others
+    return others
+
+
+def dump_flight_recorder(folder: Path) -> Path | None:
+    """Write what torch remembers of this process's last collectives, where the backend does and `folder` exists."""
+    dump = getattr(distributed_c10d, "_dump_fr_trace_json", None)  # torch >= 2.8
+    if dump is None or not folder.is_dir():
+        return None
+    path = folder / f"flight_recorder_rank{dist.get_rank()}.json"
+    path.write_text(json.dumps(json.loads(dump()), indent=1) + "\n")
+    return path

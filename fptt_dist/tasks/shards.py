@@ -1,0 +1,74 @@
+"""How the training examples fall to the workers, where each worker keeps its own."""
+
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Shards = Literal["shuffled", "fixed", "by_label"]
+DEAL, ORDER = 0, 1  # streams of the seed, apart from those that the shuffled orders are drawn from
+
+
+class Shard:
+    """The examples that are one worker's for ever; every epoch shows them in another order.
+
+    All workers get equally many, so that all train the same number of windows; the remainder is left out.
+
+    Attributes:
+        dealt: examples dealt, over all workers.
+
+    Args:
+        examples: N, how many there are to deal; their ids are 0 to N − 1.
+        rank: this worker.
+        world: number of workers.
+        seed: says who gets which, and the orders.
+        labels: (N,) worker after worker gets the next of the examples in the order of their labels; None: any.
+
+    Raises:
+        ValueError: no such worker, or fewer examples than workers.
+    """
+
+    def __init__(self, examples: int, rank: int, world: int, *, seed: int, labels: Tensor | None = None) -> None:
+        if not 0 <= rank < world:
+            raise ValueError(f"there is no worker {rank} among {world}, only 0 to {world - 1}")
+        if examples < world:
+            raise ValueError(f"{examples} training examples are too few to deal to {world} workers")
+        self.dealt = examples - examples % world
+        self._seed, self._rank, self._world = seed, rank, world
+        order = self._permutation(examples, DEAL)[: self.dealt]
+        if labels is not None:
+            order = order[np.argsort(labels.numpy()[order], kind="stable")]
+        self._own = order.reshape(world, -1)[rank]
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+    def batch(self, epoch: int, cursor: int, size: int, part: slice) -> Tensor:
+        """Ids of this worker's examples of the global batch, a pure function of the arguments.
+
+        Args:
+            epoch: from 0.
+            cursor: examples of the epoch before this batch, over all workers.
+            size: of the global batch.
+            part: this worker's part of the global batch; only its length counts.
+
+        Raises:
+            ValueError: `cursor`, `size` or `part` is not shared out equally, or the batch goes beyond the epoch's end.
+        """
+        world, own = self._world, len(range(size)[part])
+        if size % world or cursor % world or own * world != size:
+            raise ValueError(
+                f"examples dealt to {world} workers need global batches that they share equally, not {own} sequences "
+                f"of a batch of {size} at example {cursor}: the batch size must be a multiple of {world}"
+            )
+        if cursor + size > self.dealt:
+            raise ValueError(f"a batch of {size} at example {cursor} is beyond the {self.dealt} examples of an epoch")
+        first = cursor // world
+        return torch.from_numpy(self._order(epoch)[first : first + own])
+
+    def _epoch_order(self, epoch: int) -> NDArray:
+        return self._own[self._permutation(len(self._own), ORDER, self._rank, epoch)]
+
+    def _permutation(self, size: int, *stream: int) -> NDArray:
+        return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=stream)).permutation(size)

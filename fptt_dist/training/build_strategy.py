@@ -1,0 +1,146 @@
+"""From a configuration to who holds what."""
+
+from fptt_dist import config as settings
+from fptt_dist.algorithm import PROCEDURES, Anchor
+from fptt_dist.config import Config, ConfigError
+from fptt_dist.parallel import (
+    Communicator,
+    Consensus,
+    DdpAveraging,
+    GradientAveraging,
+    GroupCommunicator,
+    LaunchEnvironment,
+    MachinesCommunicator,
+    SharedDual,
+    Single,
+    Strategy,
+    WorkerDual,
+    machines,
+)
+from fptt_dist.tasks import Task, share
+
+
+def build_strategy(config: Config, environment: LaunchEnvironment, everyone: Communicator) -> Strategy:
+    """The strategy of `config.parallel` for this worker; called by all workers together.
+
+    Raises:
+        ConfigError: parallel.strategy=single with several processes, or a batch that cannot be shared out.
+    """
+    world = everyone.world
+    _check_batch(config, world)
+    match config.parallel:
+        case settings.SingleProcess() if world > 1:
+            raise ConfigError(
+                f"parallel.strategy=single, but {world} processes were started: type parallel.strategy=consensus or "
+                "parallel.strategy=gradient"
+            )
+        case settings.SingleProcess():
+            return Single()
+        case settings.AutoParallel():
+            if world == 1:
+                return Single()
+            return _consensus(config, settings.ConsensusParallel(), environment, everyone)
+        case settings.GradientParallel() as gradient:
+            weight = shares(config, everyone.world)[everyone.rank]
+            if gradient.reduce == "ddp" and isinstance(everyone, GroupCommunicator):
+                return DdpAveraging(everyone, weight, gradient.hook)
+            return GradientAveraging(everyone, weight)
+        case settings.ConsensusParallel() as consensus:
+            return _consensus(config, consensus, environment, everyone)
+
+
+def updates_of(config: Config) -> int:
+    """Parameter updates a batch."""
+    return config.windows if PROCEDURES[config.algorithm].update_each_window else 1
+
+
+def deal(task: Task, config: Config, rank: int, world: int) -> None:
+    """Give this worker its examples, as `data.shards` says.
+
+    Raises:
+        ConfigError: the task has too few of them.
+    """
+    try:
+        task.deal(config.data.shards, rank, world)
+    except ValueError as error:
+        raise ConfigError(f"data.shards={config.data.shards}: {error}: type data.shards=shuffled") from error
+
+
+def _consensus(
+    config: Config, parallel: settings.ConsensusParallel, environment: LaunchEnvironment, everyone: Communicator
+) -> Consensus:
+    """The same for `hierarchical`, where a machine is one voice."""
+    every = parallel.every or updates_of(config)
+    weights = shares(config, everyone.world)
+    own = weights[everyone.rank]
+    inside: Strategy = Single()
+    between, voice = everyone, own
+    if isinstance(parallel, settings.HierarchicalParallel):
+        machine, across = machines(environment, everyone)
+        between = MachinesCommunicator(machine, across)
+        ranks = machine.ranks if isinstance(machine, GroupCommunicator) else [everyone.rank]
+        voice = sum(weights[rank] for rank in ranks)
+        if machine.world > 1:
+            inside = GradientAveraging(machine, own / voice)
+    if parallel.dual == "worker":
+        agreement = WorkerDual(
+            parallel.order, parallel.damping, by_tensor=parallel.scale == "tensor", make_anchor=Anchor
+        )
+    else:
+        agreement = SharedDual(
+            parallel.weights,
+            slow=PROCEDURES[config.algorithm].has_force,
+            each_window=every == 1,
+            compressed=parallel.payload == "bf16",
+        )
+    return Consensus(
+        everyone,
+        between,
+        voice,
+        inside,
+        GradientAveraging(everyone, own) if parallel.start_after else None,
+        agreement,
+        every=every,
+        compressed=parallel.payload == "bf16",
+        delay=parallel.delay,
+        start_after=parallel.start_after,
+        stop_every=parallel.stop_every,
+    )
+
+
+def shares(config: Config, world: int) -> list[float]:
+    """Each worker's share of the batch, in (0, 1]; they sum to 1."""
+    size = config.train.batch_size
+    parts = [share(size, rank, world) for rank in range(world)]
+    return [(part.stop - part.start) / size for part in parts]
+
+
+def _check_batch(config: Config, world: int) -> None:
+    size, micro, shards = config.train.batch_size, config.train.micro_batch_size, config.data.shards
+    whole = f"type train.batch_size={-(-size // world) * world}"
+    if size < world:
+        raise ConfigError(
+            f"train.batch_size={size} is the global batch, fewer sequences than the {world} processes: {whole}"
+        )
+    if size % world and shards != "shuffled":
+        raise ConfigError(
+            f"data.shards={shards} needs equal shares, and train.batch_size={size} is not a multiple of the {world} "
+            f"processes: {whole}, or data.shards=shuffled"
+        )
+    if micro is not None and (size % world or (size // world) % micro):
+        raise ConfigError(
+            f"train.micro_batch_size={micro} does not divide each process's share of the batch, "
+            f"{size} / {world} = {size / world:g} sequences"
+        )
+    ddp = isinstance(config.parallel, settings.GradientParallel) and config.parallel.reduce == "ddp"
+    if ddp and world > 1 and micro is not None and micro < size // world:
+        raise ConfigError(
+            f"train.micro_batch_size={micro} does not go with parallel.reduce=ddp, which would send every micro-batch: "
+            "type parallel.reduce=flat, or train.micro_batch_size=null"
+        )
+    estimate = isinstance(config.task, settings.PixelsTask) and config.task.estimate == "example"
+    if estimate and world > 1 and shards == "shuffled":
+        raise ConfigError(
+            f"task.estimate=example remembers each worker's own examples, and {world} processes are dealt other ones "
+            "every epoch: type data.shards=fixed, or task.estimate=class_mean, or start one process"
+        )

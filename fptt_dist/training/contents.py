@@ -1,0 +1,175 @@
+"""What a checkpoint of a run holds, and how a run goes on from one.
+
+    model, optimizer, task .safetensors, state.json     equal on all workers: written once
+    strategy.safetensors                                what the strategy shares (Z, μ̄, agreed points)
+    rank/<r>/model, optimizer .safetensors              where each worker has its own W, W̄, u and moments (consensus)
+    rank/<r>/strategy, loss, random, carried, state     μ_r, an agreement under way, estimates, random streams, states
+
+With the same number of workers a run goes on bit for bit. With another one: what was equal everywhere stays as it is;
+W, W̄, u and moments become their mean over the workers (weighted by their shares of the batch; W̄ ← Z with worker duals);
+μ_r ← 0, an agreement under way is dropped, random streams start afresh from (seed, rank, batch, workers).
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fptt_dist.config import ConfigError
+from fptt_dist.parallel import StrategyState
+from fptt_dist.training import build, snapshot
+from fptt_dist.training.checkpoint import Files, read_tensors, read_values
+from fptt_dist.training.nested import flatten, unflatten
+from fptt_dist.training.position import Best, Position
+
+if TYPE_CHECKING:
+    from fptt_dist.training.trainer import Trainer
+
+LOG = logging.getLogger("fptt_dist")
+
+
+def contents_of(trainer: "Trainer") -> tuple[Files, Files]:
+    """The files that rank 0 writes for all, and this worker's own."""
+    strategy = trainer.strategy
+    optimizer_tensors, optimizer_values = snapshot.optimizer_files(trainer.network, trainer.optimizer)
+    weights = {
+        "model.safetensors": snapshot.model_tensors(trainer.network),
+        "optimizer.safetensors": optimizer_tensors,
+    }
+    state = strategy.state_dict()
+    random_tensors, random_values = snapshot.random_files(trainer.device)
+    carried: dict[str, Tensor] = {}
+    skeleton = flatten(trainer.states, carried, "carried")
+    shared: dict[str, Any] = {
+        "task.safetensors": trainer.task.state_dict(),
+        "strategy.safetensors": state.shared,
+        "state.json": {
+            "run_id": trainer.folder.run_id if strategy.rank == 0 else None,
+            "strategy": type(strategy).__name__,
+            "replicated": strategy.replicated,
+            "shares": trainer.shares,
+            "voices": strategy.voices,
+            "position": asdict(trainer.position),
+            "best": trainer.best and asdict(trainer.best),
+            "lr_schedule": trainer.lr_schedule.state_dict(),
+        },
+    }
+    own: dict[str, Any] = {
+        "loss.safetensors": trainer.task.loss.state_dict(),
+        "random.safetensors": random_tensors,
+        "strategy.safetensors": state.own,
+        "carried.safetensors": carried,
+        "state.json": {"random": random_values, "carried": skeleton, "optimizer": optimizer_values},
+    }
+    (shared if strategy.replicated else own).update(weights)
+    return shared, own
+
+
+def restore(trainer: "Trainer", folder: Path) -> None:
+    """Go back to the state of a checkpoint: bit for bit with as many workers as wrote it.
+
+    Raises:
+        ConfigError: it is another model's, or holds what cannot be dealt to another number of workers.
+    """
+    strategy = trainer.strategy
+    values = read_values(folder, "state.json")
+    trainer.position = Position(**values["position"])
+    trainer.best = values["best"] and Best(**values["best"])
+    trainer.lr_schedule.load_state_dict(values["lr_schedule"])
+    trainer.task.load_state_dict(read_tensors(folder, "task.safetensors"))
+    kept = StrategyState(shared=read_tensors(folder, "strategy.safetensors"))
+    same_strategy = values["strategy"] == type(strategy).__name__
+    if [len(values["shares"]), values["voices"]] == [strategy.world, strategy.voices] and same_strategy:
+        own = _rank(folder, strategy.rank)
+        _load(trainer, folder, folder if values["replicated"] else own, own)
+        kept.own = read_tensors(own, "strategy.safetensors")
+        own_values = read_values(own, "state.json")
+        trainer.task.loss.load_state_dict(read_tensors(own, "loss.safetensors"))
+        carried = unflatten(own_values["carried"], read_tensors(own, "carried.safetensors"))
+        trainer.states = carried and [_to(state, trainer.device) for state in carried]
+        snapshot.load_random(read_tensors(own, "random.safetensors"), own_values["random"], trainer.device)
+    else:
+        _deal_anew(trainer, folder, values)
+    strategy.load_state_dict(kept if same_strategy else StrategyState(), trainer.position.updates)
+
+
+def load_agreed(trainer: "Trainer", folder: Path) -> None:
+    """The weights, W̄, u and moments that a checkpoint's workers agree on, the same on every worker.
+
+    Raises:
+        ConfigError: it is another model's.
+    """
+    values = read_values(folder, "state.json")
+    trainer.task.load_state_dict(read_tensors(folder, "task.safetensors"))
+    if values["replicated"]:
+        _load(trainer, folder, folder, _rank(folder, 0))
+        return
+    shares = values["shares"]
+    model, moments = (
+        _mean([read_tensors(_rank(folder, rank), name) for rank in range(len(shares))], shares)
+        for name in ("model.safetensors", "optimizer.safetensors")
+    )
+    for name, center in read_tensors(folder, "strategy.safetensors").items():
+        if name.startswith("center/"):  # Z
+            moments[f"{name.removeprefix('center/')}/center"] = center
+    snapshot.load_model(trainer.network, model, folder)
+    plain = read_values(_rank(folder, 0), "state.json")["optimizer"]
+    snapshot.load_optimizer(trainer.network, trainer.optimizer, moments, plain)
+
+
+def _load(trainer: "Trainer", folder: Path, weights: Path, own: Path) -> None:
+    snapshot.load_model(trainer.network, read_tensors(weights, "model.safetensors"), folder)
+    tensors = read_tensors(weights, "optimizer.safetensors")
+    plain = read_values(own, "state.json")["optimizer"]
+    snapshot.load_optimizer(trainer.network, trainer.optimizer, tensors, plain)
+
+
+def _deal_anew(trainer: "Trainer", folder: Path, values: dict[str, Any]) -> None:
+    """What each of the workers then had, to the workers now."""
+    then, strategy = len(values["shares"]), trainer.strategy
+    own = [_rank(folder, rank) for rank in range(then)]
+    how = f"{folder} was written by {then} process{'es' if then > 1 else ''}, this run has {strategy.world}"
+    if any(read_values(rank, "state.json")["carried"] for rank in own):
+        raise ConfigError(
+            f"{how}, and the recurrent states that go from batch to batch cannot be dealt anew: start {then}, or save "
+            "at an epoch's end, where there are none"
+        )
+    try:
+        states = [read_tensors(rank, "loss.safetensors") for rank in own]
+        trainer.task.loss.load_state_dict(trainer.task.loss.dealt_anew(states, first=strategy.rank == 0))
+    except ValueError as error:
+        raise ConfigError(f"{how}: {error}: start {then}") from error
+    load_agreed(trainer, folder)
+    trainer.states = None
+    build.seed_worker(trainer.config.seed, strategy.rank, trainer.position.batch, strategy.world)
+    if strategy.rank == 0:
+        LOG.warning("%s: weights and moments are the mean of theirs, random streams start afresh", how)
+
+
+def _mean(states: list[dict[str, Tensor]], shares: list[float]) -> dict[str, Tensor]:
+    """Tensor by tensor over the workers that have it (one without any gradient so far has no moments)."""
+    mean: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for state in states for name in state):
+        held = [(state[name], share) for state, share in zip(states, shares, strict=True) if name in state]
+        total = sum(share for _, share in held)
+        if name.endswith("/step"):
+            mean[name] = torch.stack([tensor for tensor, _ in held]).amax(0)
+        else:
+            sum_ = sum((tensor.double() * (share / total) for tensor, share in held), torch.zeros(()))
+            mean[name] = sum_.to(held[0][0].dtype)
+    return mean
+
+
+def _rank(folder: Path, rank: int) -> Path:
+    return folder / "rank" / str(rank)
+
+
+def _to(state: Any, device: torch.device) -> Any:
+    if isinstance(state, Tensor):
+        return state.to(device)
+    if isinstance(state, dict):
+        return {key: _to(value, device) for key, value in state.items()}
+    return None if state is None else type(state)(_to(value, device) for value in state)

@@ -1,0 +1,1 @@
+"""How processes start: one file a launcher, imported when its verb is called."""

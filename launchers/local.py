@@ -1,0 +1,153 @@
+"""Start the processes of one machine, or this machine's share of several, with torchrun's agent."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
+from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+from fptt_dist.config import Config, ConfigError, load, parse_overrides
+
+LOG = logging.getLogger("fptt_dist")
+
+JOIN_SECONDS = 600  # that a machine waits for the others
+STOP_SECONDS = 300  # that the processes have to save after a signal
+# Torch alone knows what its port answers, and its client may wait for ever for a program that answers something else.
+PROBE = """
+import sys, datetime, torch.distributed as dist
+dist.TCPStore(sys.argv[1], int(sys.argv[2]), wait_for_workers=False, timeout=datetime.timedelta(seconds=5))
+"""
+PROBE_SECONDS = 60.0
+
+
+def launch(
+    config: str, overrides: list[str], *, nproc: int, nnodes: int = 1, rdzv: str | None = None, max_restarts: int = 0
+) -> int:
+    """Train on `nproc` processes of this machine; with `nnodes` > 1 the same call is made on each machine.
+
+    Args:
+        config: a YAML file, or the name of a packaged one.
+        overrides: words like fptt.alpha=0.3.
+        nproc: processes on this machine.
+        nnodes: machines.
+        rdzv: host:port where the machines meet; the host is one of them. For several machines, and only then.
+        max_restarts: how often all processes are started again when one of them failed.
+
+    Returns:
+        The exit code: 0, that of the process that failed first, or 128 + the number of the signal that ended it.
+
+    Raises:
+        ConfigError: a mistake, found before any process was started.
+        ConnectionError: the machines did not meet.
+    """
+    settings = load(config, parse_overrides(overrides))
+    _refuse_too_many(settings, nproc)
+    if nnodes > 1 and rdzv is None:
+        raise ConfigError(
+            f"--nnodes {nnodes} needs --rdzv HOST:PORT, the same on all machines: one of them, and a port free on it"
+        )
+    if nnodes == 1 and rdzv is not None:
+        raise ConfigError(f"--rdzv {rdzv} is for several machines: type --nnodes 2 or more, or leave it out")
+    if rdzv is not None:
+        _check_meeting_place(rdzv)
+    if max_restarts and not any(word.startswith("resume=") for word in overrides):
+        LOG.warning("resume=auto: what is started again goes on from the newest checkpoint")
+        overrides = [*overrides, "resume=auto"]
+    _prepare(nproc, max_restarts)
+    with tempfile.TemporaryDirectory(prefix="fptt-dist-") as reports:
+        agent = LaunchConfig(
+            min_nodes=nnodes,
+            max_nodes=nnodes,
+            nproc_per_node=nproc,
+            run_id="fptt-dist" if rdzv else str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint=rdzv or "localhost:0",
+            rdzv_configs={"join_timeout": JOIN_SECONDS},
+            local_addr=None if rdzv else "localhost",
+            max_restarts=max_restarts,
+            logs_specs=DefaultLogsSpecs(log_dir=reports),
+        )
+        return _run(agent, ["-u", "-m", "fptt_dist", "train", config, *overrides])
+
+
+def _run(agent: LaunchConfig, command: list[str]) -> int:
+    """The exit code of this machine's processes."""
+    place = f"--rdzv {agent.rdzv_endpoint}"
+    try:
+        launch_agent(agent, sys.executable, command)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode  # the process said why
+        LOG.warning("rank %d was killed by %s: start again with resume=auto", rank, failure.signal_name())
+        return 128 - failure.exitcode
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except KeyboardInterrupt:  # before there were any processes
+        return 128 + signal.SIGINT
+    except RendezvousTimeoutError as error:
+        raise ConnectionError(
+            f"{place}: not all of the {agent.max_nodes} machines came within {JOIN_SECONDS} s: type the same command, "
+            f"with --nnodes {agent.max_nodes}, on each"
+        ) from error
+    except RendezvousConnectionError as error:
+        raise ConnectionError(
+            f"{place} does not answer: look whether the command runs on that host too, and whether it still runs"
+        ) from error
+    return 0
+
+
+def _prepare(nproc: int, max_restarts: int) -> None:
+    """Set in the environment what torchrun's agent and the processes read there; what the user has set stays."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0))
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores // nproc))
+        LOG.warning("OMP_NUM_THREADS=%s: %d processes on %d cores", os.environ["OMP_NUM_THREADS"], nproc, cores)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
+    if max_restarts:
+        # With the agent's store the processes of a restart still find the addresses of those before.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said by the processes, and here
+
+
+def _refuse_too_many(config: Config, nproc: int) -> None:
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return
+    count = torch.cuda.device_count()
+    if nproc > count:
+        raise ConfigError(
+            f"--nproc {nproc} is more than this machine's GPUs, {count}: type --nproc {count}, or device=cpu"
+        )
+
+
+def _check_meeting_place(rdzv: str) -> None:
+    """Refuse a place that is no place, and a port that another program has."""
+    host, _, port = rdzv.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ConfigError(f"--rdzv {rdzv} is not of the form HOST:PORT, such as --rdzv node0:29500")
+    try:
+        socket.create_connection((host, int(port)), timeout=3.0).close()
+    except socket.gaierror as error:
+        raise ConfigError(f"--rdzv {rdzv}: {host} is no host that this machine knows ({error.strerror})") from error
+    except OSError:
+        return  # nothing is there yet
+    try:
+        subprocess.run(
+            [sys.executable, "-c", PROBE, host, port], capture_output=True, check=True, timeout=PROBE_SECONDS
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(
+            f"--rdzv {rdzv}: another program has that port: type another one, the same on all machines"
+        ) from error

@@ -1,0 +1,172 @@
+"""What the tests of whole runs and of faults share: runs that break off, and programs that die at a named moment.
+
+In the pool `whole` and `broken` are jobs. As a program (`python -m tests.parallel.fault_driver`) it is fptt_dist's own
+command line, for one worker that obeys the variables FAULT_*: see `main`.
+"""
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fptt_dist.config import Config
+from fptt_dist.parallel import Communicator, LaunchEnvironment, connection, lost
+from fptt_dist.parallel.collectives import Pending
+from fptt_dist.training.checkpoint import CheckpointStore
+from fptt_dist.training.signals import StopFlag
+from fptt_dist.training.trainer import Trainer
+from tests.parallel.runs import Outcome, open_trainer, tiny, train
+
+WORDS: dict[str, Any] = {  # what makes a resumed run differ where something is left out of a checkpoint
+    "model.layers": 2,
+    "model.dropout": 0.5,
+    "optimizer": {"name": "adam", "lr": 5e-3},
+    "schedule": {"name": "cosine"},
+    "fptt.schedule.name": "linear",
+    "fptt.reset_dual": True,
+    "checkpoint.keep_last": 20,
+}
+
+
+class Cut(Exception):
+    """The run breaks off here, on all workers, right after a checkpoint."""
+
+
+def place(environment: LaunchEnvironment, machines: int) -> LaunchEnvironment:
+    """The worker's place where the pool's workers are dealt to `machines`."""
+    local = environment.world // machines
+    return dataclasses.replace(
+        environment,
+        local_rank=environment.rank % local,
+        local_world=local,
+        node=environment.rank // local,
+        nodes=machines,
+    )
+
+
+def whole(environment: LaunchEnvironment, config: Config, machines: int = 1) -> Outcome:
+    """Start a run, or go on with it, to its end."""
+    return train(place(environment, machines), config)
+
+
+def broken(environment: LaunchEnvironment, config: Config, batch: int, machines: int = 1) -> Path:
+    """Start a run, or go on with it, until the checkpoint of `batch` is written; its folder."""
+    trainer = open_trainer(place(environment, machines), config)
+    trainer.flag = StopFlag()
+    save = trainer.save
+
+    def cut(*, improved: bool = False) -> Path:
+        folder = save(improved=improved)
+        if trainer.position.batch == batch:
+            raise Cut(folder)
+        return folder
+
+    trainer.save = cut
+    try:
+        trainer.fit(trainer.flag)
+    except Cut as here:
+        return here.args[0]
+    raise AssertionError(f"there was no checkpoint of batch {batch}")
+
+
+def again(folder: Path, overrides: dict[str, Any]) -> Config:
+    """The run in `folder`, to go on with."""
+    return tiny(folder, {**overrides, "resume": "auto"})
+
+
+class Moment:
+    """Calls `action` at the named moment of a run.
+
+    Args:
+        name: "batch" (its start), "agreement" (one is on its way), "save" (this worker's files are written).
+        number: which one, from 1.
+        action: what happens then.
+    """
+
+    def __init__(self, name: str, number: int, action: Callable[[], None]) -> None:
+        self.name, self.number, self.action = name, number, action
+        self.count = 0
+        train_batch, start_sum, save = Trainer._train_batch, Communicator.start_sum, CheckpointStore.save
+
+        def trained(trainer: Trainer, telemetry: Any) -> None:
+            self._met("batch")
+            train_batch(trainer, telemetry)
+
+        def sent(communicator: Communicator, tensor: Any, *, name: str) -> Pending:
+            pending = start_sum(communicator, tensor, name=name)
+            self._met(name)
+            return pending
+
+        def saved(store: CheckpointStore, *args: Any, **more: Any) -> Path:
+            wait_for_all = store.wait_for_all
+
+            def waited(name: str) -> None:
+                if name == "checkpoint written":
+                    self._met("save")
+                wait_for_all(name)
+
+            store.wait_for_all = waited
+            try:
+                return save(store, *args, **more)
+            finally:
+                store.wait_for_all = wait_for_all
+
+        self._real: list[tuple[type, str, Callable[..., Any]]] = [
+            (Trainer, "_train_batch", train_batch),
+            (Communicator, "start_sum", start_sum),
+        ]
+        self._real.append((CheckpointStore, "save", save))
+        for (owner, method, _), replacement in zip(self._real, (trained, sent, saved), strict=True):
+            setattr(owner, method, replacement)
+
+    def over(self) -> None:
+        """Put everything back."""
+        for owner, method, real in self._real:
+            setattr(owner, method, real)
+
+    def _met(self, name: str) -> None:
+        if name == self.name:
+            self.count += 1
+            if self.count == self.number:
+                self.action()
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> None:
+    time.sleep(600.0)
+
+
+def _wait() -> None:
+    time.sleep(5.0)
+
+
+def _fail() -> None:
+    raise ZeroDivisionError("a fault of this rank alone")
+
+
+def main() -> None:
+    """`fptt_dist` as it is, but for what the environment says.
+
+    FAULT_START: seconds instead of five minutes to find the others. FAULT_GRACE: seconds to hear who is lost.
+    FAULTS: "life rank moment number action" separated by commas; life counts torchrun's restarts from 0.
+    """
+    connection.START_SECONDS = float(os.environ.get("FAULT_START", connection.START_SECONDS))
+    lost.GRACE = float(os.environ.get("FAULT_GRACE", lost.GRACE))
+    mine = [os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ["RANK"]]
+    for fault in filter(None, os.environ.get("FAULTS", "").split(",")):
+        life, rank, moment, number, action = fault.split()
+        if [life, rank] == mine:
+            Moment(moment, int(number), {"kill": _kill, "hang": _hang, "fail": _fail, "wait": _wait}[action])
+    from fptt_dist.cli import main as program
+
+    program()
+
+
+if __name__ == "__main__":
+    main()

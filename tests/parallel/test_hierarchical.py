@@ -1,0 +1,197 @@
+"""Machines of several workers: gradients averaged inside, agreements between, one voice a machine."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fptt_dist.algorithm import Anchor
+from fptt_dist.parallel import (
+    Communicator,
+    Consensus,
+    GradientAveraging,
+    MachinesCommunicator,
+    SharedDual,
+    WorkerDual,
+)
+from fptt_dist.parallel.agreement import Agreement
+from fptt_dist.parallel.finite import Sighting
+from tests.parallel.replicas import Replica, together
+from tests.parallel.toys import SHAPES, Quadratic, Run, close, consensus, equal
+
+EQUAL = (0.25, 0.25, 0.25, 0.25)
+UNEQUAL = (0.1, 0.3, 0.2, 0.4)
+
+
+def places(workers: Replica, machines: int) -> tuple[Replica, Replica]:
+    """The workers of this machine, and those of the same local rank."""
+    local = workers.world // machines
+    node, place = divmod(workers.rank, local)
+    inside = workers.group([node * local + i for i in range(local)])
+    return inside, workers.group([m * local + place for m in range(machines)])
+
+
+def hierarchical(
+    workers: Replica,
+    shares: tuple[float, ...] = EQUAL,
+    *,
+    machines: int = 2,
+    every: int,
+    agreement: str = "shared",
+    **options: Any,
+) -> Consensus:
+    inside, across = places(workers, machines)
+    local = workers.world // machines
+    node = workers.rank // local
+    voice = sum(shares[node * local : (node + 1) * local])
+    what: Agreement = SharedDual("mean", slow=True, each_window=every == 1, compressed=bool(options.get("compressed")))
+    if agreement == "damped":
+        what = WorkerDual("damped", 0.25, by_tensor=False, make_anchor=Anchor)
+    gradients = GradientAveraging(inside, shares[workers.rank] / voice)
+    return Consensus(
+        workers, MachinesCommunicator(inside, across), voice, gradients, None, what, every=every, **options
+    )
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 101])
+@pytest.mark.parametrize("machines", [1, 2, 4])
+def test_the_sum_over_machines_counts_each_machine_once(machines: int, size: int) -> None:
+    def work(workers: Replica) -> Tensor:
+        inside, across = places(workers, machines)
+        between: Communicator = MachinesCommunicator(inside, across)
+        value = 10.0**across.rank * torch.arange(1.0, size + 1.0, dtype=torch.float64)
+        assert between.world == machines
+        assert between.sum(value, name="test") is value
+        return value
+
+    expected = sum(10.0**m for m in range(machines)) * torch.arange(1.0, size + 1.0, dtype=torch.float64)
+    assert all(torch.equal(value, expected) for value in together(4, work))
+
+
+class OfMachines(Quadratic):
+    """The loss of a machine: the weighted mean of its two workers'."""
+
+    def __init__(self, shares: tuple[float, ...]) -> None:
+        super().__init__()
+        self.shares = shares
+
+    def loss(self, shard: int, window: int) -> Tensor:
+        """Of machine `shard`."""
+        one, two = self.shares[2 * shard : 2 * shard + 2]
+        losses = (super().loss(2 * shard, window), super().loss(2 * shard + 1, window))
+        return (one * losses[0] + two * losses[1]) / (one + two)
+
+
+@pytest.mark.parametrize("shares", [EQUAL, UNEQUAL])
+@pytest.mark.parametrize(
+    "options", [{"every": 1}, {"every": 4}, {"every": 4, "delay": 2}, {"every": 4, "agreement": "damped"}], ids=str
+)
+def test_two_machines_are_two_workers_with_their_machines_batches(
+    options: dict[str, Any], shares: tuple[float, ...]
+) -> None:
+    def machines(workers: Replica) -> tuple[list[Tensor], float]:
+        run = Run(hierarchical(workers, shares, **options), Quadratic(), workers.rank, base="adam").advance(15)
+        return run.slow(), run.strategy.voices
+
+    def two(workers: Replica) -> list[Tensor]:
+        share = sum(shares[2 * workers.rank : 2 * workers.rank + 2])
+        strategy = consensus(workers, share=share, **options)
+        return Run(strategy, OfMachines(shares), workers.rank, base="adam").advance(15).slow()
+
+    expected = together(2, two)
+    for rank, (found, voices) in enumerate(together(4, machines)):
+        assert voices == 2
+        close(found, expected[rank // 2], 1e-9)
+
+
+@pytest.mark.parametrize("agreement", ["shared", "damped"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_machines_workers_are_equal_bit_for_bit(compressed: bool, agreement: str) -> None:
+    def work(workers: Replica) -> list[list[Tensor]]:
+        seen: list[list[Tensor]] = []
+        strategy = hierarchical(workers, UNEQUAL, every=3, agreement=agreement, compressed=compressed)
+        run = Run(strategy, Quadratic(torch.float32), workers.rank, base="adam")
+        run.advance(10, each=lambda run: seen.append(run.everything()))
+        return seen
+
+    runs = together(4, work)
+    for window, (a, b, c, d) in enumerate(zip(*runs, strict=True), 1):
+        assert equal(a, b)
+        assert equal(c, d)
+        weights = slice(0, len(SHAPES))
+        assert equal(a[weights], c[weights]) == (window % 3 == 0), "machines agree at agreements alone"
+
+
+def test_sgd_that_agrees_after_each_window_averages_over_all_four() -> None:
+    def work(workers: Replica) -> tuple[list[Tensor], list[Tensor]]:
+        share = UNEQUAL[workers.rank]
+        machines = Run(hierarchical(workers, UNEQUAL, every=1), Quadratic(), workers.rank, base="sgd_momentum")
+        gradient = Run(GradientAveraging(workers, share), Quadratic(), workers.rank, base="sgd_momentum")
+        return machines.advance(12).slow(), gradient.advance(12).slow()
+
+    for machines, gradient in together(4, work):
+        close(machines, gradient)
+
+
+def test_the_evaluated_weights_are_the_machines_mean() -> None:
+    def work(workers: Replica) -> tuple[list[Tensor], list[Tensor]]:
+        run = Run(hierarchical(workers, UNEQUAL, every=10), Quadratic(), workers.rank).advance(4)
+        own = [p.detach().clone() for p in run.params]
+        with run.strategy.evaluating("weights"):
+            return own, [p.detach().clone() for p in run.params]
+
+    answers = together(4, work)
+    for _, found in answers:
+        expected = [0.4 * one + 0.6 * two for one, two in zip(answers[0][0], answers[2][0], strict=True)]
+        close(found, expected)
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_any_worker_is_heard_by_all(rank: int) -> None:
+    class Spoilt(Quadratic):
+        """NaN on one shard in update 6."""
+
+        def loss(self, shard: int, window: int) -> Tensor:
+            return super().loss(shard, window) * (float("nan") if (shard, window) == (rank, 6) else 1.0)
+
+    def work(workers: Replica) -> tuple[list[bool], list[bool], Sighting]:
+        strategy = hierarchical(workers, every=4)
+        stopping: list[bool] = []
+        healthy: list[bool] = []
+
+        def each(run: Run) -> None:
+            if workers.rank == rank and strategy.window == 2:
+                strategy.request_stop()
+            stopping.append(strategy.stopping())
+            healthy.append(strategy.healthy())
+
+        Run(strategy, Spoilt(), workers.rank).advance(8, each=each)
+        return stopping, healthy, strategy.first_sight()
+
+    for stopping, healthy, sighting in together(4, work):
+        assert stopping == [False] * 3 + [True] * 5
+        assert healthy == [True] * 7 + [False]
+        assert sighting == Sighting(rank=rank, window=6, tensor="the loss")
+
+
+def test_each_worker_sends_its_part_between_machines() -> None:
+    count = sum(torch.Size(shape).numel() for shape in SHAPES)
+
+    def work(workers: Replica) -> dict[str, tuple[int, int]]:
+        run = Run(hierarchical(workers, every=4), Quadratic(torch.float32), workers.rank)
+        plan = run.strategy.plan(8)
+        traffic = run.advance(8).strategy.traffic()
+        del traffic["weights"]
+        assert plan.collectives == sum(t.calls for t in traffic.values())
+        assert plan.bytes == sum(t.bytes for t in traffic.values())
+        return {name: (t.calls, t.bytes) for name, t in traffic.items()}
+
+    whole = 3 * count + 2
+    halves = (-(-whole // 2), whole // 2)
+    for rank, cost in enumerate(together(4, work)):
+        assert cost == {
+            "gradients": (8, 8 * 4 * (count + len(SHAPES) + 2)),
+            "agreement": (2, 2 * 4 * halves[rank % 2]),
+            "agreement inside": (2, 2 * 4 * whole),
+        }

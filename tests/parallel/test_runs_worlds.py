@@ -1,0 +1,301 @@
+"""A run goes on with another number of workers: what was equal stays, what differed becomes its mean, or is refused."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fptt_dist.config import Config
+from fptt_dist.models import load_network
+from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training import build, snapshot
+from fptt_dist.training.export import export_run
+from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.signals import StopFlag
+from tests.parallel.fault_driver import WORDS, again, broken, place, whole
+from tests.parallel.pool import Pool
+from tests.parallel.runs import Outcome, open_trainer, refusal, tiny
+from tests.tasks.test_pixels import some_images, write_images
+from tests.training.helpers import content, isolated
+from tests.training.toys import Stream
+
+CHANGES = [(2, 1), (1, 2), (2, 4), (4, 2)]
+GRADIENT = {"parallel": {"strategy": "gradient"}}
+CONSENSUS: dict[str, Any] = {"strategy": "consensus", "every": 3}
+
+
+def step(folder: Path, batch: int) -> Path:
+    return folder / f"checkpoints/step-{batch:08d}"
+
+
+def state(outcome: Outcome) -> dict[str, Tensor]:
+    """Weights, W̄, u and moments."""
+    return {**outcome.weights, **{f"optimizer/{name}": tensor for name, tensor in outcome.optimizer.items()}}
+
+
+def opened(environment: LaunchEnvironment, config: Config, machines: int = 1) -> dict[str, Tensor]:
+    """What a worker holds when it has gone back to the newest checkpoint."""
+    trainer = open_trainer(place(environment, machines), config)
+    optimizer, _ = snapshot.optimizer_files(trainer.network, trainer.optimizer)
+    kept = trainer.strategy.state_dict()
+    held = {
+        **{f"model:{name}": tensor for name, tensor in snapshot.model_tensors(trainer.network).items()},
+        **{f"optimizer:{name}": tensor for name, tensor in optimizer.items()},
+        **{f"shared:{name}": tensor for name, tensor in kept.shared.items()},
+        **{f"own:{name}": tensor for name, tensor in kept.own.items()},
+        "random": torch.get_rng_state(),
+    }
+    return {name: tensor.detach().clone() for name, tensor in held.items()}
+
+
+@pytest.mark.parametrize(("before", "now"), CHANGES)
+def test_gradient_goes_on_like_one_process_with_the_whole_batch(
+    pool: Pool, tmp_path: Path, before: int, now: int
+) -> None:
+    keys = {**GRADIENT, "checkpoint.every": 1, "fptt.reset_dual": True, "train.batch_size": 9}
+    [single] = pool.run(whole, tiny(tmp_path / "single", keys), world=1)
+    pool.run(broken, tiny(tmp_path / "run", keys), 2, world=before)
+    workers = pool.run(whole, again(tmp_path / "run", keys), world=now)
+    for worker in workers:
+        for name, expected in state(single).items():
+            torch.testing.assert_close(state(worker)[name], expected, rtol=1e-4, atol=1e-6)
+        assert worker.values == pytest.approx(single.values, abs=1e-6)
+
+
+@pytest.mark.parametrize(("before", "now"), CHANGES)
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        CONSENSUS,
+        {**CONSENSUS, "every": 7, "delay": 2},
+        {**CONSENSUS, "dual": "worker"},
+        {**CONSENSUS, "dual": "worker", "order": "admm"},
+    ],
+    ids=str,
+)
+def test_consensus_starts_at_the_mean(
+    pool: Pool, tmp_path: Path, before: int, now: int, parallel: dict[str, Any]
+) -> None:
+    """At batch 2: 8 windows, 2 after an agreement, or with one under way. The shares of a batch of 9 differ."""
+    keys = {**WORDS, "parallel": parallel, "checkpoint.every": 1, "train.batch_size": 9}
+    pool.run(broken, tiny(tmp_path / "run", keys), 2, world=before)
+    written = {n: t for n, t in content(step(tmp_path / "run", 2)).items() if isinstance(t, Tensor)}
+    edges = [rank * 9 // before for rank in range(before + 1)]
+    shares = [(end - start) / 9 for start, end in pairwise(edges)]
+    workers = pool.run(opened, again(tmp_path / "run", keys), world=now)
+    checked = 0
+    for name, got in workers[0].items():
+        kind, _, thing = name.partition(":")
+        if kind not in ("model", "optimizer") or thing.endswith("/step"):
+            continue
+        own = [written[f"rank/{rank}/{kind}.safetensors:{thing}"] for rank in range(before)]
+        expected = sum((t.double() * s for t, s in zip(own, shares, strict=True)), torch.zeros(())).float()
+        if thing.endswith("/center") and "dual" in parallel:
+            expected = written[f"strategy.safetensors:center/{thing.removesuffix('/center')}"]
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8, msg=lambda m, n=name: f"{n}: {m}")
+        if before > 1 and kind == "model":
+            assert not torch.equal(own[0], own[1]), "the workers must differ for their mean to say something"
+        checked += 1
+    assert checked > 20
+    for worker in workers:
+        assert not any(name.startswith("own:due") for name in worker)
+        for name, tensor in worker.items():
+            if name.startswith(("own:dual/", "shared:mean_dual/")):
+                assert not tensor.any(), name
+            elif not name.startswith("own:") and name != "random":
+                assert torch.equal(tensor, workers[0][name]), name
+    streams = {worker["random"].numpy().tobytes() for worker in workers}
+    assert len(streams) == now
+    old = {written[f"rank/{rank}/random.safetensors:torch"].numpy().tobytes() for rank in range(before)}
+    assert not streams & old
+    finished = pool.run(whole, again(tmp_path / "run", keys), world=now)
+    assert [worker.batch for worker in finished] == [10] * now
+    assert len({worker.values for worker in finished}) == 1
+
+
+@pytest.mark.parametrize(("before", "now"), CHANGES)
+def test_auto_is_another_strategy_there(pool: Pool, tmp_path: Path, before: int, now: int) -> None:
+    keys = {**WORDS, "checkpoint.every": 1}
+    pool.run(broken, tiny(tmp_path / "run", keys), 3, world=before)
+    workers = pool.run(whole, again(tmp_path / "run", keys), world=now)
+    assert {worker.strategy for worker in workers} == {"Single" if now == 1 else "Consensus"}
+    assert [worker.batch for worker in workers] == [10] * now
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert (result["workers"], result["batches"], result["updates"]) == (now, 10, 40)
+
+
+def test_machines_become_one(pool: Pool, tmp_path: Path) -> None:
+    """As many workers, but one voice where there were two: their weights become the mean."""
+    keys = {**WORDS, "parallel": {"strategy": "hierarchical", "every": 3}, "checkpoint.every": 1}
+    pool.run(broken, tiny(tmp_path / "run", keys), 2, 2, world=4)
+    written = content(step(tmp_path / "run", 2))
+    name = "recurrent.weight_hh_l0"
+    own = [written[f"rank/{rank}/model.safetensors:{name}"] for rank in range(4)]
+    for worker in pool.run(opened, again(tmp_path / "run", keys), 1, world=4):
+        torch.testing.assert_close(worker[f"model:{name}"], torch.stack(own).mean(0), rtol=1e-6, atol=1e-8)
+    finished = pool.run(whole, again(tmp_path / "run", keys), 1, world=4)
+    assert [worker.batch for worker in finished] == [10] * 4
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The pixels task on 32 training images; an epoch is 4 batches."""
+    folder = tmp_path_factory.mktemp("data")
+    for prefix, count in (("train", 40), ("t10k", 10)):
+        write_images(folder / "mnist", prefix, some_images(count, count), (np.arange(count) % 10).astype(np.uint8))
+    task = {"name": "pixels", "pixels_per_step": 28, "validation": 8}
+    keys = {"task": task, "data.root": str(folder), "checkpoint.every": 1}
+    for name in ("task.length", "task.examples", "task.validation", "task.test"):
+        keys[name] = None
+    return keys
+
+
+def pixels(folder: Path, images: dict[str, Any], more: dict[str, Any]) -> Config:
+    """A small run of the pixels task."""
+    base = tiny(folder)
+    keys = {name: value for name, value in images.items() if value is not None}
+    return base.model_validate({**base.model_dump(), **tree({**keys, **more}, base.model_dump())})
+
+
+def tree(keys: dict[str, Any], base: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as sections, beside what the sections have already."""
+    made: dict[str, Any] = {}
+    for key, value in keys.items():
+        section, _, name = key.partition(".")
+        if name:
+            made.setdefault(section, dict(base[section]))[name] = value
+        else:
+            made[section] = value
+    return made
+
+
+@pytest.mark.parametrize(("before", "now"), CHANGES)
+def test_sums_of_an_estimate_are_dealt_anew(
+    pool: Pool, tmp_path: Path, images: dict[str, Any], before: int, now: int
+) -> None:
+    """In the middle of the first epoch: the second one's Q knows all its examples, none twice."""
+    more = {**GRADIENT, "task": {**images["task"], "estimate": "class_mean"}}
+    pool.run(whole, pixels(tmp_path / "single", images, more), world=1)
+    pool.run(broken, pixels(tmp_path / "run", images, more), 2, world=before)
+    pool.run(whole, pixels(tmp_path / "run", images, {**more, "resume": "auto"}), world=now)
+    expected, got = (content(step(tmp_path / name, 10)) for name in ("single", "run"))
+    for rank in range(now):
+        table = got[f"rank/{rank}/loss.safetensors:table"]
+        torch.testing.assert_close(table, expected["rank/0/loss.safetensors:table"], rtol=1e-4, atol=1e-6)
+    for name in ("sums", "counts"):
+        total = sum((got[f"rank/{rank}/loss.safetensors:{name}"] for rank in range(now)), torch.zeros(()))
+        torch.testing.assert_close(total, expected[f"rank/0/loss.safetensors:{name}"], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(expected["rank/0/loss.safetensors:table"], torch.tensor(0.1), rtol=1e-2)
+
+
+def test_an_estimate_by_example_is_refused(pool: Pool, tmp_path: Path, images: dict[str, Any]) -> None:
+    more = {**GRADIENT, "task": {**images["task"], "estimate": "example"}, "data.shards": "fixed"}
+    pool.run(broken, pixels(tmp_path / "run", images, more), 2)
+    message = (
+        f"{step(tmp_path / 'run', 2)} was written by 2 processes, this run has 4: an estimate by example knows its own "
+        "worker's examples only: start 2"
+    )
+    assert pool.run(refusal, pixels(tmp_path / "run", images, {**more, "resume": "auto"}), world=4) == [message] * 4
+    assert pool.run(refusal, pixels(tmp_path / "run", images, {**more, "resume": "auto"}), world=2) == ["accepted"] * 2
+
+
+def streamed(environment: LaunchEnvironment, config: Config, batch: int) -> str:
+    """Break a run of a task off that carries states, or, with batch=0, go on with it: why it is refused."""
+    real, build.build_task = build.build_task, lambda config: Stream()
+    try:
+        if batch:
+            return str(broken(environment, config, batch))
+        return refusal(environment, config)
+    finally:
+        build.build_task = real
+
+
+@pytest.mark.parametrize("parallel", [GRADIENT["parallel"], CONSENSUS], ids=str)
+def test_carried_states_are_refused_but_at_an_epochs_end(pool: Pool, tmp_path: Path, parallel: dict[str, Any]) -> None:
+    keys = {"parallel": parallel, "checkpoint.every": 1, "train.batch_size": 4, "fptt.windows": 3}  # 5 batches an epoch
+    for batch, refused in ((3, True), (5, False)):
+        folder = tmp_path / str(batch)
+        pool.run(streamed, tiny(folder, keys), batch)
+        message = (
+            f"{step(folder, batch)} was written by 2 processes, this run has 1, and the recurrent states that go from "
+            "batch to batch cannot be dealt anew: start 2, or save at an epoch's end, where there are none"
+        )
+        assert pool.run(streamed, again(folder, keys), 0, world=1) == [message if refused else "accepted"]
+        assert pool.run(streamed, again(folder, keys), 0, world=2) == ["accepted"] * 2
+
+
+@pytest.mark.parametrize(
+    ("parallel", "machines"),
+    [
+        (CONSENSUS, 1),
+        ({**CONSENSUS, "every": 7, "delay": 2}, 1),
+        ({**CONSENSUS, "dual": "worker"}, 1),
+        ({"strategy": "hierarchical", "every": 3}, 2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("weights", ["center", "weights"])
+def test_one_process_evaluates_and_exports_what_the_workers_said(
+    pool: Pool, tmp_path: Path, parallel: dict[str, Any], machines: int, weights: str
+) -> None:
+    """In the middle of an interval, where the workers differ; unequal shares."""
+    keys = {**WORDS, "parallel": parallel, "checkpoint.every": 1, "evaluate.every": 1, "train.batch_size": 9}
+    config = tiny(tmp_path / "run", {**keys, "evaluate.weights": weights})
+    pool.run(broken, config, 2, machines, world=2 * machines)
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    [said] = [line for line in lines if line["kind"] == "evaluation" and line["batch"] == 2]
+    with isolated():
+        assert evaluate_run(tmp_path / "run", "latest")["validation"] == pytest.approx(said["value"], rel=1e-6)
+        exported = export_run(tmp_path / "run", tmp_path / "export", "latest")
+        network = load_network(exported)
+        weight = dict(network.named_parameters())["recurrent.weight_hh_l0"]
+    [held] = pool.run(opened, again(tmp_path / "run", {**keys, "evaluate.weights": weights}), world=1)
+    name = "optimizer:recurrent.weight_hh_l0/center" if weights == "center" else "model:recurrent.weight_hh_l0"
+    torch.testing.assert_close(weight.detach(), held[name], rtol=1e-6, atol=1e-8)
+
+
+def seen(environment: LaunchEnvironment, config: Config) -> tuple[list[list[int]], list[set[int]]]:
+    """The examples' ids of this worker's batches, epoch by epoch, and the labels it met."""
+    trainer = open_trainer(environment, config)
+    real = trainer.task.train_batch
+    ids: list[list[int]] = [[], [], []]
+    labels: list[set[int]] = [set(), set(), set()]
+
+    def noted(epoch: int, cursor: int, size: int, part: slice) -> Any:
+        batch = real(epoch, cursor, size, part)
+        assert batch.examples is not None
+        ids[epoch] += batch.examples.tolist()
+        labels[epoch] |= set(batch.targets.tolist())
+        return batch
+
+    trainer.task.train_batch = noted
+    trainer.fit(StopFlag())
+    return ids, labels
+
+
+@pytest.mark.parametrize("shards", ["shuffled", "fixed", "by_label"])
+def test_whose_examples_a_worker_trains(pool: Pool, tmp_path: Path, images: dict[str, Any], shards: str) -> None:
+    parallel = {"parallel": {**CONSENSUS, "dual": "worker"}, "data.shards": shards, "train.batches": 12}
+    workers = pool.run(seen, pixels(tmp_path / "run", images, parallel))
+    for epoch in range(3):
+        together = sorted(workers[0][0][epoch] + workers[1][0][epoch])
+        assert together == list(range(32))
+    for ids, labels in workers:
+        assert ids[0] != ids[1]
+        assert (sorted(ids[0]) == sorted(ids[1]) == sorted(ids[2])) == (shards != "shuffled")
+        assert (len(labels[0]) <= 6) == (shards == "by_label")
+
+
+@pytest.mark.parametrize("shards", ["fixed", "by_label"])
+def test_dealt_examples_go_on_bit_for_bit(pool: Pool, tmp_path: Path, images: dict[str, Any], shards: str) -> None:
+    more = {"parallel": {**CONSENSUS, "dual": "worker"}, "data.shards": shards}
+    pool.run(whole, pixels(tmp_path / "straight", images, more))
+    pool.run(broken, pixels(tmp_path / "run", images, more), 6)
+    pool.run(whole, pixels(tmp_path / "run", images, {**more, "resume": "auto"}))
+    one, other = (content(step(tmp_path / name, 10)) for name in ("straight", "run"))
+    assert [name for name in one if isinstance(one[name], Tensor) and not torch.equal(one[name], other[name])] == []
