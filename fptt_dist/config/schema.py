@@ -79,7 +79,7 @@ class Telemetry(Section):
 
 
 class Data(Section):
-    """Where data sets are."""
+    """Where data sets are, and how their examples fall to the processes."""
 
     root: str = Field(default="data", min_length=1, description="folder of the data sets, e.g. of mnist/")
     shards: Literal["shuffled", "fixed", "by_label"] = Field(
@@ -112,7 +112,7 @@ class Config(Section):
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="when to save the state of the run")
     telemetry: Telemetry = Field(default=Telemetry(), description="what the run records about itself")
     parallel: Parallel = Field(default=AutoParallel(), description="how the work is split over processes")
-    data: Data = Field(default=Data(), description="where data sets are")
+    data: Data = Field(default=Data(), description="where data sets are, and how examples fall to the processes")
     run: Run = Field(default=Run(), description="where the run writes")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of every random choice of the run")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")

@@ -18,7 +18,9 @@ class AddingTask(Section):
         default="halves",
         description="halves: one marker in each half, as in the paper; anywhere: two distinct positions",
     )
-    examples: int = Field(default=12800, ge=1, description="training sequences an epoch, generated afresh every epoch")
+    examples: int = Field(
+        default=12800, ge=1, description="training sequences an epoch (new ones every epoch, unless data.shards=fixed)"
+    )
     validation: int = Field(default=2000, ge=1, description="sequences of the fixed validation set")
     test: int = Field(default=2000, ge=1, description="sequences of the fixed test set")
 
@@ -87,7 +89,9 @@ class CopyingTask(Section):
     delay: int = Field(default=100, ge=1, description="steps between the last symbol and the first recalled one")
     symbols: int = Field(default=10, ge=1, description="symbols to recall")
     alphabet: int = Field(default=8, ge=2, description="different symbols")
-    examples: int = Field(default=12800, ge=1, description="training sequences an epoch, generated afresh every epoch")
+    examples: int = Field(
+        default=12800, ge=1, description="training sequences an epoch (new ones every epoch, unless data.shards=fixed)"
+    )
     validation: int = Field(default=1000, ge=1, description="sequences of the fixed validation set")
     test: int = Field(default=1000, ge=1, description="sequences of the fixed test set")
 

@@ -1,5 +1,7 @@
 """From a configuration to who holds what."""
 
+import logging
+
 from fptt_dist import config as settings
 from fptt_dist.algorithm import PROCEDURES, Anchor
 from fptt_dist.config import Config, ConfigError
@@ -18,6 +20,8 @@ from fptt_dist.parallel import (
     machines,
 )
 from fptt_dist.tasks import Task, share
+
+LOG = logging.getLogger("fptt_dist")
 
 
 def build_strategy(config: Config, environment: LaunchEnvironment, everyone: Communicator) -> Strategy:
@@ -83,6 +87,8 @@ def _consensus(
         if machine.world > 1:
             inside = GradientAveraging(machine, own / voice)
     if parallel.dual == "worker":
+        if config.data.shards == "shuffled" and everyone.rank == 0:
+            LOG.warning("parallel.dual=worker is meant for data.shards=fixed: shuffled shards are new ones every epoch")
         agreement = WorkerDual(
             parallel.order, parallel.damping, by_tensor=parallel.scale == "tensor", make_anchor=Anchor
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from fptt_dist.algorithm import PROCEDURES
 from fptt_dist.config import ConfigError
 from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, tighten
+from fptt_dist.parallel.collectives import checksum
 from fptt_dist.parallel.finite import LOSS, SUM
 from fptt_dist.tasks import share
 from fptt_dist.training import build, snapshot
@@ -64,6 +65,9 @@ class Trainer:
         self.model = self.strategy.prepare(self.network)
         self.optimizer = build.build_optimizer(config, self.model)
         self.strategy.attach(self.optimizer)
+        if self.strategy.world > 1 and self.strategy.rank == 0:
+            sum_of_bits = int(checksum(list(self.network.parameters()))) % 2**64
+            LOG.warning("%d workers start from equal weights, checksum %016x", self.strategy.world, sum_of_bits)
         self.share = share(config.train.batch_size, self.strategy.rank, self.strategy.world)
         micro = config.train.micro_batch_size
         procedure = PROCEDURES[config.algorithm]
@@ -87,6 +91,8 @@ class Trainer:
             )
         limits = [config.train.batches, config.train.epochs and config.train.epochs * self.batches_per_epoch]
         self.total_batches = min(limit for limit in limits if limit is not None)
+
+        self._agree_on_length()
 
         # what changes on the way
         self.alpha_schedule = build.build_alpha_schedule(config)
@@ -157,6 +163,14 @@ class Trainer:
                 telemetry.result(result)
                 self.folder.write_result(result)
         return result
+
+    def _agree_on_length(self) -> None:
+        """A worker with other data would run another number of windows, and the others would wait for it for ever."""
+        everyone = self.strategy.everyone
+        mine = {"training sequences": self.task.train_examples, "batches": self.total_batches}
+        for rank, other in enumerate(everyone.gather(mine, name="length of the run")):
+            if other != mine:
+                raise ConfigError(f"rank {everyone.rank} finds {mine}, rank {rank} {other}: give all the same data")
 
     def _train_batch(self, telemetry: Telemetry) -> None:
         """One global batch: this worker's share of it, K windows."""

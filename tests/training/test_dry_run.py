@@ -113,9 +113,9 @@ TRAFFIC: dict[str, tuple[dict[str, Any], int, tuple[str, int, str, float]]] = {
         2,
         (
             "an agreement every 3 updates, inside a machine the gradients at every update",
-            4 * (P + 3),
-            "4",
-            4 * (P + 3) + 3 * GRADIENTS,
+            6 * (P + 3),  # half of the numbers across the machines, all of them inside
+            "5",
+            6 * (P + 3) + 3 * GRADIENTS,
         ),
     ),
 }
