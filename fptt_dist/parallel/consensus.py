@@ -77,7 +77,6 @@ class Consensus(Strategy):
         self._failed = False  # all know
         self._agreed_stop = False
         self._drift = torch.zeros(())
-        self._measured = -DRIFT_EVERY
 
     @property
     def voices(self) -> int:
@@ -222,6 +221,7 @@ class Consensus(Strategy):
         """The agreement's, and the one under way with what it needs on arrival."""
         state = self.agreement.state_dict()
         state.shared["interval"] = torch.tensor([self._since], dtype=torch.int64)
+        state.own["drift"] = self._drift
         if self._due is not None:
             state.own["due"] = torch.tensor([self._departed, self._due], dtype=torch.int64)
             state.own |= {f"payload/{name}": tensor for name, tensor in self._payload.state().items()}
@@ -238,6 +238,7 @@ class Consensus(Strategy):
             return
         self.agreement.load_state_dict(state)
         self._since = int(state.shared["interval"])
+        self._drift = state.own.get("drift", self._drift).to(self._drift.device)
         if "due" in state.own:
             self._departed, self._due = state.own["due"].tolist()
             assert isinstance(self.agreement, SharedDual)
@@ -281,18 +282,19 @@ class Consensus(Strategy):
         if frozen > 0.0 or not self._payload.finite():
             self._failed = True
             return
-        if self.window - self._measured >= DRIFT_EVERY:
+        number, more = divmod(self._departed, self.every)
+        seldom = max(1, DRIFT_EVERY // self.every)
+        if more or number % seldom == 1 % seldom:
             self._measure(means)
         if self.window > self._departed:
             self.agreement.arrive_late(means, self._snapshot)
-            self._snapshot = []
         else:
             self.agreement.arrive(means, numbers[:-2])
+        self._snapshot = []
 
     @torch.no_grad()
     def _measure(self, means: list[Tensor]) -> None:
         """How far this worker's W (W̄ where W does not travel) is from the mean, relative to it."""
-        self._measured = self.window
         part = self.agreement.watched()
         mean = means[part]
         if mean:
