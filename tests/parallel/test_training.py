@@ -343,12 +343,6 @@ def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, world: 
             "parallel.reduce=flat, or train.micro_batch_size=null",
         ),
         (
-            {"algorithm": "tbptt", "parallel.strategy": "consensus", "parallel.delay": 1},
-            2,
-            "parallel.delay=1 must be less than the updates between agreements, 1: type parallel.delay=0 or a larger "
-            "parallel.every",
-        ),
-        (
             {"train.micro_batch_size": 8},
             2,
             "train.micro_batch_size=8 does not divide each process's share of the batch, 8 / 2 = 4 sequences",
