@@ -11,6 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 from fptt_dist.parallel.collectives import GroupCommunicator, Traffic
+from fptt_dist.parallel.finite import largest_gradients
 from fptt_dist.parallel.strategy import OptimizerView, Plan, Strategy
 
 VOTE_EVERY = 100  # updates between votes on stopping: the gradients' own messages are torch's
@@ -64,8 +65,7 @@ class DdpAveraging(Strategy):
                 raise self.everyone.lost("gradients", time.monotonic() - began, error) from error
             raise
         self._watch.note(loss, self.window)
-        norms = [torch.linalg.vector_norm(p.grad, float("inf")) for p in self._parameters() if p.grad is not None]
-        self._finite &= torch.isfinite(torch.stack(norms)).all()
+        self._finite &= torch.isfinite(torch.stack(largest_gradients(self._parameters()))).all()
 
     def after_window(self) -> None:
         """Ask now and then whether to stop."""

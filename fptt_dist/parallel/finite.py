@@ -44,10 +44,7 @@ class FirstSight:
     def note(self, loss: Tensor, window: int) -> Tensor:
         """Look at the loss and the gradients of `window`; whether all are finite (0-dim bool)."""
         seen = [i for i, p in enumerate(self._parameters, 1) if p.grad is not None and p.grad.numel() > 0]
-        gradients = [p.grad for p in self._parameters if p.grad is not None and p.grad.numel() > 0]
-        # NaN and infinity survive a maximum, which is several times faster than a norm.
-        largest = torch._foreach_max(torch._foreach_abs(gradients)) if gradients else []
-        finite = torch.isfinite(torch.stack([loss.detach().double(), *(value.double() for value in largest)]))
+        finite = torch.isfinite(torch.stack([loss.detach().double(), *largest_gradients(self._parameters)]))
         if len(seen) < len(self._parameters):
             everything = finite.new_ones(len(self._names))
             everything[[0, *seen]] = finite
@@ -61,3 +58,12 @@ class FirstSight:
         mine = [int(self._first[index]), index > 0, everyone.rank, self._names[index]]
         window, _, rank, tensor = min(everyone.gather(mine, name="first sight"))
         return Sighting(rank, window, tensor)
+
+
+def largest_gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """The largest |g| of each parameter with a gradient that has elements (0-dim, float64).
+
+    NaN and infinity survive a maximum, which is several times faster than a norm.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel() > 0]
+    return [value.double() for value in torch._foreach_max(torch._foreach_abs(gradients))] if gradients else []

@@ -4,11 +4,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 
 from fptt_dist.config import ConfigError
 from fptt_dist.launchers.local import launch
+from tests.program import Program
 from tests.training.helpers import content, differing
 
 ROOT = Path(__file__).parents[2]
@@ -36,55 +34,21 @@ SMALL = {
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "TORCHELASTIC_"))}
 
 
-class Command:
-    """A command that was started in a session of its own, with what it printed so far in a file."""
-
-    def __init__(self, log: Path, *words: str) -> None:
-        self._log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *words],
-                cwd=ROOT,
-                env=ENVIRONMENT,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def text(self) -> str:
-        """Everything printed so far."""
-        return self._log.read_text()
-
-    def end(self, seconds: float = 120.0) -> int:
-        """Wait for the exit code."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"it did not end within {seconds:g} s; it printed:\n{self.text()}")
-
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 90.0) -> None:
-        """Return when `ready`; fail when the command ends before, or nothing happens."""
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"it did not come to what it was to be watched at; it printed:\n{self.text()}")
-            time.sleep(0.02)
-
-    def workers(self) -> list[int]:
-        """The process ids of the processes it started."""
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def processes_of(agent: Program) -> list[int]:
+    """The process ids of the processes that an agent started, each in a session of its own."""
+    pid = agent.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @contextmanager
-def command(log: Path, *words: str) -> Iterator[Command]:
+def command(log: Path, *words: str) -> Iterator[Program]:
     """Start a command; nothing of it is left at the end."""
-    started = Command(log, *words)
+    started = Program(log, list(words), ENVIRONMENT)
     try:
         yield started
     finally:
         if started.process.poll() is None:
-            for pid in [*started.workers(), started.process.pid]:
+            for pid in [*processes_of(started), started.process.pid]:
                 os.kill(pid, signal.SIGKILL)
             started.process.wait()
 
@@ -210,7 +174,7 @@ def test_a_signal_reaches_the_processes_which_save(tmp_path: Path, number: signa
     settings = small(run, train__batches="100000")
     with command(tmp_path / "log", "-m", "fptt_dist", "launch", "--nproc", "2", *settings) as started:
         started.wait_until(lambda: len(batches(run)) > 3)
-        workers = started.workers()
+        workers = processes_of(started)
         started.process.send_signal(number)
         assert started.end() == code, started.text()
     assert len(workers) == 2
@@ -230,7 +194,7 @@ def test_a_killed_process_is_started_again_and_goes_on_exactly(tmp_path: Path) -
     words = ["launch", "--nproc", "2", "--max-restarts", "1", *small(killed, **settings)]
     with command(tmp_path / "log", "-m", "fptt_dist", *words) as started:
         started.wait_until(lambda: len(batches(killed)) > 10)
-        os.kill(started.workers()[1], signal.SIGKILL)
+        os.kill(processes_of(started)[1], signal.SIGKILL)
         assert started.end() == 0, started.text()
     assert started.text().startswith("resume=auto: what is started again goes on from the newest checkpoint\n")
     assert "local rank 0, restart 1 (from torchrun's" in started.text()
@@ -250,7 +214,7 @@ def test_a_killed_process_without_restarts(tmp_path: Path) -> None:
     settings = small(run, train__batches="100000")
     with command(tmp_path / "log", "-m", "fptt_dist", "launch", "--nproc", "2", *settings) as started:
         started.wait_until(lambda: len(batches(run)) > 3)
-        os.kill(started.workers()[1], signal.SIGKILL)
+        os.kill(processes_of(started)[1], signal.SIGKILL)
         assert started.end() == 128 + signal.SIGKILL, started.text()
     assert "rank 1 was killed by SIGKILL: start again with resume=auto\n" in started.text()
 

@@ -4,8 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from fptt_dist.config import Config, dump
 from tests.parallel.fault_driver import WORDS, whole
 from tests.parallel.pool import Pool
 from tests.parallel.runs import tiny
+from tests.program import Program
 from tests.training.helpers import content, differing, records
 
 pytestmark = pytest.mark.slow
@@ -36,50 +35,11 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-class Program:
-    """A program that was started, with what it printed so far in a file."""
-
-    def __init__(self, log: Path, command: list[str], variables: dict[str, str]) -> None:
-        self.log = log
-        environ = {name: value for name, value in os.environ.items() if name not in PLACES}
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env={**environ, "OMP_NUM_THREADS": "1", **variables},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def end(self, seconds: float = 100.0) -> int:
-        """Wait for the exit code."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"the program did not end within {seconds:g} s; it printed:\n{self.text()}")
-
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 90.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the program did not come to what it was to be watched at; it printed:\n{self.text()}")
-            time.sleep(0.02)
-
-    def kill(self) -> None:
-        """This program and all that it started."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
 @contextmanager
 def started(*programs: Start) -> Iterator[list[Program]]:
     """Programs that are all gone at the end."""
-    running = [Program(*each) for each in programs]
+    inherited = {name: value for name, value in os.environ.items() if name not in PLACES} | {"OMP_NUM_THREADS": "1"}
+    running = [Program(log, words, {**inherited, **variables}) for log, words, variables in programs]
     try:
         yield running
     finally:

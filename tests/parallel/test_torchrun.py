@@ -4,10 +4,7 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.parallel.runs import checkpoint_tensors, same_bits
+from tests.program import Program
 
 pytestmark = pytest.mark.slow
 
@@ -36,52 +34,16 @@ SMALL = [
 PLACES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
 
 
-class Launched:
-    """A torchrun of two processes that was started, with what it printed so far in a file."""
-
-    def __init__(self, log: Path, command: list[str], settings: list[str]) -> None:
-        self._log = log
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*torchrun, *command, "train", "configs/add_task.yaml", *SMALL, *settings],
-                cwd=ROOT,
-                env={name: value for name, value in os.environ.items() if name not in PLACES},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def text(self) -> str:
-        """Everything printed so far."""
-        return self._log.read_text()
-
-    def end(self, seconds: float = 120.0) -> int:
-        """Wait for the exit code."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"torchrun did not end within {seconds:g} s; it printed:\n{self.text()}")
-
-    def wait_until(self, ready: Callable[[], bool], seconds: float = 90.0) -> None:
-        """Return when `ready`; fail when torchrun ends before, or nothing happens."""
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"torchrun did not come to what it was to be watched at; it printed:\n{self.text()}")
-            time.sleep(0.02)
-
-
 @contextmanager
-def torchrun(log: Path, *settings: str, command: list[str] | None = None) -> Iterator[Launched]:
+def torchrun(log: Path, *settings: str, command: list[str] | None = None) -> Iterator[Program]:
     """Start `fptt_dist train` (or another `command`) on two processes; none is left at the end."""
-    launched = Launched(log, command or ["-m", "fptt_dist"], list(settings))
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [*agent, *(command or ["-m", "fptt_dist"]), "train", "configs/add_task.yaml", *SMALL, *settings]
+    launched = Program(log, words, {name: value for name, value in os.environ.items() if name not in PLACES})
     try:
         yield launched
     finally:
-        if launched.process.poll() is None:
-            os.killpg(launched.process.pid, signal.SIGKILL)
-            launched.process.wait()
+        launched.kill()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
