@@ -38,7 +38,7 @@ class DdpAveraging(Strategy):
         self.hook = hook
         self._relative_weight = weight * everyone.world
         self._agreed_stop = False
-        self._lost = False
+        self._travelling: list[torch.futures.Future[Any]] = []
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """Wrap the model."""
@@ -58,10 +58,11 @@ class DdpAveraging(Strategy):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Differentiate; torch averages on the way. See `Strategy.backward`."""
         began = time.monotonic()
+        self._travelling.clear()
         try:
             (loss * self._relative_weight).backward()
         except RuntimeError as error:
-            if self._lost:
+            if any(map(_failed, self._travelling)):
                 raise self.everyone.lost("gradients", time.monotonic() - began, error) from error
             raise
         self._watch.note(loss, self.window)
@@ -108,14 +109,18 @@ class DdpAveraging(Strategy):
             traffic.calls += 1
             traffic.bytes += bucket.buffer().numel() * width
             future = hook(state, bucket)
-            future.add_done_callback(self._look)
+            self._travelling.append(future)
             return future
 
         return counted
 
-    def _look(self, future: torch.futures.Future[Any]) -> None:
-        """Note that a collective failed, to tell it from an error of the model's own."""
-        try:
-            future.value()
-        except RuntimeError:
-            self._lost = True
+
+def _failed(future: torch.futures.Future[Any]) -> bool:
+    """Whether a collective failed, to tell that from an error of the model's own."""
+    if not future.done():
+        return False
+    try:
+        future.value()
+    except RuntimeError:
+        return True
+    return False
