@@ -1,8 +1,8 @@
-"""The verbs of `fptt-dist`. Exit codes: 0 done, 1 failure, 2 bad usage, 130 / 143 stopped by a signal after saving."""
+"""The verbs of `fptt-dist`. Exit codes: 0 done, 1 failure, 2 bad usage, 130 / 140 / 143 stopped by a signal, saved."""
 
 import json
 import logging
-import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fptt_dist.config import ConfigError, describe, dump, json_schema, load, parse_overrides
-from fptt_dist.tasks import DataError
+from fptt_dist.config import describe, dump, json_schema, load, parse_overrides
+from fptt_dist.ending import one_message, rank_of_process
 
 app = typer.Typer(
     name="fptt-dist",
@@ -44,6 +44,9 @@ def train(
 
     What is set later wins: defaults, then what CONFIG extends, then CONFIG, then key=value.
     """
+    from fptt_dist.launchers.requeue import requeue_on_signal
+
+    requeue_on_signal(rank_of_process())
     from fptt_dist.training import run
 
     settings = load(config, parse_overrides(overrides or []))
@@ -51,12 +54,8 @@ def train(
         lines = run.try_out(settings).lines()
     else:
         result = run.train(settings)
-        lines = [
-            f"{result.task} {result.algorithm}: test {result.metric} {result.value:.5g} at batch {result.best_batch} "
-            f"of {result.batches} ({result.updates} updates, {result.seconds:.1f} s)",
-            f"everything is in {run.RunFolder(settings).path}",
-        ]
-    if _rank() == "0":
+        lines = [str(result), f"everything is in {run.RunFolder(settings).path}"]
+    if rank_of_process() == "0":
         typer.echo("\n".join(lines))
 
 
@@ -79,6 +78,77 @@ def launch(
     raise typer.Exit(
         start(str(config), overrides or [], nproc=nproc, nnodes=nnodes, rdzv=rdzv, max_restarts=max_restarts)
     )
+
+
+@app.command()
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(help="nodes")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of a node, one process each")] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(help="processes of a node, where there are no GPUs")] = None,
+    time: Annotated[str | None, typer.Option(help="longest time of one start, e.g. 08:00:00")] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM's partition")] = None,
+    account: Annotated[str | None, typer.Option(help="account to charge")] = None,
+    qos: Annotated[str | None, typer.Option(help="quality of service")] = None,
+    constraint: Annotated[str | None, typer.Option(help="features the nodes must have")] = None,
+    setup: Annotated[list[str] | None, typer.Option(help="shell command before the processes; may be repeated")] = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="YAML file with a site's defaults of these options", envvar="FPTT_CLUSTER")
+    ] = None,
+    array: Annotated[
+        Path | None, typer.Option(metavar="SWEEP", help="YAML file of keys that vary: one job array, a run each")
+    ] = None,
+    local: Annotated[bool, typer.Option("--local", help="start on this machine, without SLURM")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch file, submit nothing")] = False,
+) -> None:
+    """Train as CONFIG says, as a SLURM job that saves, goes back into the queue and resumes when its time is over."""
+    from fptt_dist.config.cluster import load_cluster
+    from fptt_dist.launchers import slurm
+
+    given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "tasks_per_node": tasks_per_node, "time": time}
+    given |= {"partition": partition, "account": account, "qos": qos, "constraint": constraint, "setup": setup or None}
+    place = load_cluster(cluster, given)
+    words = overrides or []
+    if dry_run:
+        typer.echo(slurm.script(str(config), words, place, array=array), nl=False)
+        return
+    done = slurm.submit(str(config), words, place, array=array, where="local" if local else "slurm")
+    again = [word for word in sys.argv[1:] if not word.startswith("resume=")]
+    # With setup commands the local process is the shell that waits for them.
+    stop = "scancel" if not local else "pkill -P" if place.setup else "kill"
+    rows = {
+        "process" if local else "job": done.job,
+        "run": "\n".join(map(str, done.runs)),
+        "log": "\n".join(map(str, done.logs)),
+        "follow": shlex.join(["tail", "-n", "+1", "-F", *map(str, done.logs)]),
+        "state": shlex.join(["fptt-dist", "jobs", str(done.runs[0].parent)]),
+        "cancel": f"{stop} {done.job}",
+        "resume": shlex.join(["fptt-dist", *again, "resume=auto"]),
+    }
+    for name, value in rows.items():
+        typer.echo("\n".join(f"{name if i == 0 else '':<8}{line}" for i, line in enumerate(value.splitlines())))
+
+
+@app.command()
+def jobs(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="the folder above the runs' folders")] = Path(
+        "runs"
+    ),
+) -> None:
+    """The runs below FOLDER and their state, from what they wrote and SLURM's queue."""
+    from fptt_dist.launchers.jobs import list_runs
+
+    rows = list_runs(folder)
+    table = Table(
+        "run", "state", "batch", "newest value", "job", "nodes", box=None, pad_edge=False, header_style="bold"
+    )
+    for row in rows:
+        table.add_row(str(row.run), row.state, row.batch, row.metric, row.job, row.nodes)
+    _print_table(table)
+    for row in rows:
+        if row.last_words:
+            typer.echo(f"\n{row.run}: {row.last_words}\n  (the whole log: {row.log})")
 
 
 @app.command()
@@ -182,46 +252,6 @@ def _print_table(table: Table) -> None:
 def main() -> NoReturn:
     """Run the program; a user's mistake is one message and exit code 2, never a traceback."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    rank = _rank()
-    where = "" if rank == "0" else f"[rank {rank}] "
-    try:
+    with one_message():
         app(standalone_mode=True)
-    except (ConfigError, DataError) as error:
-        _leave(f"{where}{error}", 2)
-    except Exception as error:
-        code = _code_of(error)
-        if code is None:
-            if "TORCHELASTIC_RUN_ID" in os.environ:
-                from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-                get_error_handler().record_exception(error)  # torchrun prints it last, with the rank it came from
-            raise
-        _leave(f"{where}{error}", code)
     raise AssertionError("the program's own exit was passed by")
-
-
-def _rank() -> str:
-    """This process's rank as whoever started it says, to print once what all would print."""
-    in_step = "SLURM_STEP_ID" in os.environ
-    return os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if in_step else None) or "0"
-
-
-def _code_of(error: Exception) -> int | None:
-    """The exit code of an error that has a message of its own; None for a fault of the program's."""
-    from fptt_dist.parallel import LostWorkerError
-    from fptt_dist.training.signals import Interrupted
-    from fptt_dist.training.trainer import NonFiniteError
-
-    if isinstance(error, Interrupted):
-        return error.exit_code
-    return 1 if isinstance(error, LostWorkerError | NonFiniteError | OSError) else None
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    print(f"fptt-dist: {message}", file=sys.stderr)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        # A process group's threads may abort the interpreter while it ends, and the exit code would be SIGABRT's.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -19,6 +20,9 @@ from fptt_dist.config import Config, ConfigError, load, parse_overrides
 
 LOG = logging.getLogger("fptt_dist")
 
+# SLURM sends SIGUSR2 before a job's time is over; torch < 2.9 does not pass it on.
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
+PASSED_ON: dict[str, Any] = {"signals_to_handle": SIGNALS} if hasattr(LaunchConfig, "signals_to_handle") else {}
 JOIN_SECONDS = 600  # that a machine waits for the others
 STOP_SECONDS = 300  # that the processes have to save after a signal
 # Torch alone knows what its port answers, and its client may wait for ever for a program that answers something else.
@@ -75,6 +79,7 @@ def launch(
             local_addr=None if rdzv else "localhost",
             max_restarts=max_restarts,
             logs_specs=DefaultLogsSpecs(log_dir=reports),
+            **PASSED_ON,
         )
         return _run(agent, ["-u", "-m", "fptt_dist", "train", config, *overrides])
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -54,7 +55,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-VERBS = ["train", "evaluate", "report", "config", "config keys", "config show", "config schema"]
+VERBS = [
+    "train",
+    "launch",
+    "submit",
+    "jobs",
+    "evaluate",
+    "report",
+    "config",
+    "config keys",
+    "config show",
+    "config schema",
+]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -62,7 +74,7 @@ def test_help(verb: str, fptt_dist: Command) -> None:
     code, out, err = fptt_dist(*verb.split(), "--help")
     assert (code, err) == (0, "")
     assert re.search(rf"Usage: .*fptt-dist {verb}", out)
-    for name in ("train", "evaluate", "report", "config") if not verb else ():
+    for name in ("train", "submit", "jobs", "evaluate", "report", "config") if not verb else ():
         assert re.search(rf"\b{name} ", out)
 
 
@@ -337,3 +349,73 @@ def test_what_a_run_says_of_a_difference_can_be_typed(tmp_path: Path, fptt_dist:
     assert code == 2
     assert "  fptt.windows: 3 there, null now" in err.splitlines()
     assert fptt_dist("train", path, "fptt.windows=3")[0] == 0
+
+
+def test_the_sbatch_file_of_a_dry_run(fptt_dist: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("FPTT_CLUSTER", raising=False)
+    words = ["submit", "add_task", "--dry-run", "--nodes", "2", "--time", "1-0", "--setup", "a", "--setup", "b c"]
+    code, out, err = fptt_dist(*words)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert {"#SBATCH --nodes=2", "#SBATCH --time=1440", "#SBATCH --ntasks-per-node=1"} <= set(lines)
+    assert lines[lines.index("# setup") :][1:4] == ["set -e", "a", "b c"]
+    assert fptt_dist(*words) == (code, out, err)
+    site = tmp_path / "site.yaml"
+    site.write_text("partition: gpu\nnodes: 3\n")
+    monkeypatch.setenv("FPTT_CLUSTER", str(site))
+    _, out, _ = fptt_dist(*words)
+    assert {"#SBATCH --nodes=2", "#SBATCH --partition=gpu"} <= set(out.splitlines())
+    monkeypatch.setenv("FPTT_CLUSTER", str(tmp_path / "gone.yaml"))
+    assert fptt_dist(*words) == (
+        2,
+        "",
+        f"fptt-dist: {tmp_path / 'gone.yaml'}: cannot be read: No such file or directory\n",
+    )
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--nodes", "0"], "nodes: 0 is not allowed; allowed: int >= 1 (--nodes)"),
+        (["--nodes", "2", "--local"], "--nodes 2 with --local, which is this machine alone: type --nodes 1"),
+        (["--time", "soon"], "time=soon is no time of SLURM's: type minutes, hh:mm:ss, or days-hh:mm:ss, such as"),
+        (["--array", "gone.yaml"], "gone.yaml: cannot be read: No such file or directory"),
+        (["--cluster", "gone.yaml"], "gone.yaml: cannot be read: No such file or directory"),
+        ([], "there is no sbatch here: type the command on a login node of the cluster, or add --local"),
+    ],
+)
+def test_a_mistake_of_submit(
+    words: list[str], message: str, fptt_dist: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, out, err = fptt_dist("submit", "add_task", *words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"fptt-dist: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_jobs(finished: Path, fptt_dist: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "b").mkdir()
+    log = tmp_path / "12_0_log.out"
+    log.write_text("fptt-dist: the reason\n")
+    (tmp_path / "runs" / "b" / "job.json").write_text(json.dumps({"job": "12", "log": str(log)}))
+    code, out, err = fptt_dist("jobs")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["run", "state", "batch", "newest", "value", "job", "nodes"]
+    assert re.match(r"runs/a +finished +20 of 20 +test mse [\d.]+ *$", lines[1])
+    assert re.match(r"runs/b +not finished +12 *$", lines[2])
+    assert lines[3:] == ["", "runs/b: fptt-dist: the reason", f"  (the whole log: {log})"]
+    assert fptt_dist("jobs", "elsewhere") == (
+        2,
+        "",
+        "fptt-dist: elsewhere: no run is there: type fptt-dist jobs FOLDER, the folder above the runs' folders\n",
+    )

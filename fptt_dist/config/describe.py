@@ -42,9 +42,9 @@ def describe(prefix: str = "") -> list[Key]:
     return found
 
 
-def key_names() -> list[str]:
+def key_names(schema: type[Section]) -> list[str]:
     """The dotted names of all keys, each once."""
-    return list(dict.fromkeys(key.name for key in _keys(Config, "", None)))
+    return list(dict.fromkeys(key.name for key in _keys(schema, "", None)))
 
 
 def json_schema() -> dict[str, Any]:

@@ -15,6 +15,8 @@ from fptt_dist.config.yaml12 import parse
 
 PACKAGED = Path(__file__).parents[1] / "configs"
 """The folder of the configurations that come with the package."""
+OTHERS = ("clusters",)
+"""Its folders of files that describe something else than a run."""
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -24,7 +26,7 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     for a file that cannot be read, and with all problems of its values, one per line, with file and line.
     """
     layer = _file(_find(Path(path), ""), ())
-    return validated(merge(layer, override_layer(overrides or {})))
+    return validated(merge(layer, override_layer(overrides or {})), Config)
 
 
 def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
@@ -32,12 +34,8 @@ def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
     chain = (*parents, path)
     if path.resolve() in (parent.resolve() for parent in parents):
         raise ConfigError(f"extends goes round in a circle: {' -> '.join(str(link) for link in chain)}")
-    values, lines = parse(_read(path), lambda line: f"{path}:{line}")
-    if values is None:
-        return Layer({})
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: not a mapping of keys to values")
-    where = {key: f"{path}:{line}" for key, line in lines.items()}
+    own = read_mapping(path)
+    values, where = own.values, own.where
     layer = Layer({})
     if "extends" in values:
         names = values.pop("extends")
@@ -47,6 +45,19 @@ def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
                 raise ConfigError(f"{named_at}: extends needs the path of a configuration, or a list of paths")
             layer = merge(layer, _file(_find(path.parent / name, name, named_at), chain))
     return merge(layer, Layer(values, where))
+
+
+def read_mapping(path: Path) -> Layer:
+    """What a file says, each key with its file and line; nothing for an empty file.
+
+    Raises ConfigError for a file that cannot be read, is no YAML or no mapping.
+    """
+    values, lines = parse(_read(path), lambda line: f"{path}:{line}")
+    if values is None:
+        return Layer({})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a mapping of keys to values")
+    return Layer(values, {key: f"{path}:{line}" for key, line in lines.items()})
 
 
 def _find(path: Path, name: str, named_at: str = "") -> Path:
@@ -62,7 +73,8 @@ def _find(path: Path, name: str, named_at: str = "") -> Path:
         packaged = PACKAGED / (inner if inner.suffix == ".yaml" else f"{inner}.yaml")
         if os.path.isfile(packaged):
             return packaged
-    names = sorted(file.relative_to(PACKAGED).as_posix() for file in PACKAGED.rglob("*.yaml"))
+    files = [file.relative_to(PACKAGED) for file in PACKAGED.rglob("*.yaml")]
+    names = sorted(file.as_posix() for file in files if file.parts[0] not in OTHERS)
     known = f"; packaged: {', '.join(names)}{did_you_mean(str(wanted), names)}" if names else ""
     prefix = f"{named_at}: " if named_at else ""
     raise ConfigError(f"{prefix}{path}: no such file{known}")

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -12,23 +12,24 @@ from fptt_dist.config.describe import key_names
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.merge import Layer
 from fptt_dist.config.nearest import did_you_mean
-from fptt_dist.config.schema import Config
 from fptt_dist.config.section import Choice, KeyPath, Section, choice_of, section_of
 from fptt_dist.config.values import allowed, show
+
+S = TypeVar("S", bound=Section)
 
 _LONGEST_VALUE = 80
 
 
-def validated(layer: Layer) -> Config:
-    """The configuration that `layer` makes; its notes go to the log "fptt_dist".
+def validated(layer: Layer, schema: type[S]) -> S:
+    """What `layer` makes of a schema; its notes go to the log "fptt_dist".
 
     Raises ConfigError with all problems, one per line.
     """
     try:
-        config = Config.model_validate(layer.values)
+        config = schema.model_validate(layer.values)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = [line for problem in problems for line in _lines(problem, layer.where)]
+        lines = [line for problem in problems for line in _lines(problem, layer.where, schema)]
         raise ConfigError("\n".join(lines)) from error
     for note in layer.notes:
         logging.getLogger("fptt_dist").warning(note)
@@ -51,10 +52,10 @@ class _Place:
     variant: str
 
 
-def _place(location: Sequence[Any]) -> _Place:
+def _place(location: Sequence[Any], schema: type[Section]) -> _Place:
     """Follow `location` through the schema; pydantic puts the tag's value after the name of a field with variants."""
     place = _Place((), "", None, None, None, "")
-    section: type[Section] | None = Config
+    section: type[Section] | None = schema
     choice: Choice | None = None
     variant = ""
     parts = iter(location)
@@ -72,16 +73,16 @@ def _place(location: Sequence[Any]) -> _Place:
     return place
 
 
-def _lines(problem: Any, where: Mapping[KeyPath, str]) -> list[str]:
+def _lines(problem: Any, where: Mapping[KeyPath, str], schema: type[Section]) -> list[str]:
     """The messages for one problem of pydantic's list."""
     if problem["type"] == "conflict":
         return [_conflict(conflict.text, conflict.keys, where) for conflict in problem["ctx"]["conflicts"]]
-    place = _place(problem["loc"])
+    place = _place(problem["loc"], schema)
     path, blamed = place.path, place.path
     choice = choice_of(place.field)
     given = problem["input"]
     if place.field is None:
-        text = _unknown_key(place)
+        text = _unknown_key(place, schema)
     elif problem["type"] == "union_tag_invalid" and choice:
         path = blamed = (*path, choice.tag)
         text = _refused(given[choice.tag], f"one of {', '.join(choice.variants)}", list(choice.variants))
@@ -109,7 +110,7 @@ def _refused(value: Any, permitted: str, names: Sequence[str] = ()) -> str:
     return f"{shown} is not allowed; allowed: {permitted}{did_you_mean(str(value), names)}"
 
 
-def _unknown_key(place: _Place) -> str:
+def _unknown_key(place: _Place, schema: type[Section]) -> str:
     """What to say of a key that the section does not have."""
     *section, name = place.path
     dotted = ".".join(section)
@@ -119,7 +120,9 @@ def _unknown_key(place: _Place) -> str:
             return f"unknown key with {dotted}.{place.choice.tag}={place.variant}; it belongs to {', '.join(others)}"
     if "." in name:
         return "unknown key; in a file, sections are written one inside another, without dots"
-    return f"unknown key{did_you_mean(name, place.owner.model_fields if place.owner else (), key_names(), dotted)}"
+    return (
+        f"unknown key{did_you_mean(name, place.owner.model_fields if place.owner else (), key_names(schema), dotted)}"
+    )
 
 
 def _origin(path: KeyPath, where: Mapping[KeyPath, str]) -> str:

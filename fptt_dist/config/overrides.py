@@ -18,7 +18,7 @@ def apply_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     A value may be a whole section, which is merged in. Choosing another variant of a section drops the keys that
     were set for the old one; the log "fptt_dist" tells which. Raises ConfigError with all problems, one per line.
     """
-    return validated(merge(Layer(explicit(config)), override_layer(overrides)))
+    return validated(merge(Layer(explicit(config)), override_layer(overrides)), Config)
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:

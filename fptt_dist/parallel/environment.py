@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal
 
@@ -41,9 +41,10 @@ class LaunchEnvironment:
         local_world: number of processes on this machine.
         node: this machine's number.
         nodes: number of machines.
-        restarts: how often the job was started again.
+        restarts: how often its launcher started it again.
         master: host:port where the processes meet; None where torch knows it from the environment (torchrun's) or the
             processes are connected already (Ray's).
+        requeues: how often SLURM started the job again, whatever launcher runs in it.
     """
 
     rank: int = 0
@@ -55,6 +56,7 @@ class LaunchEnvironment:
     nodes: int = 1
     restarts: int = 0
     master: str | None = None
+    requeues: int = 0
 
     def __str__(self) -> str:
         if self.world == 1:
@@ -77,6 +79,10 @@ def resolve_environment(launcher: Launcher = "auto", environ: Mapping[str, str] 
     Raises:
         ConfigError: a variable is missing or makes no sense, or SLURM's tasks are not as many as was asked for.
     """
+    return replace(_place(launcher, environ), requeues=_number("SLURM_RESTART_COUNT", environ, 0))
+
+
+def _place(launcher: Launcher, environ: Mapping[str, str]) -> LaunchEnvironment:
     match launcher:
         case "single":
             return LaunchEnvironment()

@@ -31,13 +31,8 @@ def build_strategy(config: Config, environment: LaunchEnvironment, everyone: Com
         ConfigError: parallel.strategy=single with several processes, or a batch that cannot be shared out.
     """
     world = everyone.world
-    _check_batch(config, world)
+    check_world(config, world)
     match config.parallel:
-        case settings.SingleProcess() if world > 1:
-            raise ConfigError(
-                f"parallel.strategy=single, but {world} processes were started: type parallel.strategy=consensus or "
-                "parallel.strategy=gradient"
-            )
         case settings.SingleProcess():
             return Single()
         case settings.AutoParallel():
@@ -121,7 +116,17 @@ def shares(config: Config, world: int) -> list[float]:
     return [(part.stop - part.start) / size for part in parts]
 
 
-def _check_batch(config: Config, world: int) -> None:
+def check_world(config: Config, world: int) -> None:
+    """Refuse what cannot be trained by so many processes.
+
+    Raises:
+        ConfigError: parallel.strategy=single with several, or a batch that cannot be shared out.
+    """
+    if world > 1 and isinstance(config.parallel, settings.SingleProcess):
+        raise ConfigError(
+            f"parallel.strategy=single, but {world} processes were started: type parallel.strategy=consensus or "
+            "parallel.strategy=gradient"
+        )
     size, micro, shards = config.train.batch_size, config.train.micro_batch_size, config.data.shards
     whole = f"type train.batch_size={-(-size // world) * world}"
     if size < world:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from fptt_dist.config import Config, ConfigError, load
+from fptt_dist.config import Config, ConfigError, apply_overrides, load
 from fptt_dist.parallel import Communicator, LaunchEnvironment, process_group, resolve_environment
 from fptt_dist.training.build import build_device
 from fptt_dist.training.dry_run import DryRun, dry_run
 from fptt_dist.training.run_folder import Result, RunFolder
 from fptt_dist.training.same_program import check_same_program
-from fptt_dist.training.signals import stop_on_signal
+from fptt_dist.training.signals import Interrupted, hand_on, stop_on_signal
 from fptt_dist.training.trainer import Trainer
 
 LOG = logging.getLogger("fptt_dist")
@@ -31,14 +31,26 @@ def train(config: Config) -> Result:
     Raises:
         ConfigError: a mistake in the configuration or the environment.
         NonFiniteError: a loss or gradient was not finite.
-        Interrupted: SIGINT or SIGTERM arrived; the run was saved.
+        Interrupted: a signal arrived and the run was saved. After SIGUSR2 in a SLURM job the process ends instead, and
+            the job goes back into the queue.
         LostWorkerError: another process died or did not come in time.
     """
     environment = resolve_environment(config.parallel.launcher)
+    if environment.requeues and config.resume == "never":
+        LOG.warning("resume=auto: SLURM started this job again")
+        config = apply_overrides(config, {"resume": "auto"})
+    try:
+        return _train(config, environment)
+    except Interrupted as stopped:
+        hand_on(stopped, rank=environment.rank)  # now that the processes are no longer connected
+        raise
+
+
+def _train(config: Config, environment: LaunchEnvironment) -> Result:
     device = build_device(config, environment)
     folder = RunFolder(config)
     # Connected first: a signal while this process waits for the others ends it at once, there is nothing to save.
-    with _connected(environment, device, folder.path) as everyone, stop_on_signal() as stop:
+    with _connected(environment, device, folder.path) as everyone, stop_on_signal(environment.rank) as stop:
         check_same_program(everyone, folder.config)
         trainer = Trainer(folder, environment, device)
         # After all that can be refused: a mistake leaves no folder behind.

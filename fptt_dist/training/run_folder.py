@@ -1,6 +1,7 @@
 """A run's folder: `runs/<name>/` with everything that a report needs.
 
-config.yaml (resolved) · versions.json · metrics.jsonl · tensorboard/ · checkpoints/ · figures/ · result.json (last)
+config.yaml (resolved) · versions.json · job.json and slurm/ (the newest SLURM job, its logs) · metrics.jsonl ·
+tensorboard/ · checkpoints/ · figures/ · result.json (last)
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import platform
 import sys
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,9 @@ from fptt_dist import __version__
 from fptt_dist.config import Config, ConfigError, apply_overrides, changes, dump, load
 from fptt_dist.config.values import show
 
-STARTED = ("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp")
-"""What a start that was killed before it wrote config.yaml leaves behind."""
+LOGS = "slurm"
+STARTED = ("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp", "job.json", "job.json.tmp", LOGS)
+"""What may be there before config.yaml: of a start that was killed, or of a job that waits in the queue."""
 MAY_CHANGE = (
     "train.batches",
     "train.epochs",
@@ -79,6 +82,12 @@ class Result:
     run_id: str
     versions: dict[str, str]
 
+    def __str__(self) -> str:
+        return (
+            f"{self.task} {self.algorithm}: test {self.metric} {self.value:.5g} at batch {self.best_batch} of "
+            f"{self.batches} ({self.updates} updates, {self.seconds:.1f} s)"
+        )
+
 
 def versions() -> dict[str, str]:
     """What ran: program, libraries and machine, as plain strings."""
@@ -132,8 +141,13 @@ class RunFolder:
         """The run's identity."""
         return json.loads((self.path / "versions.json").read_text())["run_id"]
 
-    def open(self) -> None:
-        """Create the folder, or check that this configuration may go on in it; called by rank 0 alone.
+    @property
+    def logs(self) -> Path:
+        """The logs of SLURM jobs, their scripts, and what they are given."""
+        return self.path / LOGS
+
+    def check(self) -> bool:
+        """Whether the folder holds this run already.
 
         Raises:
             ConfigError: the folder is occupied and resume is not auto, or it holds a run of another configuration.
@@ -148,9 +162,18 @@ class RunFolder:
                     "another folder"
                 )
             self._check_same_run(saved)
-        elif self.path.is_dir() and any(path.name not in STARTED for path in self.path.iterdir()):
+            return True
+        if self.path.is_dir() and any(path.name not in STARTED for path in self.path.iterdir()):
             raise ConfigError(f"run.dir={self.path} is not empty and holds no run: type run.dir=… for another folder")
-        else:
+        return False
+
+    def open(self) -> None:
+        """Create the folder, or check that this configuration may go on in it; called by rank 0 alone.
+
+        Raises:
+            ConfigError: as `check`, or the folder cannot be created.
+        """
+        if not self.check():
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -160,7 +183,19 @@ class RunFolder:
                 json.dumps({"run_id": uuid.uuid4().hex, "command": sys.argv, **versions()}, indent=1) + "\n",
             )
         self.checkpoints.mkdir(exist_ok=True)
-        _write_whole(saved, dump(self.config))
+        job = slurm_job()
+        if job not in (None, self.job.get("job")) and "SUBMITIT_EXECUTOR" not in os.environ:  # else submit notes it
+            self.note_job(job)
+        _write_whole(self.path / "config.yaml", dump(self.config))
+
+    @property
+    def job(self) -> dict[str, str]:
+        """See `job_of`."""
+        return job_of(self.path)
+
+    def note_job(self, job: str, **more: str) -> None:
+        """Write job.json."""
+        _write_whole(self.path / "job.json", json.dumps({"job": job, **more}, indent=1) + "\n")
 
     def _check_same_run(self, saved: Path) -> None:
         differing = {
@@ -192,6 +227,19 @@ class RunFolder:
         """The result of a finished run; None while it is not finished."""
         path = self.path / "result.json"
         return Result(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def job_of(run: Path) -> dict[str, str]:
+    """The newest SLURM job of a run: its number "job" and, where it is known, rank 0's "log"; {} for none."""
+    path = run / "job.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def slurm_job(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The number of the SLURM job that this process belongs to, 12 or 12_3 in an array; None outside."""
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID')}"
+    return environ.get("SLURM_JOB_ID")
 
 
 def _batch_of(line: str) -> float:

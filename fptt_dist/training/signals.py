@@ -1,32 +1,60 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave; a second signal leaves at once."""
+"""Ctrl-C, SIGTERM and SIGUSR2: finish the batch, save, leave; a second signal leaves at once.
 
+SIGUSR2 is what SLURM is asked to send some time before a job must end: after saving, whoever handled it before this
+program's own handler (submitit, or `launchers.requeue`) puts the job back into the queue. A job that is preempted with
+a grace time gets SIGTERM instead, and SLURM forgets it when it leaves before that time is over: `preempted` tells.
+"""
+
+import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+LOG = logging.getLogger("fptt_dist")
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+ASK_SECONDS = 30.0  # that SLURM's controller may take to answer
+NO_PROGRESS = (
+    "fptt-dist: the time is over and nothing was saved since the job's start, so it does not go back into the queue: "
+    "type a longer --time, or a smaller checkpoint.every"
+)
+TWICE_SECONDS = 5.0  # in which torchrun's agent passes on a signal that SLURM sends to agent and workers alike
 
 
 class Interrupted(Exception):
     """The run was stopped by a signal after saving.
 
     Attributes:
-        exit_code: 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM.
+        exit_code: 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM, 140 for SIGUSR2.
+        requeue: whether any worker got SIGUSR2, or SLURM preempts the job: it is to go on by itself.
     """
 
-    def __init__(self, message: str, exit_code: int) -> None:
+    def __init__(self, message: str, exit_code: int, *, requeue: bool = False) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.requeue = requeue
 
 
 class StopFlag:
-    """What a signal leaves behind: its number, or None."""
+    """What signals leave behind.
+
+    Attributes:
+        number: of the first one, or None.
+        requeue: whether SIGUSR2 was among them.
+        saved: whether this process has saved a checkpoint since its start.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.requeue = False
+        self.saved = False
 
     @property
     def exit_code(self) -> int:
@@ -35,25 +63,50 @@ class StopFlag:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopFlag]:
-    """Within the context SIGINT and SIGTERM only set a flag; the second one kills the process as usual.
+def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
+    """Within the context the first signal only sets a flag; the second one ends the process as usual.
+
+    SIGUSR2 after SIGTERM is no second signal: it adds the wish to be put back into the queue. With that wish, a time
+    limit that is reached before the batch is done hands the job on at once, without saving; not if it has saved nothing
+    since its start, for it would go round for ever. Under torchrun's agent what comes within five seconds is the same
+    signal once more.
 
     The handler does nothing in a forked child. The handlers from before are back on leaving. On another thread than the
     main one signals are left to the program that started it.
+
+    Args:
+        rank: this process's; 0 speaks with SLURM.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():  # Python sets handlers on the main thread alone
         yield flag
         return
     owner = os.getpid()
+    twice = TWICE_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+    first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        # The next signal acts by itself, also while a long operation keeps Python from this handler.
-        for each in HANDLED:
-            signal.signal(each, signal.SIG_DFL)
-        if os.getpid() == owner:
-            flag.number = number
-        else:
+        nonlocal first
+        if os.getpid() != owner:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif flag.number is None:
+            flag.number, flag.requeue, first = number, number == signal.SIGUSR2, time.monotonic()
+            # A person's next signal acts by itself, also while a long operation keeps Python from this handler.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            if not twice and not flag.requeue:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        elif number == signal.SIGUSR2 and not flag.requeue:
+            flag.requeue = True
+            signal.signal(signal.SIGTERM, handle)  # which hands on from now on
+        elif time.monotonic() - first > twice:
+            if flag.requeue and rank > 0 and callable(before[signal.SIGUSR2]):
+                return  # until rank 0 has spoken with SLURM, which ends all of them
+            if flag.requeue and rank == 0 and _out_of_time():
+                if flag.saved:
+                    _hand_on(before[signal.SIGUSR2], frame)
+                LOG.warning("%s", NO_PROGRESS)
+            signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     before = {number: signal.signal(number, handle) for number in HANDLED}
@@ -62,3 +115,49 @@ def stop_on_signal() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def preempted() -> bool:
+    """Whether this SLURM job must make room for another one, and may end by itself first."""
+    shown = _shown_by_slurm()
+    return bool(re.search(r"JobState=RUNNING\b", shown) and re.search(r"PreemptTime=\d", shown))
+
+
+def _out_of_time() -> bool:
+    """Whether this SLURM job is ended because of its time limit, and not because a person cancels it."""
+    return "Reason=TimeLimit" in _shown_by_slurm()
+
+
+def _shown_by_slurm() -> str:
+    """What `scontrol show job` says of this job; nothing outside."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return ""
+    try:
+        return subprocess.run(
+            ["scontrol", "show", "job", job], capture_output=True, text=True, timeout=ASK_SECONDS
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        LOG.warning("SLURM does not say why job %s must end: %s", job, error)
+        return ""
+
+
+def hand_on(stopped: Interrupted, *, rank: int) -> None:
+    """Let whoever handles SIGUSR2 put the job back into the queue, and leave; return where nobody does, or need not."""
+    handler = signal.getsignal(signal.SIGUSR2)
+    if stopped.requeue and callable(handler):
+        if rank == 0:
+            LOG.warning("%s", str(stopped).partition("\n")[0])
+        _hand_on(handler, None)
+
+
+def _hand_on(handler: object, frame: FrameType | None) -> None:
+    if callable(handler):
+        try:
+            handler(signal.SIGUSR2, frame)  # submitit's leaves on rank 0 alone
+        except Exception as error:  # submitit's: SLURM refused, or the job has gone back as often as it may
+            LOG.warning("the job does not go back into the queue: %s", error)
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

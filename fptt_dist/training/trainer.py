@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+import signal
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lr_schedule import LrSchedule
 from fptt_dist.training.position import Best, Position
 from fptt_dist.training.run_folder import Result, RunFolder, versions
-from fptt_dist.training.signals import Interrupted, StopFlag
+from fptt_dist.training.signals import Interrupted, StopFlag, preempted
 from fptt_dist.training.telemetry import Telemetry, TrafficMeter, peak_memory_bytes
 
 LOG = logging.getLogger("fptt_dist")
@@ -147,22 +148,28 @@ class Trainer:
                 improved = self._validate_if_due(telemetry)
                 if self._due(self.config.checkpoint.every) or improved or self.done:
                     self.save(improved=improved)
+                    stop.saved = True
                 telemetry.batch(self.position.batch)
                 if stop.number is not None:
                     self.strategy.request_stop()
                 if not self.done and self.strategy.stopping():
-                    folder = self.save()
-                    raise Interrupted(
-                        f"stopped by a signal after batch {self.position.batch} of {self.total_batches}, saved in "
-                        f"{folder}\nresume with: fptt-dist train {shlex.quote(str(self.folder.path / 'config.yaml'))} "
-                        "resume=auto",
-                        stop.exit_code,
-                    )
+                    raise self._interrupted(stop, self.save())
             result = self._finish(telemetry)
             if active:
                 telemetry.result(result)
                 self.folder.write_result(result)
         return result
+
+    def _interrupted(self, stop: StopFlag, folder: Path) -> Interrupted:
+        """What to raise after saving in `folder`; all workers together."""
+        terminated = stop.number == signal.SIGTERM and self.strategy.rank == 0
+        requeue = stop.requeue or (terminated and preempted())
+        return Interrupted(
+            f"stopped by a signal after batch {self.position.batch} of {self.total_batches}, saved in {folder}\n"
+            f"resume with: fptt-dist train {shlex.quote(str(self.folder.path / 'config.yaml'))} resume=auto",
+            stop.exit_code,
+            requeue=any(self.strategy.everyone.gather(requeue, name="requeue")),
+        )
 
     def _agree_on_length(self) -> None:
         """A worker with other data would run another number of windows, and the others would wait for it for ever."""

@@ -340,3 +340,24 @@ def test_the_place_is_said_before_the_first_collective(pool: Pool, tmp_path: Pat
     place = "rank 0 of 2, local rank 0 (from torchrun's RANK, LOCAL_RANK and WORLD_SIZE)"
     assert log == f"{place}, on cpu\n"
     assert message.startswith(f"{place} could not meet the other processes within 1 s over gloo")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "environ"),
+    [
+        ("auto", {}),
+        ("auto", TORCHRUN),
+        ("auto", {**STEP, "MASTER_ADDR": "n0"}),
+        ("auto", BATCH),
+        ("torchrun", TORCHRUN),
+        ("slurm", {**STEP, "MASTER_ADDR": "n0"}),
+        ("single", STEP),
+    ],
+)
+def test_how_often_slurm_started_the_job_again(launcher: Launcher, environ: dict[str, str]) -> None:
+    assert resolve_environment(launcher, environ).requeues == 0
+    again = resolve_environment(launcher, {**environ, "SLURM_RESTART_COUNT": "2"})
+    assert again.requeues == 2
+    assert again.restarts == (1 if environ is TORCHRUN else 2 if "MASTER_ADDR" in environ else 0)
+    message = "SLURM_RESTART_COUNT='often' in the environment is not a number"
+    assert message_of({**environ, "SLURM_RESTART_COUNT": "often"}, launcher) == message

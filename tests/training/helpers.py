@@ -73,6 +73,7 @@ class StopAt(StopFlag):
     def __init__(self, trainer: Trainer, batch: int) -> None:
         self.trainer = trainer
         self.batch = batch
+        self.requeue = False
 
     @property
     def number(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]

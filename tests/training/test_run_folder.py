@@ -8,7 +8,7 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError, load
-from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.run_folder import RunFolder, job_of
 from tests.training.helpers import assert_same_run, records, result, resumed, steps, tiny, train_until
 
 
@@ -184,3 +184,56 @@ def test_a_mistake_leaves_no_folder_behind(overrides: dict[str, object], message
     with pytest.raises(ConfigError, match=message):
         train(tiny(tmp_path / "run", overrides))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_job_that_waits_leaves_the_folder_free(tmp_path: Path) -> None:
+    folder = RunFolder(tiny(tmp_path / "run", batches=1))
+    folder.logs.mkdir(parents=True)
+    (folder.logs / "12_submitted.pkl").touch()
+    folder.note_job("12", log="/somewhere/12_0_log.out")
+    assert not folder.check()
+    assert folder.job == {"job": "12", "log": "/somewhere/12_0_log.out"}
+    train(folder.config)
+    assert folder.job == {"job": "12", "log": "/somewhere/12_0_log.out"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"),
+    [
+        ({"SLURM_JOB_ID": "12"}, "12"),
+        ({"SLURM_JOB_ID": "15", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "12_3"),
+    ],
+)
+def test_the_job_is_noted(variables: dict[str, str], job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    config = tiny(tmp_path / "run", batches=1)
+    train(config)
+    assert job_of(tmp_path / "run") == {"job": job}
+    RunFolder(config).note_job(job, log="/its/log")  # as submit does, which may come after the start
+    train(resumed(config))
+    assert job_of(tmp_path / "run") == {"job": job, "log": "/its/log"}
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "20")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    train(resumed(config))
+    assert job_of(tmp_path / "run") == {"job": "20_0"}
+
+
+def test_outside_a_job_none_is_noted(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "run", batches=1))
+    assert job_of(tmp_path / "run") == {}
+
+
+def test_a_job_that_slurm_started_again_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = tiny(tmp_path / "run", batches=5)
+    train_until(parts, 2)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(parts)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with caplog.at_level(logging.WARNING):
+        assert train(parts).batches == 5
+    assert caplog.messages[0] == "resume=auto: SLURM started this job again"
+    train(tiny(tmp_path / "straight", batches=5))
+    assert_same_run(tmp_path / "straight", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the batch is finished, the run saved, and the command that goes on is printed."""
+"""Ctrl-C, SIGTERM and SIGUSR2: the batch is finished, the run saved, and the command that goes on is printed."""
 
 import os
 import shlex
@@ -10,12 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 from fptt_dist import train
 from fptt_dist.config import dump
-from fptt_dist.training.signals import StopFlag, stop_on_signal
+from fptt_dist.training.signals import HANDLED, Interrupted, StopFlag, hand_on, stop_on_signal
 from tests.training.helpers import assert_same_run, checkpoints, resumed, steps, tiny, train_until
 
 LONG = {"evaluate.every": 100000, "checkpoint.every": 100000, "telemetry.every": 1, "task.examples": 400000}
@@ -43,7 +44,7 @@ def wait_for_batches(run: Path, batches: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
 def test_a_signal_saves_and_the_printed_command_goes_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
     run = tmp_path / "a run"  # with a space, which the printed command must quote
     config = tmp_path / "config.yaml"
@@ -90,13 +91,52 @@ def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
 
 
 def test_the_first_signal_only_sets_a_flag_and_the_handlers_come_back() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in HANDLED]
     with stop_on_signal() as stop:
         assert stop.number is None
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.number == signal.SIGINT
-        assert stop.exit_code == 130
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+        assert (stop.exit_code, stop.requeue) == (130, False)
+    assert [signal.getsignal(number) for number in HANDLED] == before
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_the_wish_to_be_put_back_into_the_queue_may_come_later(first: signal.Signals) -> None:
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), first)
+        assert not stop.requeue
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.requeue
+        assert (stop.number, stop.exit_code) == (first, 128 + first)
+
+
+def test_what_torchruns_agent_passes_on_is_the_same_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with stop_on_signal() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert (stop.number, stop.requeue) == (signal.SIGTERM, True)
+
+
+def test_the_job_is_handed_on_once_it_is_saved() -> None:
+    handed: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        handed.append(number)
+        raise SystemExit(3)  # as submitit's does
+
+    usual = signal.signal(signal.SIGUSR2, handle)
+    try:
+        hand_on(Interrupted("saved", 143, requeue=False), rank=0)
+        assert handed == []
+        with pytest.raises(SystemExit) as left:
+            hand_on(Interrupted("saved", 140, requeue=True), rank=0)
+        assert (left.value.code, handed) == (3, [signal.SIGUSR2])
+    finally:
+        signal.signal(signal.SIGUSR2, usual)
+    hand_on(Interrupted("saved", 140, requeue=True), rank=0)  # nobody handles it: what called goes on
 
 
 def test_the_handlers_come_back_after_an_error() -> None:

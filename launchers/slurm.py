@@ -1,0 +1,289 @@
+"""Training as a job of a SLURM cluster, through submitit: one command on a login node."""
+
+import io
+import logging
+import os
+import re
+import shlex
+import shutil
+import sys
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fptt_dist.config import Config, ConfigError, apply_overrides, load, parse_overrides
+from fptt_dist.config.cluster import Cluster
+from fptt_dist.config.section import explicit
+from fptt_dist.config.values import show
+from fptt_dist.launchers.jobs import active_jobs
+from fptt_dist.launchers.space import read_grid
+from fptt_dist.training.build_strategy import check_world
+from fptt_dist.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+MISSING = "submit needs submitit: pip install 'fptt-dist[slurm]'"
+# As many as the process has cores; torch would take all of the machine.
+THREADS = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"'
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What was submitted.
+
+    Attributes:
+        job: SLURM's number of the job, or of the whole array; with where="local" the process id of its controller.
+        runs: the run's folder, or those of an array.
+        logs: of rank 0 of each, written from the job's start on.
+    """
+
+    job: str
+    runs: list[Path]
+    logs: list[Path]
+
+
+class Training:
+    """What submitit calls in every process of a job."""
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        """Train as the configuration's explicit `values` say; an error ends the process with one message."""
+        import submitit
+
+        from fptt_dist.ending import one_message, rank_of_process
+        from fptt_dist.training import run
+
+        if submitit.JobEnvironment().cluster == "local":
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+            os.environ["MASTER_ADDR"] = "localhost"
+        logging.getLogger("fptt_dist").addHandler(logging.StreamHandler())
+        with one_message():
+            result = run.train(Config.model_validate(values))
+        if rank_of_process() == "0":
+            print(result)
+
+    def checkpoint(self, values: dict[str, Any]) -> "DelayedSubmission":
+        """The same again, going on with the run; called on rank 0 alone, so nothing is asked of the others."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, {**values, "resume": "auto"})
+
+
+def submit(
+    config: str,
+    overrides: list[str],
+    cluster: Cluster,
+    *,
+    array: Path | None = None,
+    where: Literal["slurm", "local"] = "slurm",
+) -> Submission:
+    """Put a training run, or an array of them, into the queue.
+
+    Args:
+        config: a YAML file, or the name of a packaged one.
+        overrides: words like fptt.alpha=0.3.
+        cluster: the job's size and place.
+        array: a file with the keys that vary: each combination is a run, in a folder of its own below run.dir.
+        where: "local": on this machine, without SLURM.
+
+    Raises:
+        ConfigError: a mistake, or what SLURM refuses; nothing was submitted and no folder is left.
+    """
+    runs = _runs(config, overrides, array)
+    _check(runs, cluster, where)
+    try:
+        from submitit import AutoExecutor
+    except ImportError as error:
+        raise ConfigError(MISSING) from error
+    if where == "slurm" and shutil.which("sbatch") is None:
+        raise ConfigError("there is no sbatch here: type the command on a login node of the cluster, or add --local")
+    if where == "slurm":
+        _refuse_busy(runs)
+    folder = _shared_logs(runs)
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    old = set(folder.iterdir()) if folder.is_dir() else set()
+    limit = {f"{name}_max_num_timeout": cluster.requeues for name in ("slurm", "local")}
+    python = {f"{name}_python": cluster.python for name in ("slurm", "local")} if cluster.python else {}
+    try:
+        executor = AutoExecutor(folder, cluster=where, **limit, **python)
+        chosen = _parameters(cluster, folder.parent.name) if where == "slurm" else _parameters_here(cluster)
+        executor.update_parameters(**chosen)
+        with redirect_stderr(io.StringIO()):  # submitit prints what it also raises
+            jobs = executor.map_array(Training(), [explicit(run.config) for run in runs])
+    except OSError as error:
+        _take_back(folder, old, new)
+        raise ConfigError(f"run.dir={folder.parent} cannot be created: {error.strerror}") from error
+    except RuntimeError as error:  # what submitit says of sbatch, and of a machine without srun
+        _take_back(folder, old, new)
+        raise ConfigError(f"sbatch refused the job: {str(error).strip()}") from error
+    for run, job in zip(runs, jobs, strict=True):
+        number = job.job_id if where == "slurm" else f"process {job.job_id}"
+        run.logs.mkdir(parents=True, exist_ok=True)
+        run.note_job(number, log=str(job.paths.stdout))
+    return Submission(
+        job=jobs[0].job_id.partition("_")[0],
+        runs=[run.path for run in runs],
+        logs=[job.paths.stdout for job in jobs],
+    )
+
+
+def script(config: str, overrides: list[str], cluster: Cluster, *, array: Path | None = None) -> str:
+    """The text of the sbatch file that `submit` would hand to SLURM.
+
+    Raises:
+        ConfigError: a mistake.
+    """
+    runs = _runs(config, overrides, array)
+    _check(runs, cluster, "slurm")
+    logs = _shared_logs(runs)
+    return sbatch_text(cluster, logs.parent.name, logs, runs=len(runs))
+
+
+def sbatch_text(cluster: Cluster, name: str, logs: Path, *, runs: int = 1) -> str:
+    """An sbatch file, from its arguments alone.
+
+    Args:
+        cluster: the job's size and place.
+        name: the job's.
+        logs: the folder of its logs.
+        runs: of an array.
+
+    Raises:
+        ConfigError: submitit is not installed.
+    """
+    try:
+        from submitit.slurm.slurm import _make_sbatch_string
+    except ImportError as error:
+        raise ConfigError(MISSING) from error
+    command = f"{cluster.python or shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    parameters = _sbatch(cluster, name)
+    if runs > 1:
+        parameters["map_count"] = runs
+    return _make_sbatch_string(command, logs, **parameters)
+
+
+def _sbatch(cluster: Cluster, name: str) -> dict[str, Any]:
+    """The parameters of submitit's sbatch file."""
+    return {
+        "job_name": name,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "time": cluster.minutes,
+        "nodes": cluster.nodes,
+        "ntasks_per_node": cluster.tasks,
+        "gpus_per_node": cluster.gpus_per_node,
+        "cpus_per_task": cluster.cpus_per_task,
+        "mem": None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}M",
+        "setup": ["set -e", *cluster.setup, THREADS],
+        "signal_delay_s": cluster.lead,
+        "array_parallelism": cluster.array_parallelism,
+        "stderr_to_stdout": True,
+        # A node that fails puts the job back into the queue, also where a site's default is another.
+        "additional_parameters": {"requeue": True, **dict(map(_option, cluster.sbatch))},
+        # One failed process ends the others, which wait for it; one that has ended well does not, whatever the site's
+        # WaitTime: rank 0 may still speak with SLURM. srun does not take --cpus-per-task over from sbatch.
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            "--wait=0",
+            *([f"--cpus-per-task={cluster.cpus_per_task}"] if cluster.cpus_per_task else []),
+            *cluster.srun,
+        ],
+    }
+
+
+def _option(word: str) -> tuple[str, str | bool]:
+    name, equals, value = word.removeprefix("--").partition("=")
+    return name, value if equals else True
+
+
+def _parameters(cluster: Cluster, name: str) -> dict[str, Any]:
+    """For submitit's AutoExecutor on SLURM."""
+    return {f"slurm_{key}": value for key, value in _sbatch(cluster, name).items()}
+
+
+def _parameters_here(cluster: Cluster) -> dict[str, Any]:
+    """For submitit's AutoExecutor on this machine."""
+    return {
+        "timeout_min": cluster.minutes,
+        "tasks_per_node": cluster.tasks,
+        "gpus_per_node": cluster.gpus_per_node,
+        "stderr_to_stdout": True,
+        "local_setup": list(cluster.setup) or None,
+    }
+
+
+def _take_back(folder: Path, old: set[Path], new: list[Path]) -> None:
+    """Remove the files that a refused submission left in `folder`, and of the `new` folders those that are empty."""
+    if folder.is_dir():
+        for path in set(folder.iterdir()) - old:
+            path.unlink()
+    for each in new:  # from the inside out; another submission may have taken one for its own meanwhile
+        try:
+            each.rmdir()
+        except OSError:
+            return
+
+
+def _runs(config: str, overrides: list[str], array: Path | None) -> list[RunFolder]:
+    """The runs asked for, each folder an absolute path: a job may start elsewhere."""
+    given = parse_overrides(overrides)
+    common = RunFolder(load(config, given)).config
+    base = Path(str(common.run.dir)).absolute()
+    wrong = re.search(r"[%\\\x00-\x1f\x7f]", str(base))
+    if wrong:
+        raise ConfigError(
+            f"run.dir={show(str(base))}: SLURM reads {show(wrong[0])} in the name of a log as something else: type "
+            "run.dir=… without"
+        )
+    if array is None:
+        return [RunFolder(apply_overrides(common, {"run.dir": str(base)}))]
+    points = read_grid(array)
+    twice = [key for key in points[0] if key in given or key == "run.dir"]
+    if twice:
+        raise ConfigError(f"{array}: {twice[0]} is set for the whole array: leave it out here, or type no {twice[0]}=…")
+    return [
+        RunFolder(apply_overrides(common, {**point, "run.dir": str(base / f"{index:03d}")}))
+        for index, point in enumerate(points)
+    ]
+
+
+def _shared_logs(runs: list[RunFolder]) -> Path:
+    """The folder of the logs: the run's own, or one for the whole array."""
+    return runs[0].logs if len(runs) == 1 else runs[0].path.parent / runs[0].logs.name
+
+
+def _check(runs: list[RunFolder], cluster: Cluster, where: str) -> None:
+    """Refuse what the job would refuse at its start."""
+    if where == "local" and cluster.nodes > 1:
+        raise ConfigError(f"--nodes {cluster.nodes} with --local, which is this machine alone: type --nodes 1")
+    if where == "local" and len(runs) > 1:
+        raise ConfigError("--array with --local: all runs would start at once; leave out one of the two")
+    for run in runs:
+        _check_launcher(run.config, cluster.nodes * cluster.tasks, where)
+        check_world(run.config, cluster.nodes * cluster.tasks)
+        run.check()
+
+
+def _check_launcher(config: Config, world: int, where: str) -> None:
+    launcher, own = config.parallel.launcher, "slurm" if where == "slurm" else "torchrun"
+    if launcher not in ("auto", "single", own) or (launcher == "single" and world > 1):
+        raise ConfigError(
+            f"parallel.launcher={launcher} is not what starts the {world} processes of this job: type "
+            "parallel.launcher=auto"
+        )
+
+
+def _refuse_busy(runs: list[RunFolder]) -> None:
+    """Refuse a folder that another job writes into, or will."""
+    active = active_jobs()
+    for run in runs:
+        state = active.get(run.job.get("job", ""))
+        if state is not None:
+            number = run.job["job"]
+            raise ConfigError(
+                f"run.dir={run.path} belongs to job {number}, which is {state.lower()}: type run.dir=… for another "
+                f"folder, or scancel {number} first"
+            )

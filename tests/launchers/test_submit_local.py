@@ -1,0 +1,116 @@
+"""`fptt-dist submit --local`: real jobs of submitit's on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.launchers.test_local import batches, small
+
+ROOT = Path(__file__).parents[2]
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def submitted(log: Path, *words: str) -> tuple[int, dict[str, str]]:
+    """`fptt-dist submit … --local`: the process id, and the rows that it printed."""
+    command = [sys.executable, "-m", "fptt_dist", "submit", *words, "--local"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment, timeout=60)
+    assert done.returncode == 0, log.read_text()
+    rows = dict(line.split(maxsplit=1) for line in log.read_text().splitlines())
+    return int(rows["process"]), rows
+
+
+def wait_for(reached: Callable[[], bool], pid: int, log: Path, seconds: float = 90.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if not alive(pid) or time.monotonic() > deadline:
+            assert reached(), log.read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_of_this_machine(place: Path, tmp_path: Path) -> None:
+    (place / "elsewhere").mkdir()
+    pid, rows = submitted(tmp_path / "printed", *small(Path("elsewhere/a run")), "--tasks-per-node", "2")
+    run = place / "elsewhere" / "a run"
+    log = run / "slurm" / f"{pid}_0_log.out"
+    wait_for(lambda: not alive(pid), pid, log)
+    assert json.loads((run / "result.json").read_text())["workers"] == 2, log.read_text()
+    assert json.loads((run / "job.json").read_text()) == {"job": f"process {pid}", "log": str(log)}
+    assert (rows["run"], rows["log"]) == (str(run), str(log))
+    assert rows["follow"] == f"tail -n +1 -F '{log}'"
+    assert rows["state"] == f"fptt-dist jobs {run.parent}"
+    assert rows["cancel"] == f"kill {pid}"
+    assert rows["resume"].startswith("fptt-dist submit add_task ")
+    assert rows["resume"].endswith(" --tasks-per-node 2 --local resume=auto")
+    assert log.read_text().count("adding fptt: test mse ") == 1
+    other = (run / "slurm" / f"{pid}_1_log.out").read_text()
+    assert "rank 1 of 2, local rank 1" in other
+    assert "Traceback" not in log.read_text() + other
+
+
+@pytest.mark.slow
+def test_a_mistake_that_only_the_job_can_see(place: Path, tmp_path: Path) -> None:
+    run = place / "run"
+    pid, _ = submitted(tmp_path / "printed", *small(run, device="cuda"), "--tasks-per-node", "2")
+    logs = [run / "slurm" / f"{pid}_{task}_log.out" for task in range(2)]
+    wait_for(lambda: not alive(pid), pid, logs[0])
+    for log, rank in zip(logs, ("", "[rank 1] "), strict=True):
+        (said,) = [line for line in log.read_text().splitlines() if "submitit INFO" not in line]
+        assert said.startswith(f"fptt-dist: {rank}device=cuda, but torch finds no usable GPU: type device=cpu")
+    assert {path.name for path in run.iterdir()} == {"job.json", "slurm"}
+
+
+@pytest.mark.slow
+def test_a_job_goes_on_after_its_signal_and_its_cancel_command_ends_it(place: Path, tmp_path: Path) -> None:
+    run = place / "run"
+    pid, rows = submitted(tmp_path / "printed", *small(run, train__batches="100000"), "--time", "5")
+    log = run / "slurm" / f"{pid}_0_log.out"
+    try:
+        wait_for(lambda: len(batches(run)) > 3, pid, log)
+        (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(int(worker), signal.SIGUSR2)
+        wait_for(lambda: "resumed from " in log.read_text(), pid, log)
+        at = max(batches(run))
+        wait_for(lambda: max(batches(run)) > at, pid, log)
+        assert rows["cancel"] == f"kill {pid}"
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not alive(pid), pid, log)
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+    done = batches(run)
+    assert done == list(range(1, len(done) + 1))
+    assert log.read_text().count("stopped by a signal after batch ") == 2
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_job_that_went_back_often_enough(place: Path, tmp_path: Path) -> None:
+    run = place / "run"
+    (place / "site.yaml").write_text("requeues: 0\n")
+    words = [*small(run, train__batches="100000"), "--time", "5", "--cluster", "site.yaml"]
+    pid, _ = submitted(tmp_path / "printed", *words)
+    log = run / "slurm" / f"{pid}_0_log.out"
+    wait_for(lambda: len(batches(run)) > 3, pid, log)
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGUSR2)
+    wait_for(lambda: not alive(pid), pid, log)
+    assert "Job not requeued because: timed-out too many times." in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert log.read_text().splitlines()[-1] == f"resume with: fptt-dist train {run / 'config.yaml'} resume=auto"
