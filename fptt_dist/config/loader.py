@@ -47,6 +47,12 @@ def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
     return merge(layer, Layer(values, where))
 
 
+def packaged() -> list[str]:
+    """The configurations of runs that come with the package, as paths within its folder."""
+    files = [file.relative_to(PACKAGED) for file in PACKAGED.rglob("*.yaml")]
+    return sorted(file.as_posix() for file in files if file.parts[0] not in OTHERS)
+
+
 def read_mapping(path: Path) -> Layer:
     """What a file says, each key with its file and line; nothing for an empty file.
 
@@ -70,11 +76,10 @@ def _find(path: Path, name: str, named_at: str = "") -> Path:
     wanted = Path(name or path)
     if not wanted.is_absolute():
         inner = wanted.relative_to("configs") if wanted.parts[:1] == ("configs",) else wanted
-        packaged = PACKAGED / (inner if inner.suffix == ".yaml" else f"{inner}.yaml")
-        if os.path.isfile(packaged):
-            return packaged
-    files = [file.relative_to(PACKAGED) for file in PACKAGED.rglob("*.yaml")]
-    names = sorted(file.as_posix() for file in files if file.parts[0] not in OTHERS)
+        found = PACKAGED / (inner if inner.suffix == ".yaml" else f"{inner}.yaml")
+        if os.path.isfile(found):
+            return found
+    names = packaged()
     known = f"; packaged: {', '.join(names)}{did_you_mean(str(wanted), names)}" if names else ""
     prefix = f"{named_at}: " if named_at else ""
     raise ConfigError(f"{prefix}{path}: no such file{known}")

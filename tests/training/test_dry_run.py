@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fptt_dist.config import Config, ConfigError, load
-from fptt_dist.config.loader import PACKAGED
+from fptt_dist.config.loader import packaged
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.training.dry_run import dry_run
 from fptt_dist.training.run import try_out
@@ -172,12 +172,12 @@ def data() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGED.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", packaged())
 def test_every_packaged_configuration_runs(
-    path: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tried = try_out(load(path, {"device": "cpu", "data.root": str(data)}))
+    tried = try_out(load(name, {"device": "cpu", "data.root": str(data)}))
     assert tried.parameters["total"] > tried.parameters["recurrent"] > 0
     assert math.isfinite(tried.loss)
     assert list(tmp_path.iterdir()) == []
