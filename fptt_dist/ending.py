@@ -9,6 +9,9 @@ from typing import NoReturn
 from fptt_dist.config import ConfigError
 from fptt_dist.tasks import DataError
 
+CONNECTED = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"}
+"""Set in a process that may have been connected to others."""
+
 
 @contextmanager
 def one_message() -> Iterator[None]:
@@ -20,6 +23,10 @@ def one_message() -> Iterator[None]:
     where = "" if rank == "0" else f"[rank {rank}] "
     try:
         yield
+    except SystemExit as left:
+        if CONNECTED & os.environ.keys():
+            end_at_once(left.code if isinstance(left.code, int) else int(left.code is not None))
+        raise
     except Exception as error:
         code = _code_of(error)
         if code is None:
@@ -50,11 +57,15 @@ def _code_of(error: Exception) -> int | None:
     return 1 if isinstance(error, LostWorkerError | NonFiniteError | OSError) else None
 
 
+def end_at_once(code: int) -> NoReturn:
+    """Leave without the interpreter's own end: a process group's threads may abort it, and the code be SIGABRT's."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _leave(message: str, code: int) -> NoReturn:
     print(f"fptt-dist: {message}", file=sys.stderr)
-    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_ID" in os.environ:
-        # A process group's threads may abort the interpreter while it ends, and the exit code would be SIGABRT's.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if CONNECTED & os.environ.keys():
+        end_at_once(code)
     sys.exit(code)

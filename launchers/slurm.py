@@ -1,5 +1,6 @@
 """Training as a job of a SLURM cluster, through submitit: one command on a login node."""
 
+import atexit
 import io
 import logging
 import os
@@ -51,7 +52,7 @@ class Training:
         """Train as the configuration's explicit `values` say; an error ends the process with one message."""
         import submitit
 
-        from fptt_dist.ending import one_message, rank_of_process
+        from fptt_dist.ending import end_at_once, one_message, rank_of_process
         from fptt_dist.training import run
 
         if submitit.JobEnvironment().cluster == "local":
@@ -62,6 +63,7 @@ class Training:
             result = run.train(Config.model_validate(values))
         if rank_of_process() == "0":
             print(result)
+        atexit.register(end_at_once, 0)  # after submitit has written down that it went well
 
     def checkpoint(self, values: dict[str, Any]) -> "DelayedSubmission":
         """The same again, going on with the run; called on rank 0 alone, so nothing is asked of the others."""
@@ -91,6 +93,8 @@ def submit(
         ConfigError: a mistake, or what SLURM refuses; nothing was submitted and no folder is left.
     """
     runs = _runs(config, overrides, array)
+    if where == "slurm":
+        _refuse_busy(runs)
     _check(runs, cluster, where)
     try:
         from submitit import AutoExecutor
@@ -98,8 +102,6 @@ def submit(
         raise ConfigError(MISSING) from error
     if where == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("there is no sbatch here: type the command on a login node of the cluster, or add --local")
-    if where == "slurm":
-        _refuse_busy(runs)
     folder = _shared_logs(runs)
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     old = set(folder.iterdir()) if folder.is_dir() else set()

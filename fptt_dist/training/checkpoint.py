@@ -91,7 +91,9 @@ class CheckpointStore:
                     self.point("best", final)
                 self._prune(final)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            # Another worker may still write its part, and must not be told that its folder is gone.
+            own_part = temporary if self.world == 1 else temporary / "rank" / str(self.rank)
+            shutil.rmtree(own_part, ignore_errors=True)
             raise OSError(
                 f"the checkpoint {final} could not be written, earlier ones are untouched: {error}"
             ) from error

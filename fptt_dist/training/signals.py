@@ -25,7 +25,9 @@ NO_PROGRESS = (
     "fptt-dist: the time is over and nothing was saved since the job's start, so it does not go back into the queue: "
     "type a longer --time, or a smaller checkpoint.every"
 )
-TWICE_SECONDS = 5.0  # in which torchrun's agent passes on a signal that SLURM sends to agent and workers alike
+SENT_TWICE = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"}
+"""Set where one signal comes several times: from torchrun's agent; from SLURM to job and step, and from srun."""
+TWICE_SECONDS = 5.0  # within which it does
 
 
 class Interrupted(Exception):
@@ -68,8 +70,8 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
 
     SIGUSR2 after SIGTERM is no second signal: it adds the wish to be put back into the queue. With that wish, a time
     limit that is reached before the batch is done hands the job on at once, without saving; not if it has saved nothing
-    since its start, for it would go round for ever. Under torchrun's agent what comes within five seconds is the same
-    signal once more.
+    since its start, for it would go round for ever. Under torchrun's agent and srun what comes within five seconds is
+    the same signal once more.
 
     The handler does nothing in a forked child. The handlers from before are back on leaving. On another thread than the
     main one signals are left to the program that started it.
@@ -82,7 +84,7 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
         yield flag
         return
     owner = os.getpid()
-    twice = TWICE_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
+    twice = TWICE_SECONDS if SENT_TWICE & os.environ.keys() else 0.0
     first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,0 +1,67 @@
+"""SLURM for the tests of this folder: one cluster of two nodes for all of them, and others for those that break it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+
+NEEDED = ("slurmctld", "slurmd", "munged", "scontrol", "sbatch", "srun")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:  # of the whole session, whatever folder they are in
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("slurm")
+            item.add_marker("slow")
+
+
+@pytest.fixture(scope="session")
+def installed() -> None:
+    """SLURM's daemons, and the right to start them; without these, a skip, except where all tests have to run."""
+    missing = [name for name in NEEDED if shutil.which(name) is None]
+    if os.geteuid() != 0:
+        missing.append("root's rights")
+    if missing:
+        reason = f"{', '.join(missing)} missing: run as root, with Debian's packages slurm-wlm and munge installed"
+        if "CI" in os.environ:
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@contextmanager
+def running(nodes: int) -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        cluster = Cluster(Path(folder), nodes)
+        cluster.start()
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def two_nodes(installed: None) -> Iterator[Cluster]:
+    """The cluster that all tests share."""
+    with running(2) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(two_nodes: Cluster) -> Iterator[Cluster]:
+    """Two nodes, idle; a test cancels nothing itself, and leaves both nodes alive."""
+    yield two_nodes
+    two_nodes.cancel_all()
+
+
+@pytest.fixture
+def new_cluster(installed: None) -> Iterator[Callable[[int], Cluster]]:
+    """Start a cluster of so many nodes, for this test alone."""
+    with ExitStack() as stack:
+        yield lambda nodes: stack.enter_context(running(nodes))

@@ -1,0 +1,93 @@
+"""The files in slurm/ as they stand: what they train, and what they say of a mistake."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fptt_dist.training.run_folder import job_of
+from tests.slurm.cluster import Cluster
+from tests.slurm.helpers import BATCHES, LONG, ROOT, Job, assert_same, sbatch, small, straight, undisturbed, variables
+
+FILES = ["slurm/train.sbatch", "slurm/train_torchrun.sbatch"]
+CONSENSUS = {"train.batches": 60, "parallel": {"strategy": "consensus", "every": 3, "dual": "worker"}}
+
+
+def messages(job: Job) -> list[str]:
+    """What the program said of a mistake; a job must not end with a traceback."""
+    assert "Traceback" not in job.text()
+    return [line for line in job.text().splitlines() if line.startswith("fptt-dist: ")]
+
+
+@pytest.fixture(scope="module")
+def straight_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return straight(tmp_path_factory.mktemp("straight") / "run", CONSENSUS, processes=4)
+
+
+def test_srun_starts_two(tmp_path: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
+    run = tmp_path / "job"
+    job = sbatch(cluster, tmp_path / "log", "--nodes=2", FILES[0], small(run, LONG), f"train.batches={BATCHES}")
+    job.end()
+    assert_same(run, undisturbed(tmp_path_factory))
+    assert json.loads((run / "result.json").read_text())["workers"] == 2
+    assert job.text().count("adding fptt: test mse ") == 1
+    assert job_of(run)["job"] == job.number
+
+
+def test_torchrun_starts_two_on_each_of_two(tmp_path: Path, cluster: Cluster, straight_of_four: Path) -> None:
+    job = sbatch(cluster, tmp_path / "log", "--nodes=2", FILES[1], small(tmp_path / "job", CONSENSUS), NPROC="2")
+    job.end()
+    assert_same(tmp_path / "job", straight_of_four, 60)
+    for rank in range(4):
+        assert f"rank {rank} of 4, local rank {rank % 2} of 2 on node {rank // 2} of 2 (from torchrun" in job.text()
+    assert job_of(tmp_path / "job")["job"] == job.number
+
+
+def test_four_nodes(tmp_path: Path, new_cluster: Callable[[int], Cluster], straight_of_four: Path) -> None:
+    job = sbatch(new_cluster(4), tmp_path / "log", "--nodes=4", FILES[0], small(tmp_path / "job", CONSENSUS))
+    job.end()
+    assert_same(tmp_path / "job", straight_of_four, 60)
+
+
+def test_mistakes(tmp_path: Path, cluster: Cluster) -> None:
+    """A job with a mistake says it once and ends with exit code 2."""
+    missing = tmp_path / "python"
+    missing.write_text('#!/bin/sh\nexec python3 -I -S "$@"\n')
+    missing.chmod(0o755)
+    jobs = {
+        (file, what): sbatch(cluster, tmp_path / f"{what}{index}", "--nodes=2", file, *words, **more)
+        for index, file in enumerate(FILES)
+        for what, words, more in (
+            ("nothing", [], {}),
+            ("python", ["add_task"], {"FPTT_PYTHON": str(missing)}),
+            ("key", ["add_task", "optimizer.lrr=1", f"run.dir={tmp_path / 'run'}"], {}),
+        )
+    }
+    for (file, what), job in jobs.items():
+        job.end(state="FAILED", code="2:0")
+        said = messages(job)
+        match what:
+            case "nothing":
+                usage = f"type sbatch {file} CONFIG [key=value …]"
+                assert said == [f"fptt-dist: no configuration: {usage}"]
+            case "python":
+                assert len(said) == 1
+                assert said[0].startswith(f"fptt-dist: {missing} on node")
+                assert " cannot run fptt_dist (" in said[0]
+                assert "No module named fptt_dist): " in said[0]
+                assert said[0].endswith("set FPTT_PYTHON to the python of its environment before sbatch")
+            case _:
+                assert len(said) == 1
+                assert "optimizer.lrr: unknown key; did you mean optimizer.lr?" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_outside_slurm(cluster: Cluster, file: str) -> None:
+    done = subprocess.run(
+        ["bash", file, "add_task"], cwd=ROOT, env=variables(cluster), capture_output=True, text=True, timeout=30
+    )
+    message = f"fptt-dist: this is a job for SLURM: type sbatch {file} CONFIG [key=value …]\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)

@@ -1,0 +1,153 @@
+"""slurm/sweep.sbatch on a real SLURM of two nodes: Ray starts on both, is used, is interrupted, and is gone."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.helpers import ROOT, Job, sbatch, variables
+
+SWEEP = str(ROOT / "slurm" / "sweep.sbatch")
+STEP = ["SLURM_STEP_ID", "SLURM_PROCID"]  # what would make a worker of Ray a task of SLURM
+
+# Says what it sees, asks each node for its host name, and then ends, fails, or stays, as its word says.
+DRIVER = f"""
+import json, os, pathlib, socket, sys, time
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ray.init(log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+def host():
+    return [socket.gethostname(), *sorted(os.environ.keys() & set({STEP}))]
+
+nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
+token = pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+lines = [path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")]
+seen = {{
+    "hosts": sorted(ray.get([host.options(scheduling_strategy=node).remote() for node in nodes])),
+    "here": socket.gethostname(),
+    "cpus": ray.cluster_resources()["CPU"],
+    "address": os.environ["RAY_ADDRESS"],
+    "restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
+    "others may": token.parent.stat().st_mode & 0o077,
+    "shown": sum(token.read_bytes().strip() in line for line in lines),
+}}
+print("seen", json.dumps(seen), flush=True)
+if sys.argv[1] == "fail":
+    sys.exit(3)
+if sys.argv[1] == "stay" and seen["restarts"] == "0":
+    try:
+        time.sleep(1000)
+    except KeyboardInterrupt:
+        print("saved", flush=True)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path: Path) -> str:
+    file = tmp_path / "driver.py"
+    file.write_text(DRIVER)
+    return str(file)
+
+
+@pytest.fixture
+def left(cluster: Cluster) -> Callable[[], list[str]]:
+    """What stays of Ray that was not there before the test: processes on the nodes, folders."""
+
+    def found() -> set[str]:
+        lines = (line for name in cluster.names for line in cluster.processes(name).values())
+        return {line for line in lines if "ray" in line} | {str(path) for path in Path("/tmp").glob("ray.*")}
+
+    def new() -> list[str]:
+        deadline = time.monotonic() + 20  # they end by themselves once their parent is gone
+        while found() - before and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return sorted(found() - before)
+
+    before = found()
+    return new
+
+
+def seen(job: Job) -> list[dict[str, Any]]:
+    """What the driver saw, at each of its starts."""
+    return [json.loads(line.removeprefix("seen ")) for line in job.text().splitlines() if line.startswith("seen ")]
+
+
+def submit(cluster: Cluster, folder: Path, *words: str, **more: str) -> Job:
+    return sbatch(cluster, folder / "log", f"--chdir={folder}", *words, **more)
+
+
+def test_a_driver_that_fails(tmp_path: Path, cluster: Cluster, driver: str, left: Callable[[], list[str]]) -> None:
+    job = submit(cluster, tmp_path, "--nodes=2", SWEEP, sys.executable, driver, "fail")
+    job.end(state="FAILED", code="3:0")
+    assert left() == []
+    (first,) = seen(job)
+    assert first["hosts"] == [["node0"], ["node1"]]
+    assert first["here"] == "node0"
+    assert first["cpus"] == 4  # two of each node, as the job has: not what the machine has
+    assert first["restarts"] == "0"
+    assert first["others may"] == first["shown"] == 0
+
+
+def test_interrupted_and_started_again(
+    tmp_path: Path, cluster: Cluster, driver: str, left: Callable[[], list[str]]
+) -> None:
+    job = submit(cluster, tmp_path, "--nodes=2", SWEEP, sys.executable, driver, "stay")
+    job.until(lambda: len(seen(job)) == 1, "the driver")
+    cluster.command("scancel", "--signal=USR2", "--batch", job.number)
+    job.reach("PENDING")
+    assert "saved" in job.text()
+    job.end()  # after SLURM's pause
+    assert left() == []
+    first, second = seen(job)
+    assert (first["restarts"], second["restarts"]) == ("0", "1")
+    assert first["hosts"] == second["hosts"] == [["node0"], ["node1"]]
+    assert first["address"] != second["address"]
+
+
+def test_a_node_that_does_not_come(
+    tmp_path: Path, cluster: Cluster, driver: str, left: Callable[[], list[str]]
+) -> None:
+    beside = Path(sys.executable).parent
+    for name, text in {
+        "ray": f"[ $(hostname) = node0 ] || {{ echo no memory; exit 1; }}\nexec {beside}/ray",
+        "python3": f"exec {sys.executable}",
+    }.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\n{text} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    job = submit(cluster, tmp_path, "--nodes=2", SWEEP, f"{tmp_path}/python3", driver, "end", SWEEP_WAIT="6")
+    job.end(state="FAILED", code="1:0")
+    assert left() == []
+    log = f"slurm-{job.number}-ray-node1.log"
+    assert f"fptt-dist: not in Ray within 6 s: node1; see {log}\n" in job.text()
+    assert "no memory" in (tmp_path / log).read_text()
+    assert seen(job) == []
+
+
+def test_mistakes(tmp_path: Path, cluster: Cluster) -> None:
+    for name, words, message in (
+        ("nothing", [], "no COMMAND: type sbatch"),
+        ("nowhere", ["no-such-command"], "no-such-command was not found"),
+        ("no Ray", ["echo"], "Ray was not found: pip install 'ray[tune]'"),
+    ):
+        (tmp_path / name).mkdir()
+        job = submit(cluster, tmp_path / name, SWEEP, *words, PATH="/usr/bin:/bin")
+        job.end(state="FAILED", code="2:0")
+        assert job.text().startswith(f"fptt-dist: {message}")
+        assert job.text().count("\n") == 1
+
+
+def test_outside_slurm(cluster: Cluster) -> None:
+    done = subprocess.run(["bash", SWEEP, "true"], env=variables(cluster), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert (
+        done.stderr == "fptt-dist: this is a job for SLURM: type sbatch [OPTIONS] slurm/sweep.sbatch COMMAND [WORDS…]\n"
+    )
