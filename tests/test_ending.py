@@ -121,3 +121,24 @@ def test_a_process_of_several_ends_before_its_threads_can_abort(environ: dict[st
         timeout=60,
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, out, err)
+
+
+LATE = """
+import atexit, sys
+from fptt_dist.ending import one_message
+atexit.register(print, "the interpreter's own end")
+with one_message():
+    print("done")
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "printed"),
+    [("ANOTHER", "done\nthe interpreter's own end\n"), ("TORCHELASTIC_RUN_ID", "done\n"), ("SLURM_STEP_ID", "done\n")],
+)
+def test_a_process_of_several_leaves_at_once(variable: str, printed: str) -> None:
+    """Also when all went well: a process group's threads may abort the interpreter's own end."""
+    environment = {**os.environ, variable: "0"}
+    done = subprocess.run([sys.executable, "-c", LATE], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, printed, "")
