@@ -2,7 +2,7 @@
 
 SIGUSR2 is what SLURM is asked to send some time before a job must end: after saving, whoever handled it before this
 program's own handler (submitit, or `launchers.requeue`) puts the job back into the queue. A job that is preempted with
-a grace time gets SIGTERM instead, and SLURM forgets it when it leaves before that time is over: `preempted` tells.
+a grace time gets SIGTERM instead, and SLURM forgets it when it leaves before that time is over: `fate` tells.
 """
 
 import logging
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Literal
 
 LOG = logging.getLogger("fptt_dist")
 
@@ -104,7 +105,7 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
         elif time.monotonic() - first > twice:
             if flag.requeue and rank > 0 and callable(before[signal.SIGUSR2]):
                 return  # until rank 0 has spoken with SLURM, which ends all of them
-            if flag.requeue and rank == 0 and _out_of_time():
+            if flag.requeue and rank == 0 and fate() == "out of time":
                 if flag.saved:
                     _hand_on(before[signal.SIGUSR2], frame)
                 LOG.warning("%s", NO_PROGRESS)
@@ -119,15 +120,17 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-def preempted() -> bool:
-    """Whether this SLURM job must make room for another one, and may end by itself first."""
+def fate() -> Literal["goes on", "preempted", "out of time", "ended"]:
+    """What SLURM is about to do with this job.
+
+    Returns:
+        "goes on": nothing, or there is no job; "preempted": it must make room for another one, and may end by itself
+        first; "out of time": its time limit is reached; "ended": cancelled, or put back into the queue by somebody.
+    """
     shown = _shown_by_slurm()
-    return bool(re.search(r"JobState=RUNNING\b", shown) and re.search(r"PreemptTime=\d", shown))
-
-
-def _out_of_time() -> bool:
-    """Whether this SLURM job is ended because of its time limit, and not because a person cancels it."""
-    return "Reason=TimeLimit" in _shown_by_slurm()
+    if "JobState=COMPLETING" in shown:
+        return "out of time" if "Reason=TimeLimit" in shown else "ended"
+    return "preempted" if re.search(r"PreemptTime=\d", shown) else "goes on"
 
 
 def _shown_by_slurm() -> str:

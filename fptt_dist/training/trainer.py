@@ -3,7 +3,6 @@
 import logging
 import math
 import shlex
-import signal
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lr_schedule import LrSchedule
 from fptt_dist.training.position import Best, Position
 from fptt_dist.training.run_folder import Result, RunFolder, versions
-from fptt_dist.training.signals import Interrupted, StopFlag, preempted
+from fptt_dist.training.signals import Interrupted, StopFlag, fate
 from fptt_dist.training.telemetry import Telemetry, TrafficMeter, peak_memory_bytes
 
 LOG = logging.getLogger("fptt_dist")
@@ -162,13 +161,14 @@ class Trainer:
 
     def _interrupted(self, stop: StopFlag, folder: Path) -> Interrupted:
         """What to raise after saving in `folder`; all workers together."""
-        terminated = stop.number == signal.SIGTERM and self.strategy.rank == 0
-        requeue = stop.requeue or (terminated and preempted())
+        slurm = fate() if self.strategy.rank == 0 else "goes on"
+        said = self.strategy.everyone.gather([stop.requeue, slurm], name="requeue")
+        wanted = any(wish for wish, _ in said)
         return Interrupted(
             f"stopped by a signal after batch {self.position.batch} of {self.total_batches}, saved in {folder}\n"
             f"resume with: fptt-dist train {shlex.quote(str(self.folder.path / 'config.yaml'))} resume=auto",
             stop.exit_code,
-            requeue=any(self.strategy.everyone.gather(requeue, name="requeue")),
+            requeue=said[0][1] == "preempted" or (wanted and said[0][1] != "ended"),
         )
 
     def _agree_on_length(self) -> None:

@@ -51,7 +51,7 @@ for case in json.loads(sys.argv[1]):
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 JOB = {"SLURM_JOB_ID": "77"}
-SHOW = '[ "$1" = show ] && { echo "JobId=77 JobState=RUNNING $SHOWN"; exit 0; }\n'
+SHOW = '[ "$1" = show ] && { echo "JobId=77 ${SHOWN:-JobState=RUNNING}"; exit 0; }\n'
 BACK = "job 77 is back in the queue, and goes on by itself\n"
 HINT = "submit it again, with resume=auto\n"
 
@@ -230,7 +230,7 @@ def test_the_first_start_of_a_job_does_not_resume(tmp_path: Path, trained: Calla
     assert asked(tmp_path) == []
 
 
-OVER = "Reason=TimeLimit"
+OVER, CANCELLED = "JobState=COMPLETING Reason=TimeLimit", "JobState=COMPLETING Reason=None"
 
 
 @pytest.mark.slow
@@ -243,7 +243,9 @@ OVER = "Reason=TimeLimit"
         ([signal.SIGUSR2, signal.SIGINT], 1, OVER, -signal.SIGINT, None),
         ([signal.SIGUSR2, signal.SIGTERM], 1, OVER, 0, BACK.strip()),
         ([signal.SIGUSR2, signal.SIGTERM], 9, OVER, -signal.SIGTERM, NO_PROGRESS),
-        ([signal.SIGUSR2, signal.SIGTERM], 1, "Reason=None", -signal.SIGTERM, None),
+        ([signal.SIGUSR2, signal.SIGTERM], 1, CANCELLED, -signal.SIGTERM, None),
+        ([signal.SIGUSR2], 9, CANCELLED, 140, "fptt-dist: stopped by a signal"),
+        ([signal.SIGUSR2], 9, OVER, 0, "stopped by a signal"),
         ([signal.SIGTERM, signal.SIGUSR2, signal.SIGTERM], 1, OVER, 0, BACK.strip()),
     ],
 )
@@ -270,7 +272,10 @@ def test_signals_in_a_long_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shown", "code"), [("PreemptTime=2026-01-01T00:00:00", 0), ("PreemptTime=None", 143)])
+@pytest.mark.parametrize(
+    ("shown", "code"),
+    [("JobState=RUNNING PreemptTime=2026-01-01T00:00:00", 0), ("JobState=RUNNING PreemptTime=None", 143)],
+)
 def test_sigterm_of_a_job_that_must_make_room(
     shown: str, code: int, tmp_path: Path, trained: Callable[..., Program]
 ) -> None:

@@ -75,24 +75,15 @@ def test_the_time_limit(tmp_path: Path, cluster: Cluster) -> None:
     assert len(starts) == 2
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_told_to_stop(tmp_path: Path, cluster: Cluster, other: Path, way: str) -> None:
-    """What SLURM does at the time limit, done by hand."""
+@pytest.mark.parametrize(
+    ("way", "words"), [*((way, ["scancel", "--signal=USR2"]) for way in WAYS), (TRAIN, ["scontrol", "requeue"])]
+)
+def test_told_to_stop(tmp_path: Path, cluster: Cluster, other: Path, way: str, words: list[str]) -> None:
+    """What SLURM does at the time limit, or an operator, done by hand."""
     run = tmp_path / "run"
     job = start(cluster, way, run)
     job.train(run, EARLY)
-    cluster.command("scancel", "--signal=USR2", job.number)
-    job.requeued()
-    left = stopped(job, run)
-    job.start_now()
-    assert_went_on(job, run, left, other)
-
-
-def test_requeued_by_an_operator(tmp_path: Path, cluster: Cluster, other: Path) -> None:
-    run = tmp_path / "run"
-    job = start(cluster, TRAIN, run)
-    job.train(run, EARLY)
-    cluster.command("scontrol", "requeue", job.number)
+    cluster.command(*words, job.number)
     job.requeued()
     left = stopped(job, run)
     job.start_now()
