@@ -9,9 +9,6 @@ from typing import NoReturn
 from fptt_dist.config import ConfigError
 from fptt_dist.tasks import DataError
 
-CONNECTED = {"TORCHELASTIC_RUN_ID", "SLURM_STEP_ID"}
-"""Set in a process that may have been connected to others."""
-
 
 @contextmanager
 def one_message() -> Iterator[None]:
@@ -24,7 +21,7 @@ def one_message() -> Iterator[None]:
     try:
         yield
     except SystemExit as left:
-        if CONNECTED & os.environ.keys():
+        if _may_be_aborted():
             end_at_once(left.code if isinstance(left.code, int) else int(left.code is not None))
         raise
     except Exception as error:
@@ -66,6 +63,17 @@ def end_at_once(code: int) -> NoReturn:
 
 def _leave(message: str, code: int) -> NoReturn:
     print(f"fptt-dist: {message}", file=sys.stderr)
-    if CONNECTED & os.environ.keys():
+    if _may_be_aborted():
         end_at_once(code)
     sys.exit(code)
+
+
+def _may_be_aborted() -> bool:
+    """Whether this process was connected to others, or was started to be."""
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_ID" in os.environ:
+        return True
+    if "fptt_dist.parallel" not in sys.modules:
+        return False
+    from fptt_dist.parallel import was_connected
+
+    return was_connected()

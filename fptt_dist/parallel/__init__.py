@@ -2,7 +2,7 @@
 
 from fptt_dist.parallel.agreement import SharedDual
 from fptt_dist.parallel.collectives import Communicator, GroupCommunicator
-from fptt_dist.parallel.connection import communicator, machines, process_group, tighten
+from fptt_dist.parallel.connection import communicator, machines, process_group, tighten, was_connected
 from fptt_dist.parallel.consensus import Consensus
 from fptt_dist.parallel.ddp import DdpAveraging
 from fptt_dist.parallel.environment import LaunchEnvironment, device_index, resolve_environment
@@ -34,4 +34,5 @@ __all__ = [
     "process_group",
     "resolve_environment",
     "tighten",
+    "was_connected",
 ]

@@ -18,6 +18,12 @@ from fptt_dist.parallel.lost import LostWorkerError, dump_flight_recorder
 
 START_SECONDS = 300.0  # to find each other, and until the first batch is trained
 RECORDED = 2000  # collectives that the flight recorder remembers
+_was_connected = False
+
+
+def was_connected() -> bool:
+    """Whether this process has connected itself to others, now or before."""
+    return _was_connected
 
 
 @contextmanager
@@ -43,6 +49,8 @@ def process_group(environment: LaunchEnvironment, device: torch.device, evidence
     found = dist.is_initialized()
     with _recording(evidence):
         if not found:
+            global _was_connected
+            _was_connected = True
             with _meeting(environment, backend):
                 dist.init_process_group(
                     backend,
