@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -31,6 +32,9 @@ def one_message() -> Iterator[None]:
                 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
                 get_error_handler().record_exception(error)  # torchrun prints it last, with the rank it came from
+            if _may_be_aborted():
+                traceback.print_exc()
+                end_at_once(1)
             raise
         _leave(f"{where}{error}", code)
 
