@@ -1,6 +1,8 @@
 """How far a run is, and what its best was."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
@@ -30,3 +32,32 @@ class Best:
 
     batch: int
     value: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, at one of its validations.
+
+    Attributes:
+        batch: batches trained so far.
+        value: the validation metric.
+        best: the best one so far.
+        updates: parameter updates so far.
+        sequences: training sequences so far, over all workers.
+        seconds: of training so far.
+        checkpoint: the folder of the state right after this validation.
+        best_checkpoint: the folder of the state at the best validation.
+    """
+
+    batch: int
+    value: float
+    best: float
+    updates: int
+    sequences: int
+    seconds: float
+    checkpoint: Path
+    best_checkpoint: Path
+
+
+Watch = Callable[[Progress], None]
+"""Called by every worker after each validation but the run's last, when that state has been saved."""

@@ -11,6 +11,7 @@ from fptt_dist.config import Config, ConfigError, apply_overrides, load
 from fptt_dist.parallel import Communicator, LaunchEnvironment, process_group, resolve_environment
 from fptt_dist.training.build import build_device
 from fptt_dist.training.dry_run import DryRun, dry_run
+from fptt_dist.training.position import Watch
 from fptt_dist.training.run_folder import Result, RunFolder
 from fptt_dist.training.same_program import check_same_program
 from fptt_dist.training.signals import Interrupted, hand_on, stop_on_signal
@@ -19,11 +20,12 @@ from fptt_dist.training.trainer import Trainer
 LOG = logging.getLogger("fptt_dist")
 
 
-def train(config: Config) -> Result:
+def train(config: Config, watch: Watch | None = None) -> Result:
     """Train as configured, on this process or on all processes that torchrun started.
 
     Args:
         config: from `fptt_dist.config.load` or built in Python.
+        watch: called by every process after each validation but the last, when that state has been saved.
 
     Returns:
         What `result.json` in the run's folder says.
@@ -40,19 +42,19 @@ def train(config: Config) -> Result:
         LOG.warning("resume=auto: SLURM started this job again")
         config = apply_overrides(config, {"resume": "auto"})
     try:
-        return _train(config, environment)
+        return _train(config, environment, watch)
     except Interrupted as stopped:
         hand_on(stopped, rank=environment.rank)  # now that the processes are no longer connected
         raise
 
 
-def _train(config: Config, environment: LaunchEnvironment) -> Result:
+def _train(config: Config, environment: LaunchEnvironment, watch: Watch | None) -> Result:
     device = build_device(config, environment)
     folder = RunFolder(config)
     # Connected first: a signal while this process waits for the others ends it at once, there is nothing to save.
     with _connected(environment, device, folder.path) as everyone, stop_on_signal(environment.rank) as stop:
         check_same_program(everyone, folder.config)
-        trainer = Trainer(folder, environment, device)
+        trainer = Trainer(folder, environment, device, watch)
         # After all that can be refused: a mistake leaves no folder behind.
         everyone.first_alone(folder.open, name="run folder")
         newest = _agree_on_checkpoint(trainer, everyone)

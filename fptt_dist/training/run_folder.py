@@ -1,7 +1,7 @@
 """A run's folder: `runs/<name>/` with everything that a report needs.
 
-config.yaml (resolved) · versions.json · job.json and slurm/ (the newest SLURM job, its logs) · metrics.jsonl ·
-tensorboard/ · checkpoints/ · figures/ · result.json (last)
+config.yaml (resolved) · versions.json · job.json and slurm/ (the newest SLURM job, its logs) · trial.json (which point
+of a sweep) · metrics.jsonl · tensorboard/ · checkpoints/ · figures/ · result.json (last)
 """
 
 import json
@@ -22,8 +22,11 @@ from fptt_dist.config import Config, ConfigError, apply_overrides, changes, dump
 from fptt_dist.config.values import show
 
 LOGS = "slurm"
-STARTED = ("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp", "job.json", "job.json.tmp", LOGS)
-"""What may be there before config.yaml: of a start that was killed, or of a job that waits in the queue."""
+STARTED = (
+    *("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp"),
+    *("job.json", "job.json.tmp", "trial.json", "trial.json.tmp", LOGS),
+)
+"""What may be there before config.yaml: of a start that was killed, of a job that waits in the queue, of a sweep."""
 MAY_CHANGE = (
     "train.batches",
     "train.epochs",
@@ -178,7 +181,7 @@ class RunFolder:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"run.dir={self.path} cannot be created: {error.strerror}") from error
-            _write_whole(
+            write_whole(
                 self.path / "versions.json",
                 json.dumps({"run_id": uuid.uuid4().hex, "command": sys.argv, **versions()}, indent=1) + "\n",
             )
@@ -186,7 +189,7 @@ class RunFolder:
         job = slurm_job()
         if job not in (None, self.job.get("job")) and "SUBMITIT_EXECUTOR" not in os.environ:  # else submit notes it
             self.note_job(job)
-        _write_whole(self.path / "config.yaml", dump(self.config))
+        write_whole(self.path / "config.yaml", dump(self.config))
 
     @property
     def job(self) -> dict[str, str]:
@@ -195,7 +198,7 @@ class RunFolder:
 
     def note_job(self, job: str, **more: str) -> None:
         """Write job.json."""
-        _write_whole(self.path / "job.json", json.dumps({"job": job, **more}, indent=1) + "\n")
+        write_whole(self.path / "job.json", json.dumps({"job": job, **more}, indent=1) + "\n")
 
     def _check_same_run(self, saved: Path) -> None:
         differing = {
@@ -213,11 +216,11 @@ class RunFolder:
         """Drop the records after `batch`, which the resumed run writes again."""
         if self.metrics.is_file():
             kept = [line for line in self.metrics.read_text().splitlines() if _batch_of(line) <= batch]
-            _write_whole(self.metrics, "".join(line + "\n" for line in kept))
+            write_whole(self.metrics, "".join(line + "\n" for line in kept))
 
     def write_result(self, result: Result) -> None:
         """Write result.json, the last file of a run."""
-        _write_whole(self.path / "result.json", json.dumps(asdict(result), indent=1) + "\n")
+        write_whole(self.path / "result.json", json.dumps(asdict(result), indent=1) + "\n")
 
     def discard_result(self) -> None:
         """Take back result.json: the run goes on, so it is no longer finished."""
@@ -250,7 +253,12 @@ def _batch_of(line: str) -> float:
         return float("inf")
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, whatever happens.
+
+    Raises:
+        OSError: it could not be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_text(text)

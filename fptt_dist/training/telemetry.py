@@ -160,6 +160,7 @@ class Telemetry:
         )
         if self._board is not None:
             self._board.add_scalar(f"Loss/{record['split']}_{record['metric']}", record["value"], record["batch"])
+            self._board.flush()  # a sweep may end the process right after
 
     def result(self, result: Result) -> None:
         """The run's hyper-parameters and its result, for TensorBoard's HParams."""

@@ -25,7 +25,7 @@ from fptt_dist.training.checkpoint import CheckpointStore, problem_of
 from fptt_dist.training.contents import contents_of, load_agreed, restore
 from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lr_schedule import LrSchedule
-from fptt_dist.training.position import Best, Position
+from fptt_dist.training.position import Best, Position, Progress, Watch
 from fptt_dist.training.run_folder import Result, RunFolder, versions
 from fptt_dist.training.signals import Interrupted, StopFlag, fate
 from fptt_dist.training.telemetry import Telemetry, TrafficMeter, peak_memory_bytes
@@ -44,12 +44,19 @@ class Trainer:
         folder: the run's folder and configuration.
         environment: this worker's place.
         device: where it computes.
+        watch: see `Watch`.
 
     Raises:
         ConfigError: settings that do not fit the number of workers or the task.
     """
 
-    def __init__(self, folder: RunFolder, environment: LaunchEnvironment, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        environment: LaunchEnvironment,
+        device: torch.device,
+        watch: Watch | None = None,
+    ) -> None:
         config = folder.config
         self.folder = folder
         self.config = config
@@ -117,6 +124,7 @@ class Trainer:
         self.position = Position()
         self.best: Best | None = None
         self.states: list[Any] | None = None  # carried from batch to batch, where the task is a stream
+        self.watch = watch
         build.seed_worker(config.seed, self.strategy.rank)
 
     @property
@@ -144,10 +152,14 @@ class Trainer:
                 if first:
                     tighten(self.strategy.communicators(), self.config.parallel.timeout)
                     first = False
-                improved = self._validate_if_due(telemetry)
-                if self._due(self.config.checkpoint.every) or improved or self.done:
-                    self.save(improved=improved)
+                value = self._validate_if_due(telemetry)
+                improved = value is not None and self.best is not None and self.best.batch == self.position.batch
+                watched = self.watch is not None and value is not None
+                if self._due(self.config.checkpoint.every) or improved or watched or self.done:
+                    saved = self.save(improved=improved)
                     stop.saved = True
+                    if self.watch is not None and value is not None and not self.done:
+                        self.watch(self._progress(value, saved))
                 telemetry.batch(self.position.batch)
                 if stop.number is not None:
                     self.strategy.request_stop()
@@ -289,12 +301,26 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return self.position.batch % (every or self.batches_per_epoch) == 0
 
-    def _validate_if_due(self, telemetry: Telemetry) -> bool:
-        """Validate when it is time; whether the value is the best so far."""
+    def _progress(self, value: float, checkpoint: Path) -> Progress:
+        best, position = self.best, self.position
+        assert best is not None
+        return Progress(
+            batch=position.batch,
+            value=value,
+            best=best.value,
+            updates=position.updates,
+            sequences=position.sequences,
+            seconds=position.seconds,
+            checkpoint=checkpoint,
+            best_checkpoint=self.store.at(best.batch),
+        )
+
+    def _validate_if_due(self, telemetry: Telemetry) -> float | None:
+        """Validate when it is time; the value, or None. `best` is up to date then."""
         epoch_ended = self.position.batch % self.batches_per_epoch == 0
         needed = epoch_ended and self.lr_schedule.needs_validation
         if not (self._due(self.config.evaluate.every) or needed or self.done):
-            return False
+            return None
         with self.strategy.evaluating(self.weights):
             value = evaluate(self.network, self.task, self.strategy, "validation", self.device)
         sign = 1.0 if self.task.higher_is_better else -1.0
@@ -304,7 +330,7 @@ class Trainer:
         self._report("validation", value, telemetry, best=improved)
         if epoch_ended:
             self.lr_schedule.after_epoch(value)
-        return improved
+        return value
 
     def _report(self, split: str, value: float, telemetry: Telemetry, **more: Any) -> None:
         record = {"split": split, "metric": self.task.metric, "value": value, "weights": self.weights}
@@ -357,7 +383,8 @@ class Trainer:
 
     def _finish(self, telemetry: Telemetry) -> Result:
         if self.best is None:  # resumed with nothing left to train, before any validation
-            self.save(improved=self._validate_if_due(telemetry))
+            self._validate_if_due(telemetry)
+            self.save(improved=True)
         position, best = self.position, self.best
         assert best is not None
         folder = self.store.at(best.batch)
