@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fptt_dist.config import ConfigError
-from fptt_dist.reporting import History, read_runs
+from fptt_dist.reporting import History, last_words, read_runs
 from fptt_dist.training.run_folder import job_of
 
 LOG = logging.getLogger("fptt_dist")
@@ -127,7 +127,7 @@ def _row(run: Path, jobs: dict[str, Queued]) -> Row:
         job=number,
         nodes=job.nodes if job is not None and waits else "",
         log=log,
-        last_words="" if waits or state == "finished" or log is None else _last_words(log),
+        last_words="" if waits or state == "finished" or log is None else last_words(log),
     )
 
 
@@ -144,13 +144,3 @@ def _metric(history: History | None) -> str:
         return ""
     newest = history.evaluations[-1]
     return f"{newest['split']} {newest['metric']} {newest['value']:.4g}"
-
-
-def _last_words(log: Path) -> str:
-    """The last message of this program's in a log, or else the last line that is not srun's."""
-    if not log.is_file():
-        return ""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    own = [line for line in lines if line.startswith("fptt-dist: ")]
-    others = [line for line in lines if not line.startswith("srun: ")]
-    return (own or others or lines or [""])[-1]

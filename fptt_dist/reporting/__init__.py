@@ -1,7 +1,26 @@
-"""Tables and pictures from the folders of runs, and nothing else."""
+"""Tables and pictures from the folders of runs and sweeps, and nothing else."""
 
 from fptt_dist.reporting.convergence import draw_convergence
-from fptt_dist.reporting.history import History, read_runs
+from fptt_dist.reporting.history import History, last_words, read_runs
+from fptt_dist.reporting.sweep import SWEEP, TRIAL, is_sweep, read_sweep
+from fptt_dist.reporting.sweep_files import write_sweep
+from fptt_dist.reporting.sweep_results import Point, SweepResults, TrialRow
+from fptt_dist.reporting.sweep_table import sweep_table
 from fptt_dist.reporting.table import results_table
 
-__all__ = ["History", "draw_convergence", "read_runs", "results_table"]
+__all__ = [
+    "SWEEP",
+    "TRIAL",
+    "History",
+    "Point",
+    "SweepResults",
+    "TrialRow",
+    "draw_convergence",
+    "is_sweep",
+    "last_words",
+    "read_runs",
+    "read_sweep",
+    "results_table",
+    "sweep_table",
+    "write_sweep",
+]

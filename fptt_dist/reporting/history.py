@@ -64,3 +64,13 @@ def _read(path: Path) -> History:
         )
     except (ValueError, KeyError, YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a run's folder: {error}") from error
+
+
+def last_words(log: Path) -> str:
+    """The last message of this program's in a log, or else the last line that is not srun's; "" without one."""
+    if not log.is_file():
+        return ""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("fptt-dist: ")]
+    others = [line for line in lines if not line.startswith("srun: ")]
+    return (own or others or lines or [""])[-1]

@@ -1,0 +1,118 @@
+"""What a sweep's folder holds besides its runs: sweep.json, best.yaml, figures/ and tensorboard/."""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from fptt_dist.config import dump, load
+from fptt_dist.config.values import show
+from fptt_dist.reporting.sweep import read_sweep
+from fptt_dist.reporting.sweep_figures import draw_sweep
+from fptt_dist.reporting.sweep_results import Point, SweepResults
+
+
+def write_sweep(path: Path) -> SweepResults:
+    """Write sweep.json, best.yaml, figures/ and tensorboard/ of the sweep in the folder `path`, as far as it is.
+
+    Raises:
+        ConfigError: a folder that holds no sweep, or a file of it that cannot be read.
+    """
+    results = read_sweep(path)
+    _write_whole(path / "sweep.json", json.dumps(_plain(_summary(results)), indent=1, allow_nan=False) + "\n")
+    if results.best is None:
+        (path / "best.yaml").unlink(missing_ok=True)
+    else:
+        _write_whole(path / "best.yaml", _best(results, results.best))
+    draw_sweep(results, path / "figures")
+    _write_hparams(results, path / "tensorboard")
+    return results
+
+
+def _summary(results: SweepResults) -> dict[str, Any]:
+    return {
+        "metric": results.metric,
+        "higher_is_better": results.higher_is_better,
+        "varying": results.varying,
+        "best": results.best.trials[0].index if results.best else None,
+        "default": [trial.index for trial in results.trials if trial.default],
+        "points": [_point(results, point) for point in results.points],
+        "trials": [
+            {**{key: value for key, value in asdict(trial).items() if key != "curve"}, "path": trial.name}
+            for trial in results.trials
+        ],
+    }
+
+
+def _point(results: SweepResults, point: Point) -> dict[str, Any]:
+    return {
+        "trials": [trial.index for trial in point.trials],
+        "values": point.values,
+        "state": point.state,
+        "mean": point.mean,
+        "sd": point.deviation,
+        "front": point in results.front,
+    }
+
+
+def _best(results: SweepResults, point: Point) -> str:
+    """The configuration of the point's first trial, below a few words on where it comes from."""
+    trial = point.trials[0]
+    workers = results.asked.get("workers", 1)
+    lines = [
+        f"the best of the sweep {results.path.resolve().name}: trial {trial.name}, "
+        f"validation {results.metric} {show(trial.value)}"
+    ]
+    if point.deviation is not None:
+        lines.append(f"over {len(point.trials)} seeds: {point.mean:.6g} ± {point.deviation:.6g}")
+    lines.append(
+        "to train it: " + (f"fptt-dist launch --nproc {workers}" if workers > 1 else "fptt-dist train") + " best.yaml"
+    )
+    if trial.history:
+        lines.append("its values changed on the way, so that training from this file does not repeat it:")
+        for change in trial.history:
+            values = " ".join(f"{key}={show(value)}" for key, value in change["overrides"].items())
+            lines.append(f"  from batch {change['batch']} on: {values}")
+    config = load(trial.path / "config.yaml", {"run.dir": None, "resume": "never"})
+    return "".join(f"# {line}\n" for line in lines) + dump(config)
+
+
+def _write_hparams(results: SweepResults, folder: Path) -> None:
+    """TensorBoard's HParams of the trials that have a value, in place of those that were there."""
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=folder.parent) as temporary:
+        new = Path(temporary) / folder.name
+        new.mkdir()
+        for trial in results.trials:
+            if trial.value is None:
+                continue
+            values = {
+                key: value if isinstance(value, bool | int | float | str) else show(value)
+                for key, value in trial.values.items()
+            }
+            with SummaryWriter(str(new / trial.name)) as board:
+                board.add_hparams(values, {f"hparam/validation_{results.metric}": trial.value}, run_name=".")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(new, folder)
+
+
+def _plain(value: Any) -> Any:
+    """The same as strict JSON has it: null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, whatever happens."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
