@@ -15,7 +15,7 @@ from fptt_dist.config.yaml12 import parse
 
 PACKAGED = Path(__file__).parents[1] / "configs"
 """The folder of the configurations that come with the package."""
-OTHERS = ("clusters",)
+OTHERS = ("clusters", "sweeps")
 """Its folders of files that describe something else than a run."""
 
 

@@ -18,10 +18,10 @@ class Layer:
     notes: tuple[str, ...] = ()
 
 
-def merge(base: Layer, top: Layer) -> Layer:
+def merge(base: Layer, top: Layer, schema: type[Section] = Config) -> Layer:
     """`top` over `base`, key by key; where `top` chooses another variant, the keys of the old one are dropped."""
     notes: list[str] = []
-    values = _merged(base.values, top.values, Config, (), notes)
+    values = _merged(base.values, top.values, schema, (), notes)
     where = {path: origin for path, origin in {**base.where, **top.where}.items() if _holds(values, path)}
     return Layer(values, where, (*base.notes, *top.notes, *notes))
 

@@ -127,7 +127,7 @@ def _unknown_key(place: _Place, schema: type[Section]) -> str:
 
 def _origin(path: KeyPath, where: Mapping[KeyPath, str]) -> str:
     """Where the key at `path` was set, or else the nearest section around it."""
-    found = next((where[path[:size]] for size in range(len(path), 0, -1) if path[:size] in where), "")
+    found = next((where[path[:size]] for size in range(len(path), -1, -1) if path[:size] in where), "")
     return f" ({found})" if found else ""
 
 

@@ -48,6 +48,8 @@ def _allowed(annotation: Any, marks: list[Any]) -> str:
     if get_origin(annotation) is tuple:
         size = "one or more" if args[-1] is Ellipsis else str(len(args))
         return f"list of {size}: {_allowed(args[0], [])}"
+    if get_origin(annotation) is dict:
+        return "keys with their values"
     if type(None) in args:
         return f"{_allowed(args[0], marks)} or null"
     bounds = [

@@ -67,10 +67,11 @@ def _read(path: Path) -> History:
 
 
 def last_words(log: Path) -> str:
-    """The last message of this program's in a log, or else the last line that is not srun's; "" without one."""
+    """The last message of this program's in a log, or else the last line that is not srun's or submitit's; or ""."""
     if not log.is_file():
         return ""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("submitit INFO")]
     own = [line for line in lines if line.startswith("fptt-dist: ")]
     others = [line for line in lines if not line.startswith("srun: ")]
     return (own or others or lines or [""])[-1]
