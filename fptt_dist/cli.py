@@ -5,7 +5,7 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.table import Table
 
 from fptt_dist.config import describe, dump, json_schema, load, parse_overrides
 from fptt_dist.ending import one_message, rank_of_process
+
+if TYPE_CHECKING:
+    from fptt_dist.reporting import SweepResults
 
 app = typer.Typer(
     name="fptt-dist",
@@ -97,8 +100,8 @@ def submit(
         Path | None, typer.Option(help="YAML file with a site's defaults of these options", envvar="FPTT_CLUSTER")
     ] = None,
     array: Annotated[
-        Path | None, typer.Option(metavar="SWEEP", help="YAML file of keys that vary: one job array, a run each")
-    ] = None,
+        bool, typer.Option("--array", help="CONFIG is a sweep: one job array, a task for each of its runs")
+    ] = False,
     local: Annotated[bool, typer.Option("--local", help="start on this machine, without SLURM")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch file, submit nothing")] = False,
 ) -> None:
@@ -128,6 +131,24 @@ def submit(
     }
     for name, value in rows.items():
         typer.echo("\n".join(f"{name if i == 0 else '':<8}{line}" for i, line in enumerate(value.splitlines())))
+
+
+@app.command()
+def sweep(
+    path: Annotated[Path, typer.Argument(metavar="SWEEP", help="a YAML file, or the name of a packaged one")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep in run.dir, if there is one")] = False,
+) -> None:
+    """Train the runs that SWEEP asks for, with Ray Tune, and print them side by side, the best first.
+
+    key=value sets a key of every run, sweep.key=value one of the sweep's own, such as sweep.search.trials=32.
+    """
+    from fptt_dist.launchers.sweep import make_plan
+    from fptt_dist.launchers.tune import sweep as start
+
+    results = start(make_plan(path, overrides or []), resume=resume)
+    _tell_sweep(results)
+    raise typer.Exit(0 if results.best else 1)
 
 
 @app.command()
@@ -167,9 +188,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of runs")],
     out: Annotated[Path | None, typer.Option(help="folder that receives figures/ (default: the first run's)")] = None,
 ) -> None:
-    """Print runs side by side in one table and draw figures/convergence.png."""
-    from fptt_dist.reporting import draw_convergence, read_runs, results_table
+    """Print runs side by side in one table and draw figures/convergence.png; or a sweep's table and pictures."""
+    from fptt_dist.reporting import draw_convergence, is_sweep, read_runs, results_table, write_sweep
 
+    if len(runs) == 1 and is_sweep(runs[0]):
+        _tell_sweep(write_sweep(runs[0]))
+        return
     histories = read_runs(runs)
     _print_table(results_table(histories))
     picture = draw_convergence(histories, (out or runs[0]) / "figures" / "convergence.png")
@@ -242,6 +266,21 @@ def config_show(config: ConfigPath, overrides: Overrides = None) -> None:
 def config_schema() -> None:
     """The JSON schema of a configuration, for editors."""
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _tell_sweep(results: "SweepResults") -> None:
+    from fptt_dist.reporting import sweep_table
+
+    _print_table(sweep_table(results))
+    typer.echo(f"sweep.json, figures/ and tensorboard/ are in {results.path}")
+    if results.best is None:
+        typer.echo("no run is finished with a finite value", err=True)
+        return
+    best = results.best.trials[0]
+    typer.echo(f"best: {best.path.name}, validation {results.metric} {best.value:.5g}, test {best.test:.5g}")
+    workers = results.asked["workers"]
+    start = f"launch --nproc {workers}" if workers > 1 else "train"
+    typer.echo(f"again: fptt-dist {start} {shlex.quote(str(results.path / 'best.yaml'))}")
 
 
 def _print_table(table: Table) -> None:

@@ -18,9 +18,11 @@ from fptt_dist.config.cluster import Cluster
 from fptt_dist.config.section import explicit
 from fptt_dist.config.values import show
 from fptt_dist.launchers.jobs import active_jobs
-from fptt_dist.launchers.space import read_grid
+from fptt_dist.launchers.sweep import Plan, check_folder, create_folder, make_plan, note_trial, said_once, write_if_over
 from fptt_dist.training.build_strategy import check_world
 from fptt_dist.training.run_folder import RunFolder
+
+LOG = logging.getLogger("fptt_dist")
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -63,6 +65,7 @@ class Training:
             result = run.train(Config.model_validate(values))
         if rank_of_process() == "0":
             print(result)
+            write_if_over(Path(values["run"]["dir"]).parent)
         atexit.register(end_at_once, 0)  # after submitit has written down that it went well
 
     def checkpoint(self, values: dict[str, Any]) -> "DelayedSubmission":
@@ -77,7 +80,7 @@ def submit(
     overrides: list[str],
     cluster: Cluster,
     *,
-    array: Path | None = None,
+    array: bool = False,
     where: Literal["slurm", "local"] = "slurm",
 ) -> Submission:
     """Put a training run, or an array of them, into the queue.
@@ -86,13 +89,13 @@ def submit(
         config: a YAML file, or the name of a packaged one.
         overrides: words like fptt.alpha=0.3.
         cluster: the job's size and place.
-        array: a file with the keys that vary: each combination is a run, in a folder of its own below run.dir.
+        array: `config` is a sweep: each of its runs is a task of one job array, in a folder of its own below run.dir.
         where: "local": on this machine, without SLURM.
 
     Raises:
         ConfigError: a mistake, or what SLURM refuses; nothing was submitted and no folder is left.
     """
-    runs = _runs(config, overrides, array)
+    runs, plan = _planned(config, overrides, cluster, array)
     if where == "slurm":
         _refuse_busy(runs)
     _check(runs, cluster, where)
@@ -102,7 +105,7 @@ def submit(
         raise ConfigError(MISSING) from error
     if where == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("there is no sbatch here: type the command on a login node of the cluster, or add --local")
-    folder = _shared_logs(runs)
+    folder = _shared_logs(runs, plan)
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     old = set(folder.iterdir()) if folder.is_dir() else set()
     limit = {f"{name}_max_num_timeout": cluster.requeues for name in ("slurm", "local")}
@@ -119,6 +122,10 @@ def submit(
     except RuntimeError as error:  # what submitit says of sbatch, and of a machine without srun
         _take_back(folder, old, new)
         raise ConfigError(f"sbatch refused the job: {str(error).strip()}") from error
+    if plan is not None:
+        create_folder(plan)
+        for run, trial in zip(runs, plan.trials, strict=True):
+            note_trial(run.path, vars(trial))
     for run, job in zip(runs, jobs, strict=True):
         number = job.job_id if where == "slurm" else f"process {job.job_id}"
         run.logs.mkdir(parents=True, exist_ok=True)
@@ -130,15 +137,15 @@ def submit(
     )
 
 
-def script(config: str, overrides: list[str], cluster: Cluster, *, array: Path | None = None) -> str:
+def script(config: str, overrides: list[str], cluster: Cluster, *, array: bool = False) -> str:
     """The text of the sbatch file that `submit` would hand to SLURM.
 
     Raises:
         ConfigError: a mistake.
     """
-    runs = _runs(config, overrides, array)
+    runs, plan = _planned(config, overrides, cluster, array)
     _check(runs, cluster, "slurm")
-    logs = _shared_logs(runs)
+    logs = _shared_logs(runs, plan)
     return sbatch_text(cluster, logs.parent.name, logs, runs=len(runs))
 
 
@@ -229,32 +236,48 @@ def _take_back(folder: Path, old: set[Path], new: list[Path]) -> None:
             return
 
 
-def _runs(config: str, overrides: list[str], array: Path | None) -> list[RunFolder]:
-    """The runs asked for, each folder an absolute path: a job may start elsewhere."""
-    given = parse_overrides(overrides)
-    common = RunFolder(load(config, given)).config
-    base = Path(str(common.run.dir)).absolute()
+@said_once()
+def _planned(config: str, overrides: list[str], cluster: Cluster, array: bool) -> tuple[list[RunFolder], Plan | None]:
+    """The runs asked for, each folder an absolute path: a job may start elsewhere; and the sweep they are of."""
+    if array:
+        plan = make_plan(Path(config), overrides, processes=cluster.nodes * cluster.tasks)
+        _refuse_choosing(plan)
+        base, again = plan.folder, {"resume": parse_overrides(overrides).get("resume", "never")}
+        runs = [RunFolder(apply_overrides(plan.run(trial), again)) for trial in plan.trials]
+    else:
+        plan = None
+        common = RunFolder(load(config, parse_overrides(overrides))).config
+        base = Path(str(common.run.dir)).absolute()
+        runs = [RunFolder(apply_overrides(common, {"run.dir": str(base)}))]
     wrong = re.search(r"[%\\\x00-\x1f\x7f]", str(base))
     if wrong:
         raise ConfigError(
             f"run.dir={show(str(base))}: SLURM reads {show(wrong[0])} in the name of a log as something else: type "
             "run.dir=… without"
         )
-    if array is None:
-        return [RunFolder(apply_overrides(common, {"run.dir": str(base)}))]
-    points = read_grid(array)
-    twice = [key for key in points[0] if key in given or key == "run.dir"]
-    if twice:
-        raise ConfigError(f"{array}: {twice[0]} is set for the whole array: leave it out here, or type no {twice[0]}=…")
-    return [
-        RunFolder(apply_overrides(common, {**point, "run.dir": str(base / f"{index:03d}")}))
-        for index, point in enumerate(points)
-    ]
+    if plan is not None:
+        check_folder(plan, resume=runs[0].config.resume == "auto", option="resume=auto")
+    return runs, plan
 
 
-def _shared_logs(runs: list[RunFolder]) -> Path:
+def _refuse_choosing(plan: Plan) -> None:
+    """Refuse a sweep that needs somebody to watch its runs."""
+    search, scheduler = plan.sweep.search.name, plan.sweep.scheduler.name
+    if search == "optuna" or scheduler == "pbt":
+        given, other = ("search.name=optuna", "search.name=random")
+        if search != "optuna":
+            given, other = ("scheduler.name=pbt", "scheduler.name=none")
+        raise ConfigError(
+            f"--array with {given}: the runs of an array know nothing of each other: type fptt-dist sweep, or "
+            f"sweep.{other}"
+        )
+    if scheduler != "none":
+        LOG.warning("scheduler.name=%s: the runs of an array all go to their end", scheduler)
+
+
+def _shared_logs(runs: list[RunFolder], plan: Plan | None) -> Path:
     """The folder of the logs: the run's own, or one for the whole array."""
-    return runs[0].logs if len(runs) == 1 else runs[0].path.parent / runs[0].logs.name
+    return runs[0].logs if plan is None else plan.folder / runs[0].logs.name
 
 
 def _check(runs: list[RunFolder], cluster: Cluster, where: str) -> None:

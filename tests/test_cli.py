@@ -383,7 +383,7 @@ def test_the_sbatch_file_of_a_dry_run(fptt_dist: Command, tmp_path: Path, monkey
         (["--nodes", "0"], "nodes: 0 is not allowed; allowed: int >= 1 (--nodes)"),
         (["--nodes", "2", "--local"], "--nodes 2 with --local, which is this machine alone: type --nodes 1"),
         (["--time", "soon"], "time=soon is no time of SLURM's: type minutes, hh:mm:ss, or days-hh:mm:ss, such as"),
-        (["--array", "gone.yaml"], "gone.yaml: cannot be read: No such file or directory"),
+        (["--array"], "add_task: no such file; packaged: sweeps/alpha_seeds.yaml"),
         (["--cluster", "gone.yaml"], "gone.yaml: cannot be read: No such file or directory"),
         ([], "there is no sbatch here: type the command on a login node of the cluster, or add --local"),
     ],

@@ -7,7 +7,9 @@ read the difference:
 """
 
 import json
+import logging
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,10 +19,11 @@ import cloudpickle
 import pytest
 import torch
 
-from fptt_dist.config import Config, ConfigError, apply_overrides
+from fptt_dist.config import Config, ConfigError, apply_overrides, dump
 from fptt_dist.config.cluster import Cluster, load_cluster
 from fptt_dist.config.section import explicit
 from fptt_dist.launchers.slurm import Training, sbatch_text, script, submit
+from fptt_dist.launchers.sweep import check_folder, create_folder, make_plan
 from tests.launchers.test_jobs import stand_in
 from tests.training.helpers import tiny, train_until
 
@@ -46,6 +49,7 @@ EVERYTHING = Cluster(
     srun=("--mpi=none", "--container-image=/shared/a b.sqsh"),
     python="apptainer exec --nv /shared/fptt.sif python",
 )
+PULLS = "fptt.alpha: {grid: [0.1, 0.3]}"
 CASES: dict[str, Callable[[], str]] = {
     "one_node": lambda: sbatch_text(Cluster(), "adding-fptt-seed0", LOGS),
     "everything": lambda: sbatch_text(EVERYTHING, "a run's", LOGS),
@@ -54,6 +58,12 @@ CASES: dict[str, Callable[[], str]] = {
 
 
 pytestmark = pytest.mark.usefixtures("place")
+
+
+def sweep_file(folder: Path, space: str, *, config: str = "add_task", more: str = "") -> str:
+    """The file of a sweep; `space` is one line."""
+    (folder / "sweep.yaml").write_text(f"config: {json.dumps(config)}\nspace:\n  {space}\n{more}")
+    return "sweep.yaml"
 
 
 @pytest.fixture
@@ -93,11 +103,11 @@ def test_the_sbatch_file_of_a_submission_without_slurm(place: Path) -> None:
 
 @pytest.mark.parametrize("array", [False, True])
 def test_sbatch_gets_what_the_dry_run_prints(array: bool, place: Path, slurm: Path) -> None:
-    (place / "sweep.yaml").write_text("seed: {grid: [1, 2, 3]}\n")
-    sweep = Path("sweep.yaml") if array else None
+    config = sweep_file(place, "fptt.alpha: {grid: [0.1, 0.3]}") if array else "add_task"
     words = ["run.dir=a b/it's ü", "device=cpu"]
-    printed = script("add_task", words, Cluster(nodes=2), array=sweep)
-    done = submit("add_task", words, Cluster(nodes=2), array=sweep)
+    printed = script(config, words, Cluster(nodes=2), array=array)
+    assert not (place / "a b").exists()
+    done = submit(config, words, Cluster(nodes=2), array=array)
     assert (slurm.parent / "given").read_text() == printed
     base = place / "a b" / "it's ü"
     numbers = [f"12_{task}" for task in range(3)] if array else ["12"]
@@ -150,27 +160,52 @@ def test_several_nodes_on_this_machine(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("point", ["", "/001"])
-def test_a_folder_that_holds_a_run(point: str, place: Path, slurm: Path) -> None:
-    run = place / f"run{point}"
-    config = tiny(run, batches=5)
-    train_until(config, 2)
-    before = {path: path.stat().st_mtime_ns for path in (place / "run").rglob("*")}
-    (place / "sweep.yaml").write_text("telemetry.every: {grid: [1, 2]}\n")
-    array = Path("sweep.yaml") if point else None
+@pytest.mark.parametrize("array", [False, True])
+def test_a_folder_that_holds_a_run(array: bool, place: Path, slurm: Path) -> None:
+    run = place / "run" / "001" if array else place / "run"
+    config = str(place / "base.yaml")
+    (place / "base.yaml").write_text(dump(tiny(place, batches=5)))
+    train_until(tiny(run, {"fptt.alpha": 0.1} if array else {}, batches=5), 2)
+    if array:
+        config = sweep_file(place, PULLS, config=config)
+        create_folder(make_plan(place / config, ["run.dir=run", "fptt.windows=3"]))
+    before = state(place / "run")
 
     def refused(*more: str) -> str:
         with pytest.raises(ConfigError) as caught:
-            submit(str(run / "config.yaml"), ["run.dir=run", *more], Cluster(), array=array)
-        assert {path: path.stat().st_mtime_ns for path in (place / "run").rglob("*")} == before
+            submit(config, ["run.dir=run", "fptt.windows=3", *more], Cluster(), array=array)
+        assert state(place / "run") == before
         return str(caught.value)
 
-    assert refused().startswith(f"run.dir={run} holds a run already: type resume=auto to go on with it, or run.dir=…")
+    kind = "sweep" if array else "run"
+    said = f"run.dir={place / 'run'} holds a {kind} already: type resume=auto to go on with it, or run.dir=…"
+    assert refused().startswith(said)
     changed = refused("resume=auto", "seed=1").splitlines()
-    assert changed[0] == f"resume=auto: run.dir={run} holds a run with another configuration:"
-    assert changed[1] == "  seed: 0 there, 1 now"
-    if array is None:
-        assert submit(str(run / "config.yaml"), ["run.dir=run", "resume=auto"], Cluster()).job == "12"
+    if array:
+        assert changed[0] == f"resume=auto: run.dir={place / 'run'} holds another sweep:"
+        assert changed[1:-1] == ["  config.seed: 0 there, 1 now"]
+    else:
+        assert changed[0] == f"resume=auto: run.dir={run} holds a run with another configuration:"
+        assert changed[1] == "  seed: 0 there, 1 now"
+    done = submit(config, ["run.dir=run", "fptt.windows=3", "resume=auto"], Cluster(), array=array)
+    assert done.job == "12"
+    assert len(done.runs) == (3 if array else 1)
+
+
+def test_a_folder_below_a_sweep_s_that_holds_another_run(place: Path, slurm: Path) -> None:
+    config = sweep_file(place, PULLS)
+    create_folder(make_plan(place / config, ["run.dir=run"]))
+    train_until(tiny(place / "run" / "001", batches=5), 2)
+    before = state(place / "run")
+    with pytest.raises(ConfigError) as caught:
+        submit(config, ["run.dir=run", "resume=auto"], Cluster(), array=True)
+    said = f"resume=auto: run.dir={place / 'run' / '001'} holds a run with another configuration:"
+    assert str(caught.value).splitlines()[0] == said
+    assert state(place / "run") == before
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
 def test_a_folder_that_a_job_waits_for(place: Path, slurm: Path) -> None:
@@ -186,13 +221,16 @@ def test_a_folder_that_a_job_waits_for(place: Path, slurm: Path) -> None:
     assert submit("add_task", ["run.dir=run"], Cluster()).job == "12"
 
 
+@pytest.mark.parametrize("array", [False, True])
 @pytest.mark.parametrize("exists", [False, True])
-def test_sbatch_refuses_and_no_folder_is_left(exists: bool, place: Path, slurm: Path) -> None:
+def test_sbatch_refuses_and_no_folder_is_left(exists: bool, array: bool, place: Path, slurm: Path) -> None:
+    (place.parent / "files").mkdir()
+    config = str(place.parent / "files" / sweep_file(place.parent / "files", PULLS)) if array else "add_task"
     stand_in(slurm, "sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
     if exists:
         (place / "deep").mkdir()
     with pytest.raises(ConfigError) as caught:
-        submit("add_task", ["run.dir=deep/er/run"], Cluster(partition="nope"))
+        submit(config, ["run.dir=deep/er/run"], Cluster(partition="nope"), array=array)
     assert str(caught.value) == ("sbatch refused the job: sbatch: error: invalid partition specified: nope")
     assert [path.name for path in place.rglob("*")] == ["deep"] * exists
 
@@ -247,6 +285,98 @@ def test_without_submitit(option: str, place: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
     message = "fptt-dist: submit needs submitit: pip install 'fptt-dist[slurm]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert list(place.iterdir()) == []
+
+
+# An array.
+
+
+def test_an_array_is_the_sweep_with_the_default_and_its_folder(place: Path, slurm: Path) -> None:
+    config = sweep_file(place, PULLS, more="  seed: {grid: [4, 5]}\n  train.batches: 7\n")
+    words = ["model.hidden=3", "data.root=here"]
+    done = submit(config, words, Cluster(nodes=2, tasks_per_node=3), array=True)
+    plan = make_plan(place / config, [*words, "sweep.workers=6"])
+    assert (
+        done.runs
+        == [plan.folder / trial.name for trial in plan.trials]
+        == [place / "runs" / "sweep" / f"{index:03d}" for index in range(6)]
+    )
+    assert {path.name for path in plan.folder.iterdir()} == {"slurm", "sweep.yaml", *(run.name for run in done.runs)}
+    assert check_folder(plan, resume=True)
+    for run, trial in zip(done.runs, plan.trials, strict=True):
+        assert json.loads((run / "trial.json").read_text()) == {
+            "index": trial.index,
+            "overrides": trial.overrides,
+            "default": trial.index < 2,
+        }
+        assert {path.name for path in run.iterdir()} == {"trial.json", "job.json", "slurm"}
+    pickled = [pickle.loads(file.read_bytes()) for file in sorted((plan.folder / "slurm").glob("*_submitted.pkl"))]
+    given = [Config.model_validate(each.args[0]) for each in pickled]
+    assert given == [plan.run(trial) for trial in plan.trials]
+    assert {str(each.data.root) for each in given} == {str(place / "here")}
+
+
+@pytest.mark.parametrize(
+    ("space", "words", "message"),
+    [
+        (
+            "fptt.alpha: {uniform: [0.1, 1]}",
+            ["sweep.search.name=optuna"],
+            "--array with search.name=optuna: the runs of an array know nothing of each other: type fptt-dist sweep, "
+            "or sweep.search.name=random",
+        ),
+        (
+            "fptt.alpha: {uniform: [0.1, 1]}",
+            ["sweep.search.name=random", "sweep.scheduler.name=pbt"],
+            "--array with scheduler.name=pbt: the runs of an array know nothing of each other: type fptt-dist sweep, "
+            "or sweep.scheduler.name=none",
+        ),
+        (
+            "train.batch_size: {grid: [4, 1]}",
+            [],
+            "train.batch_size=1 is the global batch, fewer sequences than the 2 processes: type train.batch_size=2\n"
+            "  in the run train.batch_size=1",
+        ),
+        (PULLS, ["fptt.alpha=0.2"], "sweep.yaml:3: fptt.alpha varies: type no fptt.alpha=…, or leave it"),
+        (PULLS, ["resume=maybe"], "resume: maybe is not allowed; allowed: one of never, auto"),
+        (PULLS, ["run.dir=50%"], "run.dir="),
+        (PULLS, ["parallel.launcher=torchrun"], "parallel.launcher=torchrun is not what starts the 2 processes"),
+        ("fptt.alpha: 1", [], "space: nothing varies: write a key with {grid: [one, another]}"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_an_array_with_one_mistake(
+    space: str, words: list[str], message: str, dry: bool, place: Path, slurm: Path
+) -> None:
+    config = sweep_file(place, space)
+    with pytest.raises(ConfigError) as caught:
+        (script if dry else submit)(config, words, Cluster(tasks_per_node=2), array=True)
+    assert str(caught.value).startswith(message)
+    assert [path.name for path in place.iterdir()] == ["sweep.yaml"]
+    assert not (slurm.parent / "given").exists()
+
+
+def test_an_array_stops_no_run_early(place: Path, slurm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = sweep_file(place, PULLS, more="scheduler: {name: asha}\n")
+    with caplog.at_level(logging.WARNING):
+        assert len(submit(config, [], Cluster(), array=True).runs) == 3
+    assert caplog.messages == ["scheduler.name=asha: the runs of an array all go to their end"]
+
+
+def test_an_array_says_what_is_dropped_once(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = sweep_file(place, "optimizer.name: {grid: [adam, adamw]}", more="  seed: {grid: [1, 2, 3]}\n")
+    with caplog.at_level(logging.WARNING):
+        text = script(config, [f"run.dir={place / 'mine'}"], Cluster(), array=True)
+    assert "#SBATCH --job-name=mine\n" in text
+    assert "#SBATCH --array=0-5%" in text
+    assert caplog.messages == ["optimizer.name=adamw replaces adam: dropped optimizer.lr=0.003"]
+
+
+def test_a_packaged_sweep_is_an_array(place: Path) -> None:
+    text = script("alpha_windows", [], Cluster(), array=True)
+    last = len(make_plan(Path("alpha_windows"), []).trials) - 1
+    assert f"#SBATCH --array=0-{last}%" in text
+    assert text == script("configs/sweeps/alpha_windows.yaml", [], Cluster(), array=True)
     assert list(place.iterdir()) == []
 
 

@@ -1,116 +1,330 @@
-"""The file of an array: which runs it asks for, and what is wrong with one that asks for none, or for one too many."""
+"""What varies in a sweep: its forms and mistakes, and the points that a grid, a draw and Optuna make of it."""
 
-import logging
-from pathlib import Path
+import itertools
+import math
+from typing import Any
 
+import numpy as np
+import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fptt_dist.config import ConfigError, load
-from fptt_dist.config.cluster import Cluster
-from fptt_dist.launchers.slurm import script
-from fptt_dist.launchers.space import read_grid
+from fptt_dist.config import ConfigError
+from fptt_dist.launchers.space import Choice, Grid, Range, Space
 
-
-def grid(tmp_path: Path, text: str) -> list[dict[str, object]]:
-    (tmp_path / "sweep.yaml").write_text(text)
-    return read_grid(tmp_path / "sweep.yaml")
-
-
-def test_the_last_key_varies_fastest(tmp_path: Path) -> None:
-    text = "fptt.alpha: {grid: [0.1, 0.5]}\ntrain.batches: 7\nseed: {grid: [3, 1, 2]}\n"
-    points = [(alpha, seed) for alpha in (0.1, 0.5) for seed in (3, 1, 2)]
-    expected = [{"fptt.alpha": alpha, "train.batches": 7, "seed": seed} for alpha, seed in points]
-    assert grid(tmp_path, text) == expected
-    assert [list(run) for run in grid(tmp_path, text)] == [["fptt.alpha", "train.batches", "seed"]] * 6
+FORMS = "{grid: [0.1, 0.5]}, {choice: [7, 14]}, {uniform: [0, 1]}, {loguniform: [1e-3, 1]} or {integers: [1, 9]}"
+NEEDS = f"k needs a value, {FORMS}"
+NUMBER = st.floats(-1e6, 1e6, allow_nan=False)
+VALUE = st.one_of(st.none(), st.booleans(), st.integers(), NUMBER, st.text(max_size=3), st.lists(NUMBER, max_size=2))
 
 
-def test_all_kinds_of_values(tmp_path: Path) -> None:
-    runs = grid(
-        tmp_path,
-        "train.max_norm: {grid: [null, 1.5]}\n"
-        "optimizer.betas: [0.8, 0.95]\n"
-        "schedule: {grid: [{name: cosine}, {name: constant}]}\n",
+def problems(entries: dict[str, Any], places: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Space(entries, places)
+    return str(caught.value).splitlines()
+
+
+def suggested(space: Space, count: int = 40, seed: int = 0) -> list[dict[str, Any]]:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    points = []
+    for number in range(count):
+        trial = study.ask()
+        points.append(space.suggest(trial))
+        study.tell(trial, float(number % 7))
+    return points
+
+
+# The forms, and what is wrong with one.
+
+
+def test_every_form() -> None:
+    space = Space(
+        {
+            "a": 3,
+            "b": [0.8, 0.95],
+            "c": {"grid": [1, None]},
+            "d": {"choice": [{"name": "cosine"}, 2]},
+            "e": {"uniform": [0, 1.5]},
+            "f": {"loguniform": [1e-3, 1]},
+            "g": {"integers": [-2, 9]},
+            "h": {"grid": [5]},
+            "i": {"choice": [6]},
+        }
     )
-    assert len(runs) == 4
-    configs = [load("add_task", run) for run in runs]
-    assert [config.train.max_norm for config in configs] == [None, None, 1.5, 1.5]
-    assert [config.schedule.name for config in configs] == ["cosine", "constant"] * 2
-    assert {config.optimizer.betas for config in configs} == {(0.8, 0.95)}  # type: ignore[union-attr]
+    assert [each.key for each in space.dimensions] == list("abcdefghi")
+    assert [each.form for each in space.dimensions] == [
+        Grid([3]),
+        Grid([[0.8, 0.95]]),
+        Grid([1, None]),
+        Choice([{"name": "cosine"}, 2]),
+        Range(0, 1.5),
+        Range(1e-3, 1, log=True),
+        Range(-2, 9, whole=True),
+        Grid([5]),
+        Choice([6]),
+    ]
+    assert space.fixed == {"a": 3, "b": [0.8, 0.95], "h": 5}
+    assert space.varying == list("cdefg")
+    assert space.drawn() == list("defgi")
+    assert space.grids() == ["c"]
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("entry", "message"),
     [
-        ("a: 1\nb: {lr: 2}\n", ":2: b needs a value, or {grid: [one, another]}"),
-        ("b: {}\n", ":1: b needs a value, or {grid: [one, another]}"),
-        ("b: {grid: 3}\n", ":1: b needs a value, or {grid: [one, another]}"),
-        ("b: {grid: []}\n", ":1: b needs a value, or {grid: [one, another]}"),
-        ("b: {grid: [1], step: 2}\n", ":1: b needs a value, or {grid: [one, another]}"),
-        ("b: {grid: {0: 1}}\n", ":1: the key 0 is not text"),
-        ("a: 1\n", ": nothing varies: write a key with {grid: [one, another]}"),
-        ("a: {grid: [1]}\nb: {grid: [2]}\n", ": nothing varies: write a key with {grid: [one, another]}"),
-        ("", ": nothing varies: write a key with {grid: [one, another]}"),
-        ("[1, 2]\n", ": not a mapping of keys to values"),
-        ("a: {grid: [1, 2]}\na: 3\n", ":2: the key a is given twice, first on line 1"),
-        ("a: {grid: [1, 2}\n", ":1: not YAML: "),
+        ({}, NEEDS),
+        ({"lr": 2}, NEEDS),
+        ({"grid": [1], "choice": [2]}, NEEDS),
+        ({"when": {"a": 1}}, NEEDS),
+        ({"normal": [0, 1]}, NEEDS),
+        ({"grid": 3}, "k: grid needs a list of values, such as {grid: [0.1, 0.5]}"),
+        ({"grid": []}, "k: grid needs a list of values, such as {grid: [0.1, 0.5]}"),
+        ({"choice": {"a": 1}}, "k: choice needs a list of values, such as {choice: [0.1, 0.5]}"),
+        *(
+            ({"uniform": value}, f"k: uniform: {shown} is not two numbers, the lower one first, such as {{uniform: ")
+            for value, shown in [
+                (3, "3"),
+                ([1], "[1]"),
+                ([1, 2, 3], "[1, 2, 3]"),
+                ([1, 1], "[1, 1]"),
+                ([2, 1], "[2, 1]"),
+                ([0, "1"], '[0, "1"]'),
+                ([False, True], "[false, true]"),
+                ([0, None], "[0, null]"),
+                ([0, math.inf], "[0, .inf]"),
+                ([math.nan, 1], "[.nan, 1]"),
+                ([0, 10**400], f"[0, {10**400}]"),
+                ([-1.7e308, 1.7e308], "[-1.7e+308, 1.7e+308]"),
+            ]
+        ),
+        ({"integers": [0, 1.5]}, "k: integers: [0, 1.5] is not two whole numbers, the lower one first, such as {int"),
+        ({"integers": [0, 2**63]}, f"k: integers: [0, {2**63}] is not two whole numbers, the lower one first, such as"),
+        ({"loguniform": [0, 1]}, "k: loguniform: [0, 1] must begin above 0, such as {loguniform: [1e-3, 1]}"),
+        ({"loguniform": [-1, 1]}, "k: loguniform: [-1, 1] must begin above 0, such as {loguniform: [1e-3, 1]}"),
+        ({"grid": [1], "when": 3}, "k: when: 3 is not a key with its values, such as {when: {task.name: adding}}"),
+        ({"grid": [1], "when": {"b": 3}}, "k: when: b is not in the space above it: write it there, above k"),
+        ({"grid": [1], "when": {"k": 3}}, "k: when: k is not in the space above it: write it there, above k"),
     ],
 )
-def test_a_mistake(text: str, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        grid(tmp_path, text)
-    assert str(caught.value).startswith(f"{tmp_path / 'sweep.yaml'}{message}")
+def test_a_mistake(entry: Any, message: str) -> None:
+    (alone,) = problems({"a": 1, "k": entry})
+    assert alone.startswith(f"space.{message}")
+    (placed,) = problems({"a": 1, "k": entry, "b": 2}, {"a": "f.yaml:1", "k": "f.yaml:2"})
+    assert placed.startswith(f"f.yaml:2: {message}")
 
 
-def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        read_grid(tmp_path / "gone.yaml")
-    assert str(caught.value) == f"{tmp_path / 'gone.yaml'}: cannot be read: No such file or directory"
+def test_all_mistakes_at_once_and_none_that_follows_from_another() -> None:
+    lines = problems(
+        {"a": {"grid": []}, "b": {"grid": [1, 2], "when": {"a": 1}}, "c": {"when": 1}, "d": {"uniform": [1, 0]}},
+        {"a": "f.yaml:2", "b": "f.yaml:3", "c": "f.yaml:4", "d": "f.yaml:5"},
+    )
+    assert [line.partition(" ")[0] for line in lines] == ["f.yaml:2:", "f.yaml:4:", "f.yaml:5:"]
 
 
-@pytest.mark.parametrize(
-    ("sweep", "words", "message"),
-    [
-        (
-            "optimizer.lr: {grid: [0.1, -1]}",
-            [],
-            "optimizer.lr: -1 is not allowed; allowed: float > 0 (override optimizer.lr=-1)",
-        ),
-        (
-            "train.batch_size: {grid: [4, 1]}",
-            [],
-            "train.batch_size=1 is the global batch, fewer sequences than the 2 p",
-        ),
-        (
-            "seed: {grid: [1, 2]}\nfptt.alpha: 0.5",
-            ["fptt.alpha=0.3"],
-            "sweep.yaml: fptt.alpha is set for the whole array: leave it out here, or type no fptt.alpha=…",
-        ),
-        (
-            "run.dir: {grid: [a, b]}",
-            [],
-            "sweep.yaml: run.dir is set for the whole array: leave it out here, or type no run.dir=…",
-        ),
-        ("fptt: {alpha: {grid: [0.1, 0.2]}}", [], "sweep.yaml:1: fptt needs a value, or {grid: [one, another]}"),
-        ("", [], "sweep.yaml: nothing varies: write a key with {grid: [one, another]}"),
-    ],
-)
-def test_an_array_with_one_mistake(
-    sweep: str, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "sweep.yaml").write_text(sweep)
-    with pytest.raises(ConfigError) as caught:
-        script("add_task", words, Cluster(tasks_per_node=2), array=Path("sweep.yaml"))
-    assert str(caught.value).startswith(message)
-    assert [path.name for path in tmp_path.iterdir()] == ["sweep.yaml"]
+# The grid.
 
 
-def test_an_array_has_the_name_of_its_folder_and_says_all_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "sweep.yaml").write_text("seed: {grid: [1, 2, 3]}\n")
-    words = ["optimizer.name=adamw", f"run.dir={tmp_path / 'mine'}"]
-    with caplog.at_level(logging.WARNING):
-        text = script("add_task", words, Cluster(), array=tmp_path / "sweep.yaml")
-    assert "#SBATCH --job-name=mine\n" in text
-    assert caplog.messages == ["optimizer.name=adamw replaces adam: dropped optimizer.lr=0.003"]
+def test_the_last_key_varies_fastest_and_fixed_keys_are_left_out() -> None:
+    space = Space({"fptt.alpha": {"grid": [0.1, 0.5]}, "train.batches": 7, "seed": {"grid": [3, 1, 2]}})
+    points = list(space.grid())
+    assert points == [{"fptt.alpha": alpha, "seed": seed} for alpha in (0.1, 0.5) for seed in (3, 1, 2)]
+    assert [list(point) for point in points] == [["fptt.alpha", "seed"]] * 6
+
+
+@given(st.lists(st.lists(VALUE, min_size=1, max_size=4), min_size=1, max_size=4))
+def test_the_grid_is_the_product_of_the_lists(lists: list[list[Any]]) -> None:
+    space = Space({f"k{index}": {"grid": values} for index, values in enumerate(lists)})
+    varying = [(index, values) for index, values in enumerate(lists) if len(values) > 1]
+    expected = [
+        {f"k{index}": value for (index, _), value in zip(varying, combination, strict=True)}
+        for combination in itertools.product(*(values for _, values in varying))
+    ]
+    assert list(space.grid()) == expected
+    assert space.fixed == {f"k{index}": values[0] for index, values in enumerate(lists) if len(values) == 1}
+
+
+CONDITIONAL: dict[str, Any] = {
+    "name": {"grid": ["sgd", "adam", "adamw"]},
+    "momentum": {"grid": [0.0, 0.9], "when": {"name": "sgd"}},
+    "decay": {"grid": [1, 2], "when": {"name": ["adam", "adamw"]}},
+    "nesterov": {"grid": [True], "when": {"momentum": [0.9]}},
+    "both": {"grid": [5], "when": {"name": "adam", "decay": 2}},
+}
+
+
+def test_a_key_is_set_where_its_conditions_hold_and_each_point_is_there_once() -> None:
+    assert list(Space(CONDITIONAL).grid()) == [
+        {"name": "sgd", "momentum": 0.0},
+        {"name": "sgd", "momentum": 0.9, "nesterov": True},
+        {"name": "adam", "decay": 1},
+        {"name": "adam", "decay": 2, "both": 5},
+        {"name": "adamw", "decay": 1},
+        {"name": "adamw", "decay": 2},
+    ]
+
+
+def test_a_condition_on_a_fixed_key_and_on_a_section() -> None:
+    entries: dict[str, Any] = {
+        "cell": "lstm",
+        "a": {"grid": [1, 2], "when": {"cell": "lstm"}},
+        "b": {"grid": [1, 2], "when": {"cell": "gru"}},
+        "schedule": {"grid": [None, {"name": "cosine"}]},
+        "c": {"grid": [7, 8], "when": {"schedule": {"name": "cosine"}}},
+        "d": {"grid": [9], "when": {"schedule": [None]}},
+    }
+    assert list(Space(entries).grid()) == [
+        point
+        for a in (1, 2)
+        for point in (
+            {"a": a, "schedule": None, "d": 9},
+            {"a": a, "schedule": {"name": "cosine"}, "c": 7},
+            {"a": a, "schedule": {"name": "cosine"}, "c": 8},
+        )
+    ]
+
+
+# Draws.
+
+DRAWN: dict[str, Any] = {
+    "u": {"uniform": [-1, 3]},
+    "l": {"loguniform": [1e-4, 10]},
+    "i": {"integers": [2, 5]},
+    "c": {"choice": ["x", None, {"name": "cosine"}]},
+}
+
+
+def test_a_draw_is_that_of_its_seed() -> None:
+    one, again, other = (list(Space(DRAWN).draw(20, seed)) for seed in (3, 3, 4))
+    assert one == again
+    assert all(mine != theirs for mine, theirs in zip(one, other, strict=True))
+    assert list(Space(DRAWN).draw(5, 3)) == one[:5]
+    assert len({point["u"] for point in one}) == 20
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> tuple[str, float, float]:
+    name = draw(st.sampled_from(["uniform", "loguniform", "integers"]))
+    if name == "integers":
+        low = draw(st.integers(-(2**63) + 1, 2**63 - 2))
+        return name, low, draw(st.integers(low + 1, 2**63 - 1))
+    least = 1e-300 if name == "loguniform" else -1e300
+    low = draw(st.floats(least, 1e300, exclude_max=True))
+    return name, low, draw(st.floats(low, 1e300, exclude_min=True))
+
+
+@given(ranges(), st.integers(0, 2**32 - 1))
+def test_a_draw_is_within_its_range(drawn: tuple[str, float, float], seed: int) -> None:
+    name, low, high = drawn
+    space = Space({"k": {name: [low, high]}})
+    for point in space.draw(5, seed):
+        assert low <= point["k"] <= high
+        assert not isinstance(point["k"], bool)
+        assert isinstance(point["k"], int) or name != "integers"
+    assert [point["k"] for point in space.corners()] == [low, high]
+
+
+@pytest.mark.parametrize(("name", "scale"), [("uniform", float), ("loguniform", math.log10)])
+def test_draws_are_even_on_their_scale(name: str, scale: Any) -> None:
+    low, high = 1e-4, 10.0
+    space = Space({"k": {name: [low, high]}})
+    seen = np.array([scale(point["k"]) for point in space.draw(4000, 1)])
+    ends = scale(low), scale(high)
+    counts, _ = np.histogram(seen, bins=10, range=ends)
+    assert counts.sum() == 4000
+    assert np.abs(counts - 400).max() < 100  # five deviations of a binomial
+
+
+def test_integers_and_choices_are_even_and_both_ends_are_drawn() -> None:
+    points = list(Space({**DRAWN, "g": 1}).draw(4000, 2))
+    for key, values in (("i", [2, 3, 4, 5]), ("c", ["x", None, {"name": "cosine"}])):
+        counts = [sum(point[key] == value for point in points) for value in values]
+        assert sum(counts) == 4000
+        assert all(abs(count - 4000 / len(values)) < 150 for count in counts)
+    assert all(type(point["i"]) is int for point in points)
+
+
+def test_each_draw_is_at_every_combination_of_the_lists() -> None:
+    entries = {"seed": {"grid": [0, 1]}, **DRAWN, "k": {"grid": [5, 6, 7]}, "fixed": 3}
+    points = list(Space(entries).draw(4, 9))
+    alone = list(Space(DRAWN).draw(4, 9))
+    assert points == [
+        {"seed": seed, **drawn, "k": k} for drawn in alone for seed, k in itertools.product((0, 1), (5, 6, 7))
+    ]
+
+
+def test_a_condition_changes_no_other_key_s_draws() -> None:
+    last = {"integers": [0, 10**6]}
+    entries: dict[str, Any] = {"name": {"choice": ["a", "b"]}, "m": {"uniform": [0, 1]}, "last": last}
+    free = list(Space(entries).draw(50, 5))
+    entries["m"] = {**entries["m"], "when": {"name": "a"}}
+    bound = list(Space(entries).draw(50, 5))
+    assert {point["name"] for point in free} == {"a", "b"}
+    assert bound == [
+        {key: value for key, value in point.items() if key != "m" or point["name"] == "a"} for point in free
+    ]
+
+
+# Corners.
+
+
+def test_corners_are_all_ends_with_all_values() -> None:
+    entries = {"fixed": 1, "u": {"uniform": [0, 1]}, "c": {"choice": ["a", "b", "c"]}, "i": {"integers": [3, 7]}}
+    expected = [{"u": u, "c": c, "i": i} for u, c, i in itertools.product((0, 1), ("a", "b", "c"), (3, 7))]
+    assert list(Space(entries).corners()) == expected
+    assert list(Space(entries).corners(5)) == expected[:5]
+    many = Space({f"k{index}": {"uniform": [0, 1]} for index in range(30)})
+    assert len(list(many.corners())) == 1024
+
+
+# Optuna.
+
+
+def test_what_optuna_suggests_is_of_the_space() -> None:
+    space = Space({"fixed": 1, **DRAWN, "one": {"choice": [4]}})
+    points = suggested(space)
+    for point in points:
+        assert list(point) == ["u", "l", "i", "c", "one"]
+        assert -1 <= point["u"] <= 3
+        assert 1e-4 <= point["l"] <= 10
+        assert point["i"] in (2, 3, 4, 5)
+        assert type(point["i"]) is int
+        assert point["one"] == 4
+    trial = optuna.create_study().ask()
+    space.suggest(trial)
+    scales = {key: getattr(each, "log", None) for key, each in trial.distributions.items()}
+    assert scales == {"u": False, "l": True, "i": False, "c": None}
+    assert all(value in [point["c"] for point in points] for value in ("x", None, {"name": "cosine"}))
+    assert suggested(space) == points
+    assert suggested(space, seed=1) != points
+
+
+def test_optuna_is_asked_for_what_is_set_alone() -> None:
+    entries: dict[str, Any] = {
+        "cell": "lstm",
+        "name": {"choice": [{"name": "cosine"}, None, {"name": "constant"}]},
+        "warmup": {"integers": [0, 9], "when": {"name": [{"name": "cosine"}, None]}},
+        "m": {"loguniform": [0.1, 1], "when": {"warmup": [0, 1, 2, 3, 4], "cell": "lstm"}},
+        "never": {"uniform": [0, 1], "when": {"cell": "gru"}},
+    }
+    space, study = Space(entries), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    kinds = set()
+    for _ in range(60):
+        trial = study.ask()
+        point = space.suggest(trial)
+        assert set(trial.params) == set(point)
+        assert ("warmup" in point) == (point["name"] != {"name": "constant"})
+        assert ("m" in point) == (point.get("warmup", 9) < 5)
+        kinds.add(tuple(point))
+        study.tell(trial, 0.0)
+    assert kinds == {("name",), ("name", "warmup"), ("name", "warmup", "m")}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(1e-12, 1e3), st.floats(1.001, 1e6))
+def test_optuna_stays_within_any_range(low: float, factor: float) -> None:
+    space = Space({"l": {"loguniform": [low, low * factor]}, "u": {"uniform": [-low, low * factor]}})
+    for point in suggested(space, 3):
+        assert low <= point["l"] <= low * factor
+        assert -low <= point["u"] <= low * factor

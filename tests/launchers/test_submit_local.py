@@ -101,6 +101,17 @@ def test_a_job_goes_on_after_its_signal_and_its_cancel_command_ends_it(place: Pa
 
 
 @pytest.mark.slow
+def test_an_array_is_not_started_all_at_once(place: Path) -> None:
+    (place / "sweep.yaml").write_text("config: add_task\nspace:\n  fptt.alpha: {grid: [0.1, 0.3]}\n")
+    command = [sys.executable, "-m", "fptt_dist", "submit", "sweep.yaml", "--array", "--local"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    message = "fptt-dist: --array with --local: all runs would start at once; leave out one of the two\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert [path.name for path in place.iterdir()] == ["sweep.yaml"]
+
+
+@pytest.mark.slow
 def test_a_job_that_went_back_often_enough(place: Path, tmp_path: Path) -> None:
     run = place / "run"
     (place / "site.yaml").write_text("requeues: 0\n")

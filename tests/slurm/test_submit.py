@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -109,26 +110,49 @@ def test_a_job_from_the_command_to_the_result(
 
 
 def test_an_array(tmp_path: Path, cluster: Cluster) -> None:
+    """Its runs are those of the sweep, and the task that finishes last writes the sweep's results."""
     base = tmp_path / "base"
+    config = small(tmp_path / "run", {"train.batches": 20, "checkpoint.every": 10, "optimizer.lr": 0.003})
     sweep = tmp_path / "sweep.yaml"
-    sweep.write_text("optimizer.lr: {grid: [0.001, 0.01, 0.1]}\n")
-    job, lines = submit(cluster, "--array", str(sweep), small(base, {"train.batches": 20, "checkpoint.every": 10}))
+    sweep.write_text(f"config: {Path(config).name}\nspace:\n  optimizer.lr: {{grid: [0.001, 0.01, 0.003]}}\n")
+    job, lines = submit(cluster, "--array", str(sweep), f"run.dir={base}")
     runs = [base / f"{index:03d}" for index in range(3)]
     assert lines["run"].split() == [str(run) for run in runs]
+    assert lines["resume"] == f"fptt-dist submit --array {sweep} run.dir={base} resume=auto"
+    notes = [json.loads((run / "trial.json").read_text()) for run in runs]
+    assert notes == [
+        {"index": 0, "overrides": {}, "default": True},
+        {"index": 1, "overrides": {"optimizer.lr": 0.001}, "default": False},
+        {"index": 2, "overrides": {"optimizer.lr": 0.01}, "default": False},
+    ]
     cluster.wait_for(job.number, ENDED, SECONDS)
     assert cluster.states(job.number) == {"COMPLETED"}, job.text()
-    for run, rate in zip(runs, (0.001, 0.01, 0.1), strict=True):
+    for run, rate in zip(runs, (0.003, 0.001, 0.01), strict=True):
         assert load(run / "config.yaml").optimizer.lr == rate
         assert batch_of(saved(run)) == 20
     assert len({run_id(run) for run in runs}) == 3
-    values = {json.loads((run / "result.json").read_text())["value"] for run in runs}
-    assert len(values) == 3
+    values = [json.loads((run / "result.json").read_text())["value"] for run in runs]
+    assert len(set(values)) == 3
     printed = checked(shlex.split(lines["state"]), variables(cluster))
     for index, (run, log) in enumerate(zip(runs, lines["log"].split(), strict=True)):
         [line] = [line for line in printed.splitlines() if line.startswith(str(run))]
         assert line.split()[1:5] == ["finished", "20", "of", "20"]
         assert f"{job.number}_{index}" in line.split()
         assert "adding fptt: test mse " in Path(log).read_text()
+        assert "could not be written" not in Path(log).read_text()
+
+    found = json.loads((base / "sweep.json").read_text())
+    assert [trial["state"] for trial in found["trials"]] == ["finished"] * 3
+    assert [trial["test"] for trial in found["trials"]] == values
+    validations = [json.loads((run / "result.json").read_text())["validation"] for run in runs]
+    best = runs[validations.index(min(validations))]
+    assert found["best"] == int(best.name)
+    assert load(base / "best.yaml").optimizer.lr == load(best / "config.yaml").optimizer.lr
+    assert list((base / "figures").glob("*.png"))
+    report = checked(["fptt-dist", "report", str(base)], variables(cluster))
+    assert f"best: {best.name}, validation mse " in report
+    ranked = sorted(runs, key=lambda run: validations[runs.index(run)])
+    assert re.findall(r"(?m)^\W*\d+ \W*(\d{3}) \W*finished", report) == [run.name for run in ranked]
 
 
 def test_what_slurm_refuses_leaves_nothing(tmp_path: Path, cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import Cluster
-from tests.slurm.helpers import ROOT, Job, sbatch, variables
+from tests.slurm.helpers import ROOT, Job, sbatch, small, variables
 
 SWEEP = str(ROOT / "slurm" / "sweep.sbatch")
 STEP = ["SLURM_STEP_ID", "SLURM_PROCID"]  # what would make a worker of Ray a task of SLURM
@@ -111,6 +111,25 @@ def test_interrupted_and_started_again(
     assert (first["restarts"], second["restarts"]) == ("0", "1")
     assert first["hosts"] == second["hosts"] == [["node0"], ["node1"]]
     assert first["address"] != second["address"]
+
+
+def test_a_sweep_goes_on_when_its_job_does(tmp_path: Path, cluster: Cluster, left: Callable[[], list[str]]) -> None:
+    config = small(tmp_path / "base", {"train.batches": 600, "evaluate.every": 50})
+    (tmp_path / "sweep.yaml").write_text(
+        f"config: {config}\nspace: {{fptt.alpha: {{grid: [0, 0.2, 0.4, 0.6, 0.8]}}}}\n"
+    )
+    words = [f"{Path(sys.executable).parent}/fptt-dist", "sweep", "sweep.yaml", "run.dir=sweep"]
+    job = submit(cluster, tmp_path, "--nodes=2", SWEEP, *words)
+    job.until(lambda: len(list(tmp_path.glob("sweep/*/result.json"))) > 1, "two runs")
+    cluster.command("scancel", "--signal=USR2", "--batch", job.number)
+    job.reach("PENDING")
+    assert "stopped by a signal after" in job.text()
+    job.end()  # after SLURM's pause
+    assert left() == []
+    assert "6 runs of 1 process of 1 CPU: 4 at once\n" in job.text()  # two CPUs on each of two nodes
+    assert "--resume: SLURM started this job again\n" in job.text()
+    results = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [trial["state"] for trial in results["trials"]] == ["finished"] * 6
 
 
 def test_a_node_that_does_not_come(

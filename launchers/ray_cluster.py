@@ -1,0 +1,143 @@
+"""Ray: one of this machine's own, or a cluster that is there; and how many runs it has room for."""
+
+import logging
+import os
+import re
+import secrets
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fptt_dist.config import ConfigError
+
+MISSING = "sweep needs Ray Tune: pip install 'fptt-dist[ray]'"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # each run has its own records
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant where the command was typed
+}
+# Ray gives a machine that cannot be part of a cluster, such as a Mac, the loopback address alone; it calls this so.
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+OBJECTS = 100 * 2**20  # bytes: only results and configurations go through Ray
+REACH_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one run takes: so many processes, each with CPUs and GPUs (or a fraction of one)."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return f"{self.workers} process{'es' if self.workers > 1 else ''} of {self.cpus:g} CPU{gpus}"
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Ray within the context: the cluster that RAY_ADDRESS names, or one on this machine that ends with the context.
+
+    Its own one asks for a token that nobody else can read, listens on the loopback address alone, has no dashboard and
+    sends no usage statistics.
+
+    Raises:
+        ConfigError: Ray is not installed, or the cluster does not answer.
+    """
+    address = os.environ.get("RAY_ADDRESS", "local")
+    # A short name, for Ray's sockets; only this user may enter.
+    with tempfile.TemporaryDirectory(prefix="ray.", dir="/tmp", ignore_cleanup_errors=True) as private:
+        own = {}
+        if address == "local":
+            token = Path(private) / "token"
+            token.write_text(secrets.token_hex())
+            own = {**ALONE, "RAY_AUTH_TOKEN_PATH": str(token)}
+        else:
+            _reach(address)
+        with _environment({**QUIET, **own}):
+            try:
+                import ray
+                import ray.tune
+            except ImportError as error:
+                raise ConfigError(MISSING) from error
+            if ray.is_initialized():
+                yield
+                return
+            here: dict[str, Any] = {}
+            if own:
+                here = {"num_cpus": len(os.sched_getaffinity(0)), "object_store_memory": OBJECTS}
+                here |= {"include_dashboard": False, "_temp_dir": f"{private}/ray"}
+            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+
+
+def room(need: Need) -> int:
+    """How many runs fit into the connected cluster at once, their processes packed or spread.
+
+    Raises:
+        ConfigError: none does.
+    """
+    import ray
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    processes = sum(_processes(need, each.get("CPU", 0.0), each.get("GPU", 0.0)) for each in machines)
+    if processes >= need.workers:
+        return processes // need.workers
+    there = ", ".join(f"{each.get('CPU', 0):g} CPU and {each.get('GPU', 0):g} GPU" for each in machines)
+    raise ConfigError(
+        f"a run takes {need}, and Ray's machines have {there}: there is room for {processes} of its processes: type "
+        "sweep.workers=…, sweep.cpus=… or sweep.gpus=… for less, or give Ray more"
+    )
+
+
+def gpus() -> float:
+    """GPUs of the connected cluster."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0.0)
+
+
+def _processes(need: Need, cpus: float, gpus: float) -> int:
+    """How many of a run's processes fit into one machine; a fraction of a GPU does not go over two."""
+    fit = int(cpus / need.cpus + 1e-9)
+    if need.gpus:
+        each = int(gpus) * int(1 / need.gpus + 1e-9) if need.gpus < 1 else int(gpus // need.gpus)
+        fit = min(fit, each)
+    return fit
+
+
+def _reach(address: str) -> None:
+    """Ray itself would wait a quarter of an hour for a cluster that is gone."""
+    host, _, port = address.rpartition(":")
+    if not re.fullmatch(r"[^/:]+:\d+", address):
+        raise ConfigError(
+            f"RAY_ADDRESS={address} is not of the form HOST:PORT: set it so, or unset it for a Ray of its own"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(
+            f"RAY_ADDRESS={address} does not answer ({error}): start Ray there, or unset it for a Ray of its own"
+        ) from error
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables set within the context, but for those that the user has set himself."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)

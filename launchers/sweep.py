@@ -1,0 +1,356 @@
+"""A sweep before anything starts it: its runs, what each may not be, and the folder they share.
+
+runs/<name>/sweep.yaml          what was asked for
+            000/, 001/, …       a run's folder each, the default's first; trial.json says which point it is
+            sweep.json, best.yaml, figures/, tensorboard/     written by `fptt_dist.reporting`
+            ray/                the state of Ray Tune
+"""
+
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from fptt_dist.config import Config, ConfigError, apply_overrides, load, parse_overrides
+from fptt_dist.config.section import explicit
+from fptt_dist.config.sweep import PREFIX, GridSearch, OptunaSearch, Pbt, RandomSearch, Sweep, load_sweep
+from fptt_dist.config.values import show
+from fptt_dist.launchers.space import Overrides, Space
+from fptt_dist.reporting import SWEEP, TRIAL, is_sweep, read_sweep, write_sweep
+from fptt_dist.tasks import Task
+from fptt_dist.training.build import build_task
+from fptt_dist.training.build_strategy import check_world
+from fptt_dist.training.run_folder import write_whole
+
+LOG = logging.getLogger("fptt_dist")
+OWN = ("run.dir", "resume", "task.name", "data.root")
+"""Keys of a configuration that no space may have."""
+STATE, FAILURE = "ray", "failure.json"
+"""The folder, within the sweep's, of Ray Tune's own state; a file in a run's folder there."""
+WRITING = ".writing"
+"""A folder within the sweep's, there while a task of an array writes the results."""
+MID_RUN = ("fptt.alpha",)
+"""Keys that may change in the middle of a run: the dual is kept as u = λ/α, so that α may."""
+SHOWN = 5  # mistakes of a sweep's runs
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        index: its number, and its folder's name.
+        overrides: of the base configuration.
+        default: whether it is the base configuration itself.
+    """
+
+    index: int
+    overrides: Overrides
+    default: bool = False
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return f"{self.index:03d}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, checked.
+
+    Attributes:
+        sweep: what was asked for.
+        base: every run's configuration before its own overrides.
+        space: what varies.
+        folder: of the sweep, an absolute path.
+        trials: all runs; of a search that chooses as it goes, the default's alone.
+        batches: of the base configuration's run.
+        metric: the validation metric's name.
+        higher_is_better: its direction.
+    """
+
+    sweep: Sweep
+    base: Config
+    space: Space
+    folder: Path
+    trials: list[Trial]
+    batches: int
+    metric: str
+    higher_is_better: bool
+
+    @property
+    def count(self) -> int:
+        """Runs, the default's included."""
+        chosen = self.sweep.search.trials if isinstance(self.sweep.search, OptunaSearch) else 0
+        return len(self.trials) + chosen
+
+    def run(self, trial: Trial) -> Config:
+        """The configuration of one run.
+
+        Raises:
+            ConfigError: its values are not allowed.
+        """
+        return config_of(self.base, trial.overrides, self.folder / trial.name)
+
+
+def config_of(base: Config, overrides: Overrides, folder: Path) -> Config:
+    """The configuration of a run in `folder`, wherever its processes start.
+
+    Raises:
+        ConfigError: its values are not allowed.
+    """
+    places = {"run.dir": str(folder), "data.root": os.path.abspath(base.data.root)}
+    return apply_overrides(base, {**overrides, **places})
+
+
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Within the context the log repeats nothing: what is dropped for one run's sake is dropped for many."""
+    said: set[str] = set()
+
+    def new(record: logging.LogRecord) -> bool:
+        known = record.getMessage() in said
+        said.add(record.getMessage())
+        return not known
+
+    LOG.addFilter(new)
+    try:
+        yield
+    finally:
+        LOG.removeFilter(new)
+
+
+@said_once()
+def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> Plan:
+    """What a sweep's file and the words after it ask for.
+
+    Args:
+        path: the file.
+        words: like fptt.metric=euclidean, for all runs, or like sweep.search.trials=32, for the sweep itself.
+        processes: of a run, where something else than `workers` says it.
+
+    Raises:
+        ConfigError: a mistake; all that is wrong with the runs is found here, before the first one starts.
+    """
+    given = parse_overrides(words)
+    own = {key: value for key, value in given.items() if key.startswith(PREFIX)}
+    common = {key: value for key, value in given.items() if key not in own}
+    sweep, places = load_sweep(path, own)
+    if processes is not None:
+        sweep = sweep.model_copy(update={"workers": processes})
+    # A word wins over a value of the file's; what varies there does not become a value.
+    values = {key: common.get(key, value) for key, value in sweep.space.items() if not isinstance(value, Mapping)}
+    sweep = sweep.model_copy(update={"space": {**sweep.space, **values}})
+    space = Space(sweep.space, places)
+    for key in sweep.space:
+        if any(f"{own}.".startswith(f"{key}.") for own in OWN):
+            raise ConfigError(f"{places[key]}: {key} is the same for all runs: leave it out here")
+        if key in common and key not in values:
+            raise ConfigError(f"{places[key]}: {key} varies: type no {key}=…, or leave it out here")
+    folder = Path(str(common.pop("run.dir", None) or Path("runs") / path.stem)).absolute()
+    common.pop("resume", None)
+    base = load(sweep.config, {**space.fixed, **common})
+    _check_search(sweep, space)
+    task = build_task(base)
+    plan = Plan(
+        sweep=sweep,
+        base=base,
+        space=space,
+        folder=folder,
+        trials=[],
+        batches=_batches(base, task),
+        metric=task.metric,
+        higher_is_better=task.higher_is_better,
+    )
+    _check_runs(plan)
+    plan.trials.extend(_trials(plan))
+    return plan
+
+
+def check_folder(plan: Plan, *, resume: bool, option: str = "--resume") -> bool:
+    """Whether the sweep's folder holds this sweep already; `option` is what a user types for `resume`.
+
+    Raises:
+        ConfigError: the folder is occupied, by another sweep or without `resume`.
+    """
+    folder, file = plan.folder, plan.folder / SWEEP
+    if not file.is_file():
+        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise ConfigError(f"run.dir={folder} is not empty and holds no sweep: type run.dir=… for another folder")
+        return False
+    if not resume:
+        raise ConfigError(
+            f"run.dir={folder} holds a sweep already: type {option} to go on with it, or run.dir=… for another folder"
+        )
+    before, now = YAML(typ="safe", pure=True).load(file.read_text()), _asked(plan)
+    lines = _differences("", before, now)
+    if lines:
+        raise ConfigError(
+            f"{option}: run.dir={folder} holds another sweep:\n{''.join(lines)}give the old values, or run.dir=… for a "
+            "new one"
+        )
+    return True
+
+
+def create_folder(plan: Plan) -> None:
+    """Create the sweep's folder, with sweep.yaml.
+
+    Raises:
+        ConfigError: it cannot be created.
+    """
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(plan.folder / SWEEP, _yaml(_asked(plan)))
+    except OSError as error:
+        raise ConfigError(f"run.dir={plan.folder} cannot be created: {error}") from error
+
+
+def note_trial(folder: Path, note: Mapping[str, Any]) -> None:
+    """Write trial.json of a run: "index", "overrides", "default", and its "state" and "message" once it is over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / TRIAL, json.dumps(note, indent=1) + "\n")
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """What trial.json of a run says; {} where there is none."""
+    return _read(folder / TRIAL)
+
+
+def note_failure(sweep: Path, name: str, failure: Mapping[str, Any]) -> None:
+    """Keep why a run's process ended: "message", "overrides", and whether it is "final"."""
+    file = sweep / STATE / name / FAILURE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(failure, indent=1) + "\n")
+
+
+def read_failure(sweep: Path, name: str, overrides: Overrides) -> dict[str, Any]:
+    """Why the newest process of a run ended; {} if it was lost without a word, or ran something else."""
+    failure = _read(sweep / STATE / name / FAILURE)
+    return failure if failure.get("overrides") == overrides else {}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def write_if_over(folder: Path) -> None:
+    """Write the results of the sweep in `folder`, if there is one and all its runs are finished."""
+    if not is_sweep(folder):
+        return
+    try:
+        if any(trial.state != "finished" for trial in read_sweep(folder).trials):
+            return
+        (folder / WRITING).mkdir()
+        try:
+            write_sweep(folder)
+        finally:
+            (folder / WRITING).rmdir()
+    except FileExistsError:  # two runs have finished at the same moment: the other one writes
+        return
+    except (ConfigError, OSError) as error:  # the run itself is finished
+        LOG.warning("%s: the sweep's results could not be written: %s", folder, error)
+
+
+def _points(sweep: Sweep, space: Space) -> list[Overrides]:
+    """The points of a search that knows them beforehand; [] of one that chooses as it goes."""
+    match sweep.search:
+        case GridSearch():
+            return list(space.grid())
+        case RandomSearch(trials=count, seed=seed):
+            return list(space.draw(count, seed))
+        case OptunaSearch():
+            return []
+
+
+def _trials(plan: Plan) -> list[Trial]:
+    """The default, once for each seed, and then the points that are not the default's, each once."""
+    points = _points(plan.sweep, plan.space)
+    seeds = dict.fromkeys(point["seed"] for point in points if "seed" in point and "seed" in plan.space.grids())
+    defaults: list[Overrides] = [{"seed": seed} for seed in seeds] or [{}]
+    runs: dict[str, Overrides] = {}  # a run that is another one again tells nothing
+    for point in [*defaults, *points]:
+        runs.setdefault(apply_overrides(plan.base, point).model_dump_json(), point)
+    return [Trial(index, point, index < len(defaults)) for index, point in enumerate(runs.values())]
+
+
+def _check_search(sweep: Sweep, space: Space) -> None:
+    search = sweep.search
+    if not space.varying:
+        raise ConfigError("space: nothing varies: write a key with {grid: [one, another]}")
+    drawn, grids = space.drawn(), space.grids()
+    if isinstance(search, GridSearch) and drawn:
+        raise ConfigError(
+            f"space: {drawn[0]} is drawn, and search.name=grid goes through lists: write {{grid: […]}}, or type "
+            "sweep.search.name=random"
+        )
+    if isinstance(search, RandomSearch) and not drawn:
+        raise ConfigError(
+            f"space: nothing is drawn: write {grids[0]} with {{choice: […]}}, or type sweep.search.name=grid"
+        )
+    if isinstance(search, OptunaSearch) and grids:
+        raise ConfigError(f"space: Optuna chooses each value itself: write {grids[0]} with {{choice: […]}}")
+    if isinstance(sweep.scheduler, Pbt):
+        others = [key for key in space.varying if key not in MID_RUN]
+        if others or "fptt.alpha" not in drawn:
+            raise ConfigError(
+                f"scheduler.name=pbt: of a run's keys fptt.alpha may change on the way"
+                f"{f', and not {others[0]}' if others else ''}: write fptt.alpha alone, with {{loguniform: [1e-3, 1]}}"
+            )
+
+
+def _check_runs(plan: Plan) -> None:
+    """Refuse a sweep with a run that its configuration does not allow."""
+    space = plan.space
+    problems: dict[str, str] = {}
+    for point in [{}, *(_points(plan.sweep, space) or space.corners())]:
+        try:
+            check_world(apply_overrides(plan.base, point), plan.sweep.workers)
+        except ConfigError as error:
+            shown = " ".join(f"{key}={show(value)}" for key, value in point.items() if key in space.varying)
+            problems.setdefault(str(error), shown)
+    if problems:
+        lines = [f"{text}\n  in the run {point or 'of the default'}" for text, point in problems.items()]
+        more = f"\nand {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        raise ConfigError("\n".join(lines[:SHOWN]) + more)
+
+
+def _batches(config: Config, task: Task) -> int:
+    """Of a run."""
+    each = task.train_examples // config.train.batch_size
+    limits = [config.train.batches, config.train.epochs and config.train.epochs * each]
+    return max(1, min(limit for limit in limits if limit is not None))
+
+
+def _asked(plan: Plan) -> dict[str, Any]:
+    """What sweep.yaml says."""
+    values = plan.sweep.model_dump(mode="json")
+    known = {"metric": plan.metric, "higher_is_better": plan.higher_is_better, "varying": plan.space.varying}
+    return {**values, **known, "config": _plain(explicit(plan.base)), "space": _plain(plan.sweep.space)}
+
+
+def _yaml(values: Any) -> str:
+    text = io.StringIO()
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style = False
+    writer.dump(values, text)
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _differences(prefix: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        return [line for name in names for line in _differences(f"{prefix}{name}.", old.get(name), new.get(name))]
+    return [] if old == new else [f"  {prefix.removesuffix('.')}: {show(old)} there, {show(new)} now\n"]
