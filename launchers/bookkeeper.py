@@ -8,7 +8,8 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from fptt_dist.config.values import show
-from fptt_dist.launchers.sweep import STATE, note_trial, read_failure, read_note
+from fptt_dist.launchers.sweep import STATE
+from fptt_dist.launchers.sweep_folder import note_trial, read_failure, read_note
 
 LOG = logging.getLogger("fptt_dist")
 

@@ -18,7 +18,8 @@ from fptt_dist.config.cluster import Cluster
 from fptt_dist.config.section import explicit
 from fptt_dist.config.values import show
 from fptt_dist.launchers.jobs import active_jobs
-from fptt_dist.launchers.sweep import Plan, check_folder, create_folder, make_plan, note_trial, said_once, write_if_over
+from fptt_dist.launchers.sweep import Plan, make_plan, said_once
+from fptt_dist.launchers.sweep_folder import check_folder, create_folder, note_trial, write_if_over
 from fptt_dist.training.build_strategy import check_world
 from fptt_dist.training.run_folder import RunFolder
 

@@ -1,41 +1,25 @@
-"""A sweep before anything starts it: its runs, what each may not be, and the folder they share.
+"""A sweep before anything starts it: its runs, and what each may not be."""
 
-runs/<name>/sweep.yaml          what was asked for
-            000/, 001/, …       a run's folder each, the default's first; trial.json says which point it is
-            sweep.json, best.yaml, figures/, tensorboard/     written by `fptt_dist.reporting`
-            ray/                the state of Ray Tune
-"""
-
-import io
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
 
 from fptt_dist.config import Config, ConfigError, apply_overrides, load, parse_overrides
-from fptt_dist.config.section import explicit
 from fptt_dist.config.sweep import PREFIX, GridSearch, OptunaSearch, Pbt, RandomSearch, Sweep, load_sweep
 from fptt_dist.config.values import show
 from fptt_dist.launchers.space import Overrides, Space
-from fptt_dist.reporting import SWEEP, TRIAL, is_sweep, read_sweep, write_sweep
 from fptt_dist.tasks import Task
 from fptt_dist.training.build import build_task
 from fptt_dist.training.build_strategy import check_world
-from fptt_dist.training.run_folder import write_whole
 
 LOG = logging.getLogger("fptt_dist")
 OWN = ("run.dir", "resume", "task.name", "data.root")
 """Keys of a configuration that no space may have."""
-STATE, FAILURE = "ray", "failure.json"
-"""The folder, within the sweep's, of Ray Tune's own state; a file in a run's folder there."""
-WRITING = ".writing"
-"""A folder within the sweep's, there while a task of an array writes the results."""
+STATE = "ray"
+"""The folder, within the sweep's, of Ray Tune's own state."""
 MID_RUN = ("fptt.alpha",)
 """Keys that may change in the middle of a run: the dual is kept as u = λ/α, so that α may."""
 SHOWN = 5  # mistakes of a sweep's runs
@@ -174,90 +158,6 @@ def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> 
     return plan
 
 
-def check_folder(plan: Plan, *, resume: bool, option: str = "--resume") -> bool:
-    """Whether the sweep's folder holds this sweep already; `option` is what a user types for `resume`.
-
-    Raises:
-        ConfigError: the folder is occupied, by another sweep or without `resume`.
-    """
-    folder, file = plan.folder, plan.folder / SWEEP
-    if not file.is_file():
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise ConfigError(f"run.dir={folder} is not empty and holds no sweep: type run.dir=… for another folder")
-        return False
-    if not resume:
-        raise ConfigError(
-            f"run.dir={folder} holds a sweep already: type {option} to go on with it, or run.dir=… for another folder"
-        )
-    before, now = YAML(typ="safe", pure=True).load(file.read_text()), _asked(plan)
-    lines = _differences("", before, now)
-    if lines:
-        raise ConfigError(
-            f"{option}: run.dir={folder} holds another sweep:\n{''.join(lines)}give the old values, or run.dir=… for a "
-            "new one"
-        )
-    return True
-
-
-def create_folder(plan: Plan) -> None:
-    """Create the sweep's folder, with sweep.yaml.
-
-    Raises:
-        ConfigError: it cannot be created.
-    """
-    try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(plan.folder / SWEEP, _yaml(_asked(plan)))
-    except OSError as error:
-        raise ConfigError(f"run.dir={plan.folder} cannot be created: {error}") from error
-
-
-def note_trial(folder: Path, note: Mapping[str, Any]) -> None:
-    """Write trial.json of a run: "index", "overrides", "default", and its "state" and "message" once it is over."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / TRIAL, json.dumps(note, indent=1) + "\n")
-
-
-def read_note(folder: Path) -> dict[str, Any]:
-    """What trial.json of a run says; {} where there is none."""
-    return _read(folder / TRIAL)
-
-
-def note_failure(sweep: Path, name: str, failure: Mapping[str, Any]) -> None:
-    """Keep why a run's process ended: "message", "overrides", and whether it is "final"."""
-    file = sweep / STATE / name / FAILURE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(failure, indent=1) + "\n")
-
-
-def read_failure(sweep: Path, name: str, overrides: Overrides) -> dict[str, Any]:
-    """Why the newest process of a run ended; {} if it was lost without a word, or ran something else."""
-    failure = _read(sweep / STATE / name / FAILURE)
-    return failure if failure.get("overrides") == overrides else {}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def write_if_over(folder: Path) -> None:
-    """Write the results of the sweep in `folder`, if there is one and all its runs are finished."""
-    if not is_sweep(folder):
-        return
-    try:
-        if any(trial.state != "finished" for trial in read_sweep(folder).trials):
-            return
-        (folder / WRITING).mkdir()
-        try:
-            write_sweep(folder)
-        finally:
-            (folder / WRITING).rmdir()
-    except FileExistsError:  # two runs have finished at the same moment: the other one writes
-        return
-    except (ConfigError, OSError) as error:  # the run itself is finished
-        LOG.warning("%s: the sweep's results could not be written: %s", folder, error)
-
-
 def _points(sweep: Sweep, space: Space) -> list[Overrides]:
     """The points of a search that knows them beforehand; [] of one that chooses as it goes."""
     match sweep.search:
@@ -326,31 +226,3 @@ def _batches(config: Config, task: Task) -> int:
     each = task.train_examples // config.train.batch_size
     limits = [config.train.batches, config.train.epochs and config.train.epochs * each]
     return max(1, min(limit for limit in limits if limit is not None))
-
-
-def _asked(plan: Plan) -> dict[str, Any]:
-    """What sweep.yaml says."""
-    values = plan.sweep.model_dump(mode="json")
-    known = {"metric": plan.metric, "higher_is_better": plan.higher_is_better, "varying": plan.space.varying}
-    return {**values, **known, "config": _plain(explicit(plan.base)), "space": _plain(plan.sweep.space)}
-
-
-def _yaml(values: Any) -> str:
-    text = io.StringIO()
-    writer = YAML(typ="safe", pure=True)
-    writer.default_flow_style = False
-    writer.dump(values, text)
-    return text.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _differences(prefix: str, old: Any, new: Any) -> list[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        return [line for name in names for line in _differences(f"{prefix}{name}.", old.get(name), new.get(name))]
-    return [] if old == new else [f"  {prefix.removesuffix('.')}: {show(old)} there, {show(new)} now\n"]

@@ -19,7 +19,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from fptt_dist.config import Config, ConfigError, dump
 from fptt_dist.config.section import explicit
 from fptt_dist.launchers.ray_cluster import Need
-from fptt_dist.launchers.sweep import config_of, note_failure, note_trial, read_failure, read_note
+from fptt_dist.launchers.sweep import config_of
+from fptt_dist.launchers.sweep_folder import note_failure, note_trial, read_failure, read_note
 from fptt_dist.parallel import LostWorkerError
 from fptt_dist.parallel.connection import START_SECONDS
 from fptt_dist.reporting import read_runs

@@ -13,7 +13,8 @@ from fptt_dist.config import ConfigError
 from fptt_dist.config.section import explicit
 from fptt_dist.config.sweep import OptunaSearch, Pbt
 from fptt_dist.launchers.ray_cluster import MISSING, Need, connected, gpus, room
-from fptt_dist.launchers.sweep import STATE, Plan, check_folder, create_folder
+from fptt_dist.launchers.sweep import STATE, Plan
+from fptt_dist.launchers.sweep_folder import check_folder, create_folder
 from fptt_dist.reporting import SweepResults, write_sweep
 from fptt_dist.training.signals import Interrupted
 

@@ -23,7 +23,8 @@ from fptt_dist.config import Config, ConfigError, apply_overrides, dump
 from fptt_dist.config.cluster import Cluster, load_cluster
 from fptt_dist.config.section import explicit
 from fptt_dist.launchers.slurm import Training, sbatch_text, script, submit
-from fptt_dist.launchers.sweep import check_folder, create_folder, make_plan
+from fptt_dist.launchers.sweep import make_plan
+from fptt_dist.launchers.sweep_folder import check_folder, create_folder
 from tests.launchers.test_jobs import stand_in
 from tests.training.helpers import tiny, train_until
 

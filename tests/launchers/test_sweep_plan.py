@@ -18,13 +18,11 @@ from fptt_dist.config import ConfigError, apply_overrides, changes, load
 from fptt_dist.config.loader import PACKAGED, read_mapping
 from fptt_dist.config.section import explicit
 from fptt_dist.config.sweep import packaged_sweeps
-from fptt_dist.launchers.sweep import (
+from fptt_dist.launchers.sweep import Plan, config_of, make_plan
+from fptt_dist.launchers.sweep_folder import (
     WRITING,
-    Plan,
     check_folder,
-    config_of,
     create_folder,
-    make_plan,
     note_trial,
     read_note,
     write_if_over,
