@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def connected() -> Iterator[None]:
         own = {}
         if address == "local":
             token = Path(private) / "token"
-            token.write_text(secrets.token_hex())
+            token.write_text(_secret())
             own = {**ALONE, "RAY_AUTH_TOKEN_PATH": str(token)}
         else:
             _reach(address)
@@ -79,6 +80,12 @@ def connected() -> Iterator[None]:
                 yield
             finally:
                 ray.shutdown()
+
+
+@cache
+def _secret() -> str:
+    """One for all that this process starts: Ray reads it once in a process."""
+    return secrets.token_hex()
 
 
 def room(need: Need) -> int:

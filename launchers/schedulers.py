@@ -143,7 +143,7 @@ def _mutations(plan: Plan) -> dict[str, Any]:
 
 
 class _Within:
-    """Keeps what population based training makes of a number within its range, and a run's own number its own."""
+    """Keeps what population based training makes of a number within its range."""
 
     def __init__(self, plan: Plan) -> None:
         self.ranges = {each.key: each.form for each in plan.space.dimensions if isinstance(each.form, Range)}

@@ -1,5 +1,6 @@
 """What a process of Ray Tune's does: one run of a sweep, alone or as the driver of a run on several processes."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -74,7 +75,8 @@ def run_trial(sweep: Sweep, point: Mapping[str, Any]) -> None:
     name = tune.get_context().get_trial_name()
     assert name is not None
     folder = sweep.folder / name
-    before, note = read_note(folder), dict(point)
+    # Population based training gives a run another one's point, its number included.
+    before, note = read_note(folder), {**point, "index": int(name)}
     failure = read_failure(sweep.folder, name, note["overrides"])
     if failure.get("final"):
         raise RuntimeError(failure["message"])  # Ray Tune started it again for nothing
@@ -102,8 +104,12 @@ def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunFolder, before: Note
     with checkpoint.as_directory() as packed:
         shutil.copytree(packed, run.checkpoints)
     shutil.move(run.checkpoints / METRICS, run.metrics)
+    batch = max(json.loads(line)["batch"] for line in run.metrics.read_text().splitlines())
+    for step in run.checkpoints.iterdir():
+        # When a run takes another one's state, Ray Tune puts the next report into the folder of the one before.
+        if int(step.name.removeprefix("step-")) > batch:
+            shutil.rmtree(step)
     if before and before["overrides"] != note["overrides"]:
-        batch = max(int(step.name.removeprefix("step-")) for step in run.checkpoints.iterdir())
         history = before.get("history") or [{"batch": 0, "overrides": before["overrides"]}]
         note["history"] = [*history, {"batch": batch, "overrides": note["overrides"]}]
     elif "history" in before:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from fptt_dist.config import ConfigError
 from fptt_dist.config.section import explicit
 from fptt_dist.config.sweep import OptunaSearch, Pbt
 from fptt_dist.launchers.ray_cluster import MISSING, Need, connected, gpus, room
-from fptt_dist.launchers.sweep import STATE, Plan
+from fptt_dist.launchers.sweep import STATE, Plan, Trial
 from fptt_dist.launchers.sweep_folder import check_folder, create_folder
 from fptt_dist.reporting import SweepResults, write_sweep
 from fptt_dist.training.signals import Interrupted
@@ -91,7 +92,7 @@ def _fit(plan: Plan, need: Need, at_once: int, *, there: bool) -> int:
         if isinstance(plan.sweep.search, OptunaSearch):
             searcher, samples = _optuna(plan, plan.sweep.search), plan.count
         else:
-            points = {"trial": tune.grid_search([vars(each) for each in plan.trials])}
+            points = {"trial": tune.grid_search([vars(each) for each in _order(plan)])}
         tuner = tune.Tuner(
             function,
             param_space=points,
@@ -117,6 +118,15 @@ def _fit(plan: Plan, need: Need, at_once: int, *, there: bool) -> int:
     with _stopped_by_sigterm() as got:
         tuner.fit()
     return got[0] if got else signal.SIGINT
+
+
+def _order(plan: Plan) -> list[Trial]:
+    """The default first. A scheduler compares runs with those before them: neighbours of a grid would be too alike."""
+    defaults = [trial for trial in plan.trials if trial.default]
+    others = [trial for trial in plan.trials if not trial.default]
+    if plan.sweep.scheduler.name != "none":
+        random.Random(0).shuffle(others)
+    return [*defaults, *others]
 
 
 def _name(trial: Any) -> str:
