@@ -24,7 +24,7 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean what they meant where the command was typed
 }
 # Ray gives a machine that cannot be part of a cluster, such as a Mac, the loopback address alone; it calls this so.
-ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 OBJECTS = 100 * 2**20  # bytes: only results and configurations go through Ray
 REACH_SECONDS = 10.0
 
@@ -59,23 +59,33 @@ def connected() -> Iterator[None]:
         if address == "local":
             token = Path(private) / "token"
             token.write_text(_secret())
-            own = {**ALONE, "RAY_AUTH_TOKEN_PATH": str(token)}
+            own = {**LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         else:
             _reach(address)
+            own = LOOPBACK if address.startswith("127.") else {}
         with _environment({**QUIET, **own}):
             try:
                 import ray
                 import ray.tune
+                from ray.exceptions import RayError
             except ImportError as error:
                 raise ConfigError(MISSING) from error
             if ray.is_initialized():
                 yield
                 return
             here: dict[str, Any] = {}
-            if own:
+            if address == "local":
                 here = {"num_cpus": len(os.sched_getaffinity(0)), "object_store_memory": OBJECTS}
                 here |= {"include_dashboard": False, "_temp_dir": f"{private}/ray"}
-            ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
+            except (ConnectionError, RayError) as error:
+                if address == "local":
+                    raise
+                raise ConfigError(
+                    f"RAY_ADDRESS={address} does not let this program in: set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as "
+                    f"they were when it was started ({str(error).strip().splitlines()[0]})"
+                ) from error
             try:
                 yield
             finally:

@@ -17,12 +17,16 @@ def marked(mark: str) -> set[int]:
     return {int(process.name) for process in Path("/proc").glob("[0-9]*") if wanted in _read(process / "environ")}
 
 
-def gone(mark: str, seconds: float = 30.0) -> bool:
-    """Whether the processes with the mark end by themselves within so many seconds."""
+def gone(mark: str, seconds: float = 30.0, *, but: tuple[str, ...] = ()) -> bool:
+    """Whether the processes with the mark, but for those of these names, end by themselves within so many seconds."""
+
+    def left() -> bool:
+        return any(not words(process)[0].startswith(but) for process in marked(mark)) if but else bool(marked(mark))
+
     deadline = time.monotonic() + seconds
-    while marked(mark) and time.monotonic() < deadline:
+    while left() and time.monotonic() < deadline:
         time.sleep(0.1)
-    return not marked(mark)
+    return not left()
 
 
 def end(mark: str) -> None:

@@ -124,13 +124,20 @@ def test_nobody_enters_without_the_token(shared: Ray, token: str | None, tmp_pat
     else:
         (tmp_path / "token").write_text(token)
         variables["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
-    code = "import os, ray; ray.init(os.environ['RAY_ADDRESS']); print('entered')"
-    program = Program(tmp_path / "log", ["-c", code], variables)
-    try:  # it would try for long
-        program.wait_until(lambda: "InvalidAuthToken" in program.text())
-        assert "entered" not in program.text()
+    del variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
+    file = sweep_file(tmp_path, {"optimizer.lr": {"grid": [0.01, 0.02]}})
+    program = Program(
+        tmp_path / "log", ["-m", "fptt_dist", "sweep", str(file), f"run.dir={tmp_path / 'out'}"], variables
+    )
+    try:
+        assert program.end() == 2
     finally:
         program.kill()
+    said = program.text().splitlines()[-1]
+    assert said.startswith(
+        f"fptt-dist: RAY_ADDRESS={shared.variables['RAY_ADDRESS']} does not let this program in: set "
+    )
+    assert not (tmp_path / "out").exists()
 
 
 TWICE = """
