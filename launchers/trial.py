@@ -24,7 +24,7 @@ from fptt_dist.launchers.sweep import config_of
 from fptt_dist.launchers.sweep_folder import note_failure, note_trial, read_failure, read_note
 from fptt_dist.parallel import LostWorkerError
 from fptt_dist.parallel.connection import START_SECONDS
-from fptt_dist.reporting import read_runs
+from fptt_dist.reporting import TRIAL, read_runs
 from fptt_dist.tasks import DataError
 from fptt_dist.training.position import Progress
 from fptt_dist.training.run import train
@@ -83,7 +83,7 @@ def run_trial(sweep: Sweep, point: Mapping[str, Any]) -> None:
     with _failure_noted(sweep.folder, name, note):
         config = config_of(Config.model_validate(sweep.base), {**note["overrides"], "resume": "auto"}, folder)
         if sweep.need.workers == 1:
-            _go_back_to(tune.get_checkpoint(), RunFolder(config), before, note)
+            _go_back_to(tune.get_checkpoint(), RunFolder(config), note)
             result = train(config, lambda progress: _report(progress, folder))
         else:
             if before and before["overrides"] != note["overrides"]:  # another point's, of which Ray Tune knows nothing
@@ -93,7 +93,7 @@ def run_trial(sweep: Sweep, point: Mapping[str, Any]) -> None:
         tune.report(_final(result, folder))
 
 
-def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunFolder, before: Note, note: Note) -> None:
+def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunFolder, note: Note) -> None:
     """Make the run's folder what it was at a checkpoint, its own or another run's; empty it where there is none."""
     if checkpoint is None:
         shutil.rmtree(run.path, ignore_errors=True)
@@ -104,12 +104,14 @@ def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunFolder, before: Note
     with checkpoint.as_directory() as packed:
         shutil.copytree(packed, run.checkpoints)
     shutil.move(run.checkpoints / METRICS, run.metrics)
+    before = read_note(run.checkpoints)  # of the run whose state it is
+    (run.checkpoints / TRIAL).unlink()
     batch = max(json.loads(line)["batch"] for line in run.metrics.read_text().splitlines())
     for step in run.checkpoints.iterdir():
         # When a run takes another one's state, Ray Tune puts the next report into the folder of the one before.
         if int(step.name.removeprefix("step-")) > batch:
             shutil.rmtree(step)
-    if before and before["overrides"] != note["overrides"]:
+    if before["overrides"] != note["overrides"]:
         history = before.get("history") or [{"batch": 0, "overrides": before["overrides"]}]
         note["history"] = [*history, {"batch": batch, "overrides": note["overrides"]}]
     elif "history" in before:
@@ -123,7 +125,8 @@ def _report(progress: Progress, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=PACKED, dir=folder) as packed:
         for each in {progress.checkpoint, progress.best_checkpoint}:
             shutil.copytree(each, Path(packed) / each.name, copy_function=_link)
-        shutil.copy2(folder / METRICS, packed)
+        for name in (METRICS, TRIAL):
+            shutil.copy2(folder / name, packed)
         tune.report(_metrics(progress, folder), checkpoint=tune.Checkpoint.from_directory(packed))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fptt_dist.config import ConfigError
 from fptt_dist.config.section import explicit
-from fptt_dist.config.sweep import OptunaSearch, Pbt
+from fptt_dist.config.sweep import OptunaSearch
 from fptt_dist.launchers.ray_cluster import MISSING, Need, connected, gpus, room
 from fptt_dist.launchers.sweep import STATE, Plan, Trial
 from fptt_dist.launchers.sweep_folder import check_folder, create_folder
@@ -76,7 +76,6 @@ def _fit(plan: Plan, need: Need, at_once: int, *, there: bool) -> int:
     from fptt_dist.launchers import schedulers, trial
     from fptt_dist.launchers.bookkeeper import Bookkeeper
 
-    scheduler = plan.sweep.scheduler
     common = trial.Sweep(explicit(plan.base), plan.folder, need)
     # The driver of a run on several processes only waits: a CPU of its own would keep them from starting. Ray wants it
     # to take something; a byte is always there.
@@ -108,9 +107,8 @@ def _fit(plan: Plan, need: Need, at_once: int, *, there: bool) -> int:
             run_config=tune.RunConfig(
                 name=STATE,
                 storage_path=str(plan.folder),
+                # All checkpoints are kept: a driver that is killed has deleted what its saved state still names.
                 failure_config=tune.FailureConfig(max_failures=plan.sweep.retries),
-                # A run may take another one's state of some time ago.
-                checkpoint_config=tune.CheckpointConfig(num_to_keep=None if isinstance(scheduler, Pbt) else 2),
                 callbacks=[Bookkeeper(plan.folder, plan.count, plan.metric, plan.sweep.retries, plan.space.varying)],
                 verbose=0,
             ),
