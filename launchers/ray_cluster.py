@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fptt_dist.config import ConfigError
+from fptt_dist.parallel.environment import set_variables
 
 MISSING = "sweep needs Ray Tune: pip install 'fptt-dist[ray]'"
 QUIET = {
@@ -63,7 +64,7 @@ def connected() -> Iterator[None]:
         else:
             _reach(address)
             own = LOOPBACK if address.startswith("127.") else {}
-        with _environment({**QUIET, **own}):
+        with set_variables({**QUIET, **own}):
             try:
                 import ray
                 import ray.tune
@@ -146,15 +147,3 @@ def _reach(address: str) -> None:
         raise ConfigError(
             f"RAY_ADDRESS={address} does not answer ({error}): start Ray there, or unset it for a Ray of its own"
         ) from error
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables set within the context, but for those that the user has set himself."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

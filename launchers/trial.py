@@ -144,7 +144,7 @@ def _metrics(progress: Progress, folder: Path) -> dict[str, Any]:
         "best": progress.best,
         "batch": progress.batch,
         "seconds": progress.seconds,
-        "bytes_sent": _sent(folder),
+        "bytes_sent": read_runs([folder])[0].bytes_sent,
     }
 
 
@@ -155,13 +155,8 @@ def _final(result: Result, folder: Path) -> dict[str, Any]:
         "best": result.validation,
         "batch": result.batches,
         "seconds": result.seconds,
-        "bytes_sent": _sent(folder),
+        "bytes_sent": read_runs([folder])[0].bytes_sent,
     }
-
-
-def _sent(folder: Path) -> int:
-    """Bytes that rank 0 has sent so far, over all starts of the run."""
-    return sum(record.get("bytes_sent", 0) for record in read_runs([folder])[0].training)
 
 
 def _train_on_workers(sweep: Sweep, config: Config) -> Result:

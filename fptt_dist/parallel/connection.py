@@ -13,7 +13,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.parallel.collectives import Communicator, GroupCommunicator
-from fptt_dist.parallel.environment import LaunchEnvironment
+from fptt_dist.parallel.environment import LaunchEnvironment, set_variables
 from fptt_dist.parallel.lost import LostWorkerError, dump_flight_recorder
 
 START_SECONDS = 300.0  # to find each other, and until the first batch is trained
@@ -128,13 +128,8 @@ def _recording(evidence: Path) -> Iterator[None]:
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "TORCH_FR_DUMP_TEMP_FILE": str(evidence / "flight_recorder_nccl_rank"),
     }
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
+    with set_variables(wanted):
         yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal
@@ -122,6 +123,18 @@ def device_index(environment: LaunchEnvironment, count: int) -> int:
         f"{environment}: {processes} processes on this machine, but {count} visible GPU{'' if count == 1 else 's'}: "
         f"start {count} on each machine, or type device=cpu{', or srun --gpu-bind=none' if slurm else ''}"
     )
+
+
+@contextmanager
+def set_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables set within the context, but for those that the user has set himself."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _torchrun(environ: Mapping[str, str]) -> LaunchEnvironment:

@@ -29,6 +29,11 @@ class History:
     result: dict[str, Any] | None
 
     @property
+    def bytes_sent(self) -> int:
+        """Bytes that rank 0 has sent so far, over all starts of the run."""
+        return sum(record.get("bytes_sent", 0) for record in self.training)
+
+    @property
     def label(self) -> str:
         """A short name for legends and tables."""
         algorithm = self.config["algorithm"]

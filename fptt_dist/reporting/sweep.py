@@ -87,7 +87,7 @@ def _row(note: dict[str, Any], run: History | None, varying: list[str]) -> Trial
         updates=newest.get("updates", 0),
         sequences=newest.get("sequences", 0),
         seconds=newest.get("seconds", 0.0),
-        bytes_sent=sum(record.get("bytes_sent", 0) for record in run.training) if run else 0,
+        bytes_sent=run.bytes_sent if run else 0,
         message=_message(note, state),
         curve=[(record["sequences"], record["value"]) for record in validations],
     )
