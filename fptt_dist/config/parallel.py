@@ -81,8 +81,41 @@ class HierarchicalParallel(ConsensusParallel):
     strategy: Literal["hierarchical"] = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
         default="hierarchical", description="how the work is split over processes"
     )
+    inside: Literal["gradient", "fsdp"] = Field(
+        default="gradient", description="inside a machine: each process holds the whole model, or a part of it (fsdp)"
+    )
+
+
+class FsdpParallel(_Processes):
+    """Each process holds a part of weights, gradients, moments, center and dual (torch's FSDP2)."""
+
+    strategy: Literal["fsdp"] = Field(default="fsdp", description="how the work is split over processes")
+    offload: bool = Field(default=False, description="keep the parts in the host's memory; for GPUs")
+
+
+class DeepspeedParallel(_Processes):
+    """Each process holds a part of the optimizer's state, of gradients and of weights (DeepSpeed's ZeRO)."""
+
+    strategy: Literal["deepspeed"] = Field(default="deepspeed", description="how the work is split over processes")
+    stage: int = Field(
+        default=2,
+        ge=1,
+        le=3,
+        description="what is split: 1 = moments, center and dual, 2 = gradients too, 3 = weights too",
+    )
+    offload: bool = Field(default=False, description="keep the optimizer's parts in the host's memory; for GPUs")
+    settings: str | None = Field(
+        default=None, min_length=1, description="a DeepSpeed JSON file whose settings are added, null = none"
+    )
 
 
 Parallel = Annotated[
-    AutoParallel | SingleProcess | GradientParallel | ConsensusParallel | HierarchicalParallel, Variants("strategy")
+    AutoParallel
+    | SingleProcess
+    | GradientParallel
+    | ConsensusParallel
+    | HierarchicalParallel
+    | FsdpParallel
+    | DeepspeedParallel,
+    Variants("strategy"),
 ]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from fptt_dist.config.parallel import ConsensusParallel, GradientParallel
+from fptt_dist.config.parallel import ConsensusParallel, DeepspeedParallel, GradientParallel, HierarchicalParallel
 from fptt_dist.config.section import Conflict
 
 if TYPE_CHECKING:
@@ -17,7 +17,14 @@ def parallel_conflicts(config: "Config") -> list[Conflict]:
         case ConsensusParallel() as consensus:
             once = config.windows if config.algorithm in ("fptt", "online") else 1  # updates a sequence
             every = consensus.every or once
-            return [*_delay(consensus, every), *_choices_of_dual(consensus), *_algorithm(consensus, config)]
+            return [
+                *_delay(consensus, every),
+                *_choices_of_dual(consensus),
+                *_algorithm(consensus, config),
+                *_parts_of_a_machine(consensus),
+            ]
+        case DeepspeedParallel() as deepspeed:
+            return [*_second_gradient(config), *_rounded_sums(deepspeed, config)]
         case _:
             return []
 
@@ -99,3 +106,46 @@ def _algorithm(consensus: ConsensusParallel, config: "Config") -> list[Conflict]
         )
         conflicts.append(Conflict(text, ("parallel.dual", "fptt.update")))
     return conflicts
+
+
+def _parts_of_a_machine(consensus: ConsensusParallel) -> list[Conflict]:
+    """What needs the whole model in each process."""
+    if not isinstance(consensus, HierarchicalParallel) or consensus.inside == "gradient":
+        return []
+    conflicts = []
+    if consensus.dual == "worker":
+        text = (
+            "parallel.inside=fsdp does not go with parallel.dual=worker, whose strength is one number for the whole "
+            "model: type parallel.dual=shared, or parallel.inside=gradient"
+        )
+        conflicts.append(Conflict(text, ("parallel.inside", "parallel.dual")))
+    if consensus.start_after > 0:
+        text = (
+            f"parallel.inside=fsdp does not go with parallel.start_after={consensus.start_after}, which averages whole "
+            "gradients: type parallel.start_after=0, or parallel.inside=gradient"
+        )
+        conflicts.append(Conflict(text, ("parallel.inside", "parallel.start_after")))
+    return conflicts
+
+
+def _second_gradient(config: "Config") -> list[Conflict]:
+    """DeepSpeed has no gradient at the new weights within an update."""
+    if config.algorithm != "fptt" or config.fptt.update != "algorithm2":
+        return []
+    text = (
+        "fptt.update=algorithm2 does not go with parallel.strategy=deepspeed, which gives one gradient an update: "
+        "type fptt.update=explicit, or parallel.strategy=fsdp"
+    )
+    return [Conflict(text, ("fptt.update", "parallel.strategy"))]
+
+
+def _rounded_sums(deepspeed: DeepspeedParallel, config: "Config") -> list[Conflict]:
+    """DeepSpeed's stage 1 adds the gradients of micro-batches up in bf16."""
+    if deepspeed.stage > 1 or config.train.precision == "fp32" or config.train.micro_batch_size is None:
+        return []
+    text = (
+        f"train.micro_batch_size={config.train.micro_batch_size} does not go with parallel.stage=1 and "
+        "train.precision=bf16, which would add gradients up in bf16: type parallel.stage=2, or "
+        "train.micro_batch_size=null"
+    )
+    return [Conflict(text, ("train.micro_batch_size", "parallel.stage", "train.precision"))]

@@ -69,6 +69,9 @@ class Checkpoint(Section):
 
     every: int | None = Field(default=None, ge=1, description="batches between checkpoints, null = at each epoch's end")
     keep_last: int = Field(default=2, ge=1, description="checkpoints to keep, the newest ones")
+    asynchronous: bool = Field(
+        default=False, description="write while training goes on; takes a copy of the state in the host's memory"
+    )
 
 
 class Telemetry(Section):

@@ -9,6 +9,8 @@ from fptt_dist.config import (
     Config,
     ConfigError,
     ConsensusParallel,
+    DeepspeedParallel,
+    FsdpParallel,
     GradientParallel,
     HierarchicalParallel,
     SingleProcess,
@@ -39,6 +41,8 @@ def message(parallel: dict[str, Any], **more: Any) -> str:
         ("gradient", GradientParallel),
         ("consensus", ConsensusParallel),
         ("hierarchical", HierarchicalParallel),
+        ("fsdp", FsdpParallel),
+        ("deepspeed", DeepspeedParallel),
     ],
 )
 def test_the_strategies(strategy: str, kind: type) -> None:
@@ -70,7 +74,7 @@ def test_the_defaults_of_consensus() -> None:
         "stop_every": 500,
     }
     both = accepted({"strategy": "hierarchical"}).parallel.model_dump()
-    assert both == {**parallel.model_dump(), "strategy": "hierarchical"}
+    assert both == {**parallel.model_dump(), "strategy": "hierarchical", "inside": "gradient"}
 
 
 @pytest.mark.parametrize(
@@ -220,3 +224,46 @@ def test_all_conflicts_are_told_at_once() -> None:
         "parallel.weights=center",
         "parallel.dual=worker",
     ]
+
+
+def test_parts_inside_a_machine_go_with_the_shared_dual() -> None:
+    assert accepted({"strategy": "hierarchical", "inside": "fsdp", "delay": 2, "every": 3}).parallel.strategy
+    inside = {"strategy": "hierarchical", "inside": "fsdp"}
+    assert message({**inside, "dual": "worker"}) == (
+        "parallel.inside=fsdp does not go with parallel.dual=worker, whose strength is one number for the whole model: "
+        "type parallel.dual=shared, or parallel.inside=gradient (override parallel.inside=fsdp, override "
+        "parallel.dual=worker)"
+    )
+    assert message({**inside, "start_after": 3}) == (
+        "parallel.inside=fsdp does not go with parallel.start_after=3, which averages whole gradients: type "
+        "parallel.start_after=0, or parallel.inside=gradient (override parallel.inside=fsdp, override "
+        "parallel.start_after=3)"
+    )
+
+
+def test_deepspeed_gives_one_gradient_an_update() -> None:
+    assert accepted({"strategy": "deepspeed"}, algorithm="online", fptt__update="algorithm2")
+    assert accepted({"strategy": "fsdp"}, fptt__update="algorithm2")
+    assert message({"strategy": "deepspeed"}, fptt__update="algorithm2") == (
+        "fptt.update=algorithm2 does not go with parallel.strategy=deepspeed, which gives one gradient an update: type "
+        "fptt.update=explicit, or parallel.strategy=fsdp (override fptt.update=algorithm2, override "
+        "parallel.strategy=deepspeed)"
+    )
+
+
+def test_deepspeeds_first_stage_adds_up_in_bf16() -> None:
+    words = {"train__precision": "bf16", "train__micro_batch_size": 4}
+    assert accepted({"strategy": "deepspeed", "stage": 2}, **words)
+    assert accepted({"strategy": "deepspeed", "stage": 1}, train__precision="bf16")
+    assert message({"strategy": "deepspeed", "stage": 1}, **words) == (
+        "train.micro_batch_size=4 does not go with parallel.stage=1 and train.precision=bf16, which would add "
+        "gradients up in bf16: type parallel.stage=2, or train.micro_batch_size=null (override "
+        "train.micro_batch_size=4, override parallel.stage=1, override train.precision=bf16)"
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 4])
+def test_deepspeeds_stages(stage: int) -> None:
+    assert message({"strategy": "deepspeed", "stage": stage}) == (
+        f"parallel.stage: {stage} is not allowed; allowed: int >= 1 and <= 3 (override parallel.stage={stage})"
+    )
