@@ -175,12 +175,12 @@ def build_subject(group: Group, setting: Setting, environment: LaunchEnvironment
     task = RandomImages(group.length)
     strategy = build_strategy(config, environment, everyone)
     network = build.build_model(config, task)
-    model = strategy.prepare(network)
-    optimizer = build.build_optimizer(config, model)
+    strategy.prepare(network)
+    optimizer = build.build_optimizer(config, strategy.parameters())
     strategy.attach(optimizer)
     # agreements fall into the middle of what is timed, so that an overlapped one leaves and arrives within it
     strategy.window = (setting.every or 0) // 2 if setting.every != 1 else 0
-    loop = WindowLoop(model, task, strategy, optimizer, PROCEDURES[config.algorithm], windows=config.windows)
+    loop = WindowLoop(strategy.module, task, strategy, optimizer, PROCEDURES[config.algorithm], windows=config.windows)
     batch = task.train_batch(0, 0, BATCH, share(BATCH, environment.rank, environment.world))
     plan = strategy.plan(loop.updates)
     sent = {"collectives": plan.collectives, "bytes": plan.bytes, "each": plan.each}

@@ -167,7 +167,10 @@ class SharedDual(Agreement):
 
     @torch.no_grad()
     def load_state_dict(self, state: StrategyState) -> None:
-        """See `Agreement.load_state_dict`."""
+        """See `Agreement.load_state_dict`; without the agreed points, all are equal now."""
+        if "reference/0" not in state.shared:
+            self.begin()
+            return
         for i, reference in enumerate(self._references):
             reference.copy_(state.shared[f"reference/{i}"])
 

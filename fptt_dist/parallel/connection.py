@@ -111,13 +111,29 @@ def machines(environment: LaunchEnvironment, everyone: Communicator) -> tuple[Co
     return made[0], made[1]
 
 
+def beside(everyone: Communicator) -> Communicator:
+    """The same workers in a process group of their own, over gloo, for a thread beside the one that trains; called by
+    all together.
+    """
+    if everyone.world == 1:
+        return Communicator()
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return GroupCommunicator(list(range(everyone.world)), group, torch.device("cpu"))
+
+
 def tighten(communicators: list[Communicator], seconds: float) -> None:
     """From now on wait for the others no longer than `seconds`: the slow first batch is over on all workers."""
     for each in communicators:
         if isinstance(each, GroupCommunicator):
             # Before any worker waits less, all must have left what takes long.
             each.barrier(name="first batch done")
-            _set_pg_timeout(timedelta(seconds=seconds), each.group or dist.group.WORLD)
+            limit_waits(each.group, seconds)
+
+
+def limit_waits(group: dist.ProcessGroup | None, seconds: float) -> None:
+    """Let no collective of the group (None: of the whole job's) wait longer than so many seconds."""
+    _set_pg_timeout(timedelta(seconds=seconds), group or dist.group.WORLD)
 
 
 @contextmanager

@@ -10,15 +10,16 @@ evaluating or saving changes no weight.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fptt_dist.parallel.agreement import Agreement, SharedDual
-from fptt_dist.parallel.collectives import Communicator
+from fptt_dist.parallel.collectives import Communicator, GroupCommunicator
 from fptt_dist.parallel.payload import Payload
+from fptt_dist.parallel.pieces import Piece
 from fptt_dist.parallel.strategy import OptimizerView, Plan, Strategy, StrategyState, Weights
 
 DRIFT_EVERY = 20  # updates between two looks at how far the workers are apart
@@ -83,19 +84,39 @@ class Consensus(Strategy):
         """See `Strategy.voices`."""
         return self.between.world
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: nn.Module) -> None:
         """See `Strategy.prepare`."""
+        super().prepare(model)
         for part in self._parts:
             part.prepare(model)
-        return super().prepare(model)
+        self.module = self.inside.module
+        self.casts = self.inside.casts
+
+    def parameters(self) -> list[Tensor]:
+        """See `Strategy.parameters`."""
+        return self.inside.parameters()
+
+    def pieces(self) -> list[Piece]:
+        """See `Strategy.pieces`."""
+        return self.inside.pieces()
+
+    def copies(self) -> list[list[int]]:
+        """See `Strategy.copies`."""
+        return self._copies
 
     def attach(self, optimizer: OptimizerView) -> None:
         """See `Strategy.attach`."""
-        super().attach(optimizer)
         for part in self._parts:
             part.attach(optimizer)
+        super().attach(optimizer)
+        for part in self._parts:
             part._watch = self._watch
-        self.agreement.attach(optimizer, [name for name, _ in self._module.named_parameters()])
+        self._copies = super().copies()
+        if not self.inside.replicated:
+            inside = self.inside.everyone
+            mine = inside.ranks if isinstance(inside, GroupCommunicator) else [self.rank]
+            self._copies = sorted({tuple(ranks): ranks for ranks in self.everyone.gather(mine, name="copies")}.values())
+        self.agreement.attach(optimizer, [piece.name for piece in self.pieces()])
         self.agreement.begin()
         self._payload = Payload(
             self.between,
@@ -113,15 +134,21 @@ class Consensus(Strategy):
         if last and not part.healthy():
             self._frozen = True
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, measure: bool = False) -> dict[str, Tensor]:
         """One update, unless this worker is frozen."""
         if self._frozen:
-            return None
+            norms = self.optimizer.norms() if measure else {}
+            self.optimizer.zero_grad()
+            return norms
         if self.agreement.needs_every_gradient:
             for p in self._parameters():
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
-        return self.optimizer.step(closure)
+        return self.inside.step(closure, measure=measure)
+
+    def guarding(self) -> AbstractContextManager[None]:
+        """See `Strategy.guarding`."""
+        return self.inside.guarding()
 
     def after_window(self) -> None:
         """Agree when it is time."""
@@ -152,22 +179,22 @@ class Consensus(Strategy):
             self._arrive()
 
     @contextmanager
-    def evaluating(self, weights: Weights) -> Iterator[None]:
-        """The module computes with the mean of the workers' W̄ or W (Z with worker duals), in scratch copies."""
+    def evaluating(self, weights: Weights, *, own: bool = False) -> Iterator[nn.Module]:
+        """A module computes with the mean of the workers' W̄ or W (Z with worker duals), in scratch copies."""
+        if own:
+            with self.inside.evaluating(weights) as module:
+                yield module
+            return
         params, centers, _ = self.optimizer.slow()
         agreeing = self.window > self.start_after
         values = self.agreement.agreed_center() if weights == "center" and agreeing else None
         if values is None:
-            own = centers if weights == "center" else [p.detach() for p in params]
-            scratch = Payload(self.between, self.weight, compressed=False, template=own, numbers=0, name="evaluation")
-            scratch.start(own, [], torch.zeros(0))
+            mine = centers if weights == "center" else [p.detach() for p in params]
+            scratch = Payload(self.between, self.weight, compressed=False, template=mine, numbers=0, name="evaluation")
+            scratch.start(mine, [], torch.zeros(0))
             values, _ = scratch.finish(0)
-        before = [p.detach().clone() for p in params]
-        _copy(params, values)
-        try:
-            yield
-        finally:
-            _copy(params, before)
+        with self.inside.showing(values) as module:
+            yield module
 
     def healthy(self) -> bool:
         """Whether no worker had seen anything that is not finite at the last agreement or vote."""
@@ -220,6 +247,8 @@ class Consensus(Strategy):
     def state_dict(self) -> StrategyState:
         """The agreement's, and the one under way with what it needs on arrival."""
         state = self.agreement.state_dict()
+        if not self.inside.replicated:  # each has its part of the agreed points
+            state.own |= {name: state.shared.pop(name) for name in list(state.shared)}
         state.shared["interval"] = torch.tensor([self._since], dtype=torch.int64)
         state.own["drift"] = self._drift
         if self._due is not None:
@@ -236,7 +265,7 @@ class Consensus(Strategy):
         if "interval" not in state.shared:  # written by another strategy, whose workers were equal
             self.agreement.begin()
             return
-        self.agreement.load_state_dict(state)
+        self.agreement.load_state_dict(state if self.inside.replicated else StrategyState(shared=state.own))
         self._since = int(state.shared["interval"])
         self._drift = state.own.get("drift", self._drift).to(self._drift.device)
         if "due" in state.own:
@@ -254,7 +283,7 @@ class Consensus(Strategy):
 
     @property
     def _wants_stop(self) -> bool:
-        return self.inside.stopping() or self._stop
+        return self.inside.stopping()
 
     @property
     def _riding(self) -> int:
@@ -279,7 +308,7 @@ class Consensus(Strategy):
         frozen, stop = numbers[-2:].tolist()
         self._agreed_stop = stop > 0.0
         self._since = self.window - self._departed  # done while it travelled
-        if frozen > 0.0 or not self._payload.finite():
+        if self.inside.any_beside(frozen > 0.0 or not self._payload.finite()):
             self._failed = True
             return
         number, more = divmod(self._departed, self.every)
@@ -290,6 +319,7 @@ class Consensus(Strategy):
             self.agreement.arrive_late(means, self._snapshot)
         else:
             self.agreement.arrive(means, numbers[:-2])
+        self.inside.changed()
         self._snapshot = []
 
     @torch.no_grad()
@@ -302,8 +332,3 @@ class Consensus(Strategy):
             apart = torch.stack(torch._foreach_norm(torch._foreach_sub(own, mean)))
             length = torch.stack(torch._foreach_norm(mean))
             self._drift = torch.linalg.vector_norm(apart) / torch.linalg.vector_norm(length)
-
-
-@torch.no_grad()
-def _copy(into: list[Tensor], values: list[Tensor]) -> None:
-    torch._foreach_copy_(into, values)

@@ -40,15 +40,14 @@ class DdpAveraging(Strategy):
         self._agreed_stop = False
         self._travelling: list[torch.futures.Future[Any]] = []
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def prepare(self, model: nn.Module) -> None:
         """Wrap the model."""
         super().prepare(model)
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.13
         settings: dict[str, Any] = {buffers: False}
-        wrapped = DistributedDataParallel(model, process_group=self.group, **settings)
+        self.module = wrapped = DistributedDataParallel(model, process_group=self.group, **settings)
         wrapped.register_comm_hook(self, self._hook())
-        return wrapped
 
     def attach(self, optimizer: OptimizerView) -> None:
         """See `Strategy.attach`."""
@@ -65,8 +64,9 @@ class DdpAveraging(Strategy):
             if any(map(_failed, self._travelling)):
                 raise self.everyone.lost("gradients", time.monotonic() - began, error) from error
             raise
-        self._watch.note(loss, self.window)
-        self._finite &= torch.isfinite(torch.stack(largest_gradients(self._parameters()))).all()
+        self._note(loss)
+        gradients = [p.grad for p in self._parameters()]
+        self._finite &= torch.isfinite(torch.stack(largest_gradients(gradients))).all()
 
     def after_window(self) -> None:
         """Ask now and then whether to stop."""

@@ -31,21 +31,21 @@ class FirstSight:
     """Remembers on the device in which window the loss, or a parameter's gradient, was first not finite.
 
     Args:
-        parameters: by name.
+        names: of the parameters.
+        device: where their gradients are.
     """
 
-    def __init__(self, parameters: dict[str, Tensor]) -> None:
-        self._names = [LOSS, *parameters]
-        self._parameters = list(parameters.values())
-        device = self._parameters[0].device
+    def __init__(self, names: list[str], device: torch.device) -> None:
+        self._names = [LOSS, *names]
         self._first = torch.full((len(self._names),), NEVER, dtype=torch.int64, device=device)
 
     @torch.no_grad()
-    def note(self, loss: Tensor, window: int) -> Tensor:
-        """Look at the loss and the gradients of `window`; whether all are finite (0-dim bool)."""
-        seen = [i for i, p in enumerate(self._parameters, 1) if p.grad is not None and p.grad.numel() > 0]
-        finite = torch.isfinite(torch.stack([loss.detach().double(), *largest_gradients(self._parameters)]))
-        if len(seen) < len(self._parameters):
+    def note(self, loss: Tensor, window: int, gradients: list[Tensor | None]) -> Tensor:
+        """Look at the loss and the gradients (of each parameter) of `window`; whether all are finite (0-dim bool)."""
+        seen = [i for i, g in enumerate(gradients, 1) if g is not None and g.numel() > 0]
+        largest = largest_gradients(gradients)
+        finite = torch.isfinite(torch.stack([loss.detach().double().to(self._first.device), *largest]))
+        if len(seen) < len(gradients):
             everything = finite.new_ones(len(self._names))
             everything[[0, *seen]] = finite
             finite = everything
@@ -60,10 +60,10 @@ class FirstSight:
         return Sighting(rank, window, tensor)
 
 
-def largest_gradients(parameters: list[Tensor]) -> list[Tensor]:
-    """The largest |g| of each parameter with a gradient that has elements (0-dim, float64).
+def largest_gradients(gradients: list[Tensor | None]) -> list[Tensor]:
+    """The largest |g| of each gradient that has elements (0-dim, float64).
 
     NaN and infinity survive a maximum, which is several times faster than a norm.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None and p.grad.numel() > 0]
-    return [value.double() for value in torch._foreach_max(torch._foreach_abs(gradients))] if gradients else []
+    found = [g for g in gradients if g is not None and g.numel() > 0]
+    return [value.double() for value in torch._foreach_max(torch._foreach_abs(found))] if found else []

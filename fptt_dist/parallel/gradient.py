@@ -52,7 +52,7 @@ class GradientAveraging(Strategy):
         self._loss += loss.detach()
         if not last:
             return
-        self._watch.note(self._loss, self.window)
+        self._note(self._loss)
         parameters = self._parameters()
         self._fill(parameters)
         self.everyone.sum(self._buffer, name="gradients")

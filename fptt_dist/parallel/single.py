@@ -22,7 +22,7 @@ class Single(Strategy):
         """Differentiate; see `Strategy.backward`."""
         loss.backward()
         if last:
-            self._finite = self._finite & self._watch.note(loss, self.window)
+            self._finite = self._finite & self._note(loss)
 
     def healthy(self) -> bool:
         """Whether loss and gradients were finite."""

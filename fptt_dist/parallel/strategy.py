@@ -1,15 +1,17 @@
 """What a strategy is: who holds what, and what travels between the workers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fptt_dist.parallel.collectives import Communicator, Traffic
 from fptt_dist.parallel.finite import NEVER, SUM, FirstSight, Sighting
+from fptt_dist.parallel.pieces import Piece, whole
 
 Weights = Literal["center", "weights"]
 
@@ -22,16 +24,30 @@ class OptimizerView(Protocol):
         beta: how much of W̄ an update renews.
         update: "algorithm2" where u is not renewed by u ← u − (W' − W̄).
         anchor: receives the second pull (`center`, `dual`, `strength` by parameter).
+        norm_reduce: receives what maps a part's sum of squares to the whole's.
     """
 
     param_groups: list[dict[str, Any]]
     beta: float
     update: str
     anchor: Any
+    norm_reduce: Callable[[Tensor], Tensor] | None
 
     @property
     def step(self) -> Callable[..., Any]:
         """One update."""
+        ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        ...
+
+    def norms(self) -> dict[str, Tensor]:
+        """2-norms for telemetry, between backward and step."""
+        ...
+
+    def register_step_pre_hook(self, hook: Callable[..., Any]) -> Any:
+        """Call `hook` before each update."""
         ...
 
     def at_center(self) -> AbstractContextManager[None]:
@@ -80,17 +96,22 @@ class StrategyState:
 class Strategy(ABC):
     """One way to train with several workers. The loop calls, in this order and the same on every worker:
 
-    `prepare`, `attach`, then for each window `backward`, `step`, `after_window`; `healthy` and `stopping` after each
-    batch; `settle` when an epoch resets the slow variables and at the end.
+    `prepare`, `parameters`, `attach`, then for each window `backward`, `step`, `after_window`; `healthy` and `stopping`
+    after each batch; `settle` when an epoch resets the slow variables and at the end.
 
     Args:
         everyone: all workers.
 
     Attributes:
         everyone: all workers.
+        module: what computes in training, from `attach` on.
         window: updates done, the clock that all agreements go by.
         replicated: whether weights, slow variables and moments are equal on all workers.
+        casts: whether the module computes in bf16 by itself.
     """
+
+    module: nn.Module
+    casts = False
 
     replicated = True
 
@@ -98,6 +119,7 @@ class Strategy(ABC):
         self.everyone = everyone
         self.window = 0
         self._stop = False
+        self._pieces: list[Piece] = []
 
     @property
     def rank(self) -> int:
@@ -114,24 +136,41 @@ class Strategy(ABC):
         """How many agree: the workers, or the machines where a machine's workers are equal."""
         return self.world
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The module to train, called before the optimizer exists."""
-        self._module = model
-        return model
-
-    def attach(self, optimizer: OptimizerView) -> None:
-        """Take the optimizer and bring every worker to rank 0's parameters and buffers.
+    def prepare(self, model: nn.Module) -> None:
+        """Take the model, before the optimizer exists, and bring every worker to rank 0's parameters and buffers.
 
         Raises:
             RuntimeError: they are not equal, bit for bit, after that.
         """
-        self.optimizer = optimizer
-        tensors = [t.detach() for t in (*self._module.parameters(), *self._module.buffers())]
+        self._network = self.module = model
+        tensors = [t.detach() for t in (*model.parameters(), *model.buffers())]
         self.everyone.broadcast(tensors, name="weights")
         wide = [t for t in tensors if t.element_size() % 4 == 0]
         if not self.everyone.equal(wide, name="weights"):
             raise RuntimeError("the workers' weights differ after the broadcast from rank 0")
-        self._watch = FirstSight(dict(self._module.named_parameters()))
+
+    def parameters(self) -> list[Tensor]:
+        """What the optimizer is to step."""
+        return list(self._network.parameters())
+
+    def attach(self, optimizer: OptimizerView) -> None:
+        """Take the optimizer of `parameters`."""
+        self.optimizer = optimizer
+        pieces = self.pieces()
+        self._watch = FirstSight([piece.name for piece in pieces], pieces[0].tensor.device)
+
+    def pieces(self) -> list[Piece]:
+        """What this worker holds of each parameter; the same list at each call, from `attach` on."""
+        if not self._pieces:
+            self._pieces = [whole(name, p) for name, p in self._network.named_parameters()]
+        return self._pieces
+
+    def copies(self) -> list[list[int]]:
+        """Which workers hold one copy of weights, slow variables and moments together, where they are not all equal."""
+        return [[rank] for rank in range(self.world)]
+
+    def changed(self) -> None:
+        """Called after the optimizer's tensors were written to from outside: the module now computes with them."""
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -142,9 +181,24 @@ class Strategy(ABC):
             last: whether an update follows; then the gradients are made what the update shall use.
         """
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of the optimizer."""
-        return self.optimizer.step(closure)
+    def step(self, closure: Callable[[], Any] | None = None, *, measure: bool = False) -> dict[str, Tensor]:
+        """One update of the optimizer, which leaves no gradients.
+
+        Args:
+            closure: for an update that takes a second gradient.
+            measure: whether to read the optimizer's norms.
+
+        Returns:
+            The norms by name, of the gradients before the update; empty unless `measure`.
+        """
+        norms = self.optimizer.norms() if measure else {}
+        self.optimizer.step(closure)
+        self.optimizer.zero_grad()
+        return norms
+
+    def guarding(self) -> AbstractContextManager[None]:
+        """A batch is trained within this context, which tells a lost worker from an error of the model."""
+        return nullcontext()
 
     def after_window(self) -> None:
         """Called after each window's update; a place to agree with the other workers."""
@@ -153,9 +207,27 @@ class Strategy(ABC):
     def settle(self) -> None:
         """All workers agree now: at an epoch's reset and at the end."""
 
-    def evaluating(self, weights: Weights) -> AbstractContextManager[None]:
-        """Within the context the module computes with the agreed W̄ or W; afterwards what was there is back."""
-        return self.optimizer.at_center() if weights == "center" else nullcontext()
+    @contextmanager
+    def evaluating(self, weights: Weights, *, own: bool = False) -> Iterator[nn.Module]:
+        """A module that computes with the agreed W̄ or W within the context; afterwards what was there is back.
+
+        `own`: with this worker's, where the workers have each their own.
+        """
+        with self.optimizer.at_center() if weights == "center" else nullcontext():
+            yield self._network
+
+    @contextmanager
+    def showing(self, values: list[Tensor]) -> Iterator[nn.Module]:
+        """A module that computes with `values`, one for each of `parameters`; afterwards what was there is back."""
+        parameters = self._parameters()
+        with torch.no_grad():
+            before = [p.detach().clone() for p in parameters]
+            torch._foreach_copy_(parameters, values)
+        try:
+            yield self._network
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, before)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the workers (metrics, estimates), in place."""
@@ -177,6 +249,10 @@ class Strategy(ABC):
     def stopping(self) -> bool:
         """Whether all workers stop after this batch; the same answer everywhere."""
         return self._stop
+
+    def any_beside(self, flag: bool) -> bool:
+        """Whether `flag` is set on any of the workers that hold one copy together."""
+        return flag
 
     def vote(self) -> None:
         """Bring `healthy` and `stopping` up to date on all workers, before a checkpoint; changes no weight."""
@@ -214,6 +290,12 @@ class Strategy(ABC):
     def load_state_dict(self, state: StrategyState, window: int) -> None:
         """Bring back what `state_dict` gave at update `window`; `own` is empty after a change of the world's size."""
         self.window = window
+
+    def _note(self, loss: Tensor) -> Tensor:
+        """Look at this update's loss and gradients; whether all are finite (0-dim bool)."""
+        gradients = [piece.tensor.grad for piece in self.pieces()]
+        own = [None if g is None else piece.of(g) for piece, g in zip(self.pieces(), gradients, strict=True)]
+        return self._watch.note(loss, self.window, own)
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

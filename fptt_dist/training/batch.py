@@ -92,10 +92,8 @@ class WindowLoop:
             losses.extend(window_losses)
             metrics.extend(window_metrics)
             if update:
-                if measure and is_last:
-                    norms = self.optimizer.norms()
-                self.strategy.step(self._closure(parts, windows, incoming))
-                self.optimizer.zero_grad()
+                closure = self._closure(parts, windows, incoming)
+                norms = self.strategy.step(closure, measure=measure and is_last)
                 self.strategy.after_window()
             incoming = outgoing
         measured = torch.stack(metrics) if metrics else torch.empty(0, device=batch.inputs.device)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from fptt_dist import config as settings
 from fptt_dist.algorithm import FPTT, PROCEDURES, schedules
@@ -89,9 +89,9 @@ def build_model(config: Config, task: Task) -> Network:
     return Network(layer, model.hidden, task.outputs, reads=task.loss.reads)
 
 
-def build_optimizer(config: Config, model: nn.Module) -> FPTT:
+def build_optimizer(config: Config, parameters: list[Tensor]) -> FPTT:
     """FPTT around the base optimizer; the baselines are FPTT with α = 0, which is the base optimizer bit for bit."""
-    base = _base_optimizer(config.optimizer, model)
+    base = _base_optimizer(config.optimizer, parameters)
     fptt = config.fptt
     if not PROCEDURES[config.algorithm].has_force:
         return FPTT(base, alpha=0.0, max_norm=config.train.max_norm)
@@ -109,9 +109,8 @@ def build_optimizer(config: Config, model: nn.Module) -> FPTT:
 
 
 def _base_optimizer(
-    optimizer: settings.SGD | settings.Adam | settings.AdamW | settings.RMSprop, model: nn.Module
+    optimizer: settings.SGD | settings.Adam | settings.AdamW | settings.RMSprop, parameters: list[Tensor]
 ) -> torch.optim.Optimizer:
-    parameters = list(model.parameters())
     match optimizer:
         case settings.SGD() as sgd:
             return torch.optim.SGD(

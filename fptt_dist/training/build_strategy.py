@@ -1,6 +1,7 @@
 """From a configuration to who holds what."""
 
 import logging
+from pathlib import Path
 
 from fptt_dist import config as settings
 from fptt_dist.algorithm import PROCEDURES, Anchor
@@ -9,6 +10,8 @@ from fptt_dist.parallel import (
     Communicator,
     Consensus,
     DdpAveraging,
+    DeepspeedZero,
+    FullyShard,
     GradientAveraging,
     GroupCommunicator,
     LaunchEnvironment,
@@ -46,6 +49,14 @@ def build_strategy(config: Config, environment: LaunchEnvironment, everyone: Com
             return GradientAveraging(everyone, weight)
         case settings.ConsensusParallel() as consensus:
             return _consensus(config, consensus, environment, everyone)
+        case settings.FsdpParallel() | settings.DeepspeedParallel() as sharded:
+            _check_offload(sharded.offload, everyone)
+            if world > 1:
+                return _sharded(config, sharded, everyone)
+            LOG.warning(
+                "one process holds everything: parallel.strategy=%s is parallel.strategy=single", sharded.strategy
+            )
+            return Single()
 
 
 def updates_of(config: Config) -> int:
@@ -76,10 +87,14 @@ def _consensus(
     between, voice = everyone, own
     if isinstance(parallel, settings.HierarchicalParallel):
         machine, across = machines(environment, everyone)
-        between = MachinesCommunicator(machine, across)
         ranks = machine.ranks if isinstance(machine, GroupCommunicator) else [everyone.rank]
         voice = sum(weights[rank] for rank in ranks)
-        if machine.world > 1:
+        between = MachinesCommunicator(machine, across)
+        if machine.world > 1 and parallel.inside == "fsdp":
+            assert machine.rank == environment.local_rank
+            between = across  # each worker agrees on its part with its like
+            inside = FullyShard(machine, own / voice, bf16=config.train.precision == "bf16")
+        elif machine.world > 1:
             inside = GradientAveraging(machine, own / voice)
     if parallel.dual == "worker":
         if config.data.shards == "shuffled" and everyone.rank == 0:
@@ -107,6 +122,34 @@ def _consensus(
         start_after=parallel.start_after,
         stop_every=parallel.stop_every,
     )
+
+
+def _sharded(
+    config: Config, parallel: settings.FsdpParallel | settings.DeepspeedParallel, everyone: Communicator
+) -> Strategy:
+    weight = shares(config, everyone.world)[everyone.rank]
+    bf16 = config.train.precision == "bf16"
+    if isinstance(parallel, settings.FsdpParallel):
+        return FullyShard(everyone, weight, bf16=bf16, offload=parallel.offload)
+    part = share(config.train.batch_size, everyone.rank, everyone.world)
+    return DeepspeedZero(
+        everyone,
+        weight,
+        stage=parallel.stage,
+        sequences=config.train.micro_batch_size or part.stop - part.start,
+        bf16=bf16,
+        offload=parallel.offload,
+        given=None if parallel.settings is None else Path(parallel.settings),
+    )
+
+
+def _check_offload(offload: bool, everyone: Communicator) -> None:
+    """Where the processes compute on CPUs, nothing is to be moved."""
+    if offload and everyone.device.type == "cpu":
+        raise ConfigError(
+            "parallel.offload=true moves the parts from a GPU's memory to the host's, and device=cpu computes there: "
+            "type parallel.offload=false"
+        )
 
 
 def shares(config: Config, world: int) -> list[float]:

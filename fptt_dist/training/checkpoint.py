@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,8 +24,9 @@ from torch import Tensor
 
 from fptt_dist.config import ConfigError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
+BLOCK = 2**23  # bytes read at once: between two reads a thread that checks may have to wait for the one that trains
 LOG = logging.getLogger("fptt_dist")
 
 Files = Mapping[str, Mapping[str, Any]]
@@ -41,6 +42,11 @@ class CheckpointStore:
         rank: this worker; rank 0 writes what is equal everywhere.
         world: number of workers.
         wait_for_all: returns when all workers have called it with the same name.
+
+    Attributes:
+        saved: the newest checkpoint that all workers have saved here, None before the first.
+
+    As a context it waits at the end for a save under way.
     """
 
     def __init__(
@@ -57,6 +63,18 @@ class CheckpointStore:
         self.rank = rank
         self.world = world
         self.wait_for_all = wait_for_all
+        self.saved: Path | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.wait()
+        except Exception as lost:
+            if error is None:
+                raise
+            LOG.warning("%s", lost)  # beside what ended the run, which goes on its way
 
     def at(self, step: int) -> Path:
         """The folder of the checkpoint after `step` batches, whether it is there or not."""
@@ -98,7 +116,11 @@ class CheckpointStore:
                 f"the checkpoint {final} could not be written, earlier ones are untouched: {error}"
             ) from error
         self.wait_for_all("checkpoint done")
+        self.saved = final
         return final
+
+    def wait(self) -> None:
+        """Return when no save is under way, which is at once where `save` does not return before its end."""
 
     def _write(self, step: int, temporary: Path, final: Path, shared: Files, own: Files) -> None:
         """All files, then the manifest, then the rename that makes it a checkpoint."""
@@ -109,6 +131,8 @@ class CheckpointStore:
             _write(temporary / "rank" / str(self.rank) / name, content)
         self.wait_for_all("checkpoint written")
         if self.rank == 0:
+            if (temporary / "rank").is_dir():
+                _flush_folder(temporary / "rank")
             manifest = {"schema_version": SCHEMA_VERSION, "step": step, "world": self.world}
             _write(temporary / MANIFEST, {**manifest, "files": _describe(temporary)})
             shutil.rmtree(final, ignore_errors=True)
@@ -120,7 +144,10 @@ class CheckpointStore:
         if self.rank == 0:
             temporary = self.root / f"{name}.tmp"
             temporary.write_text(folder.name + "\n")
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, self.root / name)
+            _flush_folder(self.root)
 
     def pointed(self, name: str) -> Path | None:
         """The folder that the pointer `name` names, if it is there and whole."""
@@ -210,8 +237,11 @@ def _describe(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,15 +2,18 @@
 
     model, optimizer, task .safetensors, state.json     equal on all workers: written once
     strategy.safetensors                                what the strategy shares (Z, μ̄, agreed points)
-    rank/<r>/model, optimizer .safetensors              where each worker has its own W, W̄, u and moments (consensus)
+    rank/<r>/model, optimizer .safetensors              where each worker has its own W, W̄, u and moments (consensus),
+                                                        or a part of them: pieces.json says which (fsdp, deepspeed)
     rank/<r>/strategy, loss, random, carried, state     μ_r, an agreement under way, estimates, random streams, states
 
-With the same number of workers a run goes on bit for bit. With another one: what was equal everywhere stays as it is;
-W, W̄, u and moments become their mean over the workers (weighted by their shares of the batch; W̄ ← Z with worker duals);
-μ_r ← 0, an agreement under way is dropped, random streams start afresh from (seed, rank, batch, workers).
+With the same number of workers a run goes on bit for bit. With another one, or another strategy: what was equal
+everywhere stays as it is, and parts are dealt anew; W, W̄, u and moments of which there were several copies become their
+mean over the workers (weighted by their shares of the batch; W̄ ← Z with worker duals); μ_r ← 0, an agreement under way
+is dropped, random streams start afresh from (seed, rank, batch, workers).
 """
 
 import logging
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +27,7 @@ from fptt_dist.training import build, snapshot
 from fptt_dist.training.checkpoint import Files, read_tensors, read_values
 from fptt_dist.training.nested import flatten, unflatten
 from fptt_dist.training.position import Best, Position
+from fptt_dist.training.saved_state import MODEL, OPTIMIZER, PIECES, SavedState, described
 
 if TYPE_CHECKING:
     from fptt_dist.training.trainer import Trainer
@@ -34,11 +38,15 @@ LOG = logging.getLogger("fptt_dist")
 def contents_of(trainer: "Trainer") -> tuple[Files, Files]:
     """The files that rank 0 writes for all, and this worker's own."""
     strategy = trainer.strategy
-    optimizer_tensors, optimizer_values = snapshot.optimizer_files(trainer.network, trainer.optimizer)
-    weights = {
-        "model.safetensors": snapshot.model_tensors(trainer.network),
-        "optimizer.safetensors": optimizer_tensors,
+    pieces = strategy.pieces()
+    optimizer_tensors, optimizer_values = snapshot.optimizer_files(pieces, trainer.optimizer)
+    weights: dict[str, Any] = {
+        MODEL: snapshot.model_tensors(pieces, trainer.network),
+        OPTIMIZER: optimizer_tensors,
     }
+    if len(strategy.copies()) < strategy.world:
+        weights = {file: {name: _flat(t) for name, t in tensors.items()} for file, tensors in weights.items()}
+        weights[PIECES] = described(pieces)
     state = strategy.state_dict()
     random_tensors, random_values = snapshot.random_files(trainer.device)
     carried: dict[str, Tensor] = {}
@@ -50,6 +58,8 @@ def contents_of(trainer: "Trainer") -> tuple[Files, Files]:
             "run_id": trainer.folder.run_id if strategy.rank == 0 else None,
             "strategy": type(strategy).__name__,
             "replicated": strategy.replicated,
+            "copies": strategy.copies(),
+            "shapes": trainer.shapes,
             "shares": trainer.shares,
             "voices": strategy.voices,
             "position": asdict(trainer.position),
@@ -82,9 +92,15 @@ def restore(trainer: "Trainer", folder: Path) -> None:
     trainer.task.load_state_dict(read_tensors(folder, "task.safetensors"))
     kept = StrategyState(shared=read_tensors(folder, "strategy.safetensors"))
     same_strategy = values["strategy"] == type(strategy).__name__
-    if [len(values["shares"]), values["voices"]] == [strategy.world, strategy.voices] and same_strategy:
+    then, now = (
+        [len(values["shares"]), values["voices"], values["copies"]],
+        [strategy.world, strategy.voices, strategy.copies()],
+    )
+    if then == now and same_strategy:
         own = _rank(folder, strategy.rank)
-        _load(trainer, folder, folder if values["replicated"] else own, own)
+        copy = next(ranks for ranks in strategy.copies() if strategy.rank in ranks)
+        folders = [folder] if values["replicated"] else [_rank(folder, rank) for rank in copy]
+        _load(trainer, folder, values, SavedState([folders], [1.0]))
         kept.own = read_tensors(own, "strategy.safetensors")
         own_values = read_values(own, "state.json")
         trainer.task.loss.load_state_dict(read_tensors(own, "loss.safetensors"))
@@ -105,26 +121,24 @@ def load_agreed(trainer: "Trainer", folder: Path) -> None:
     values = read_values(folder, "state.json")
     trainer.task.load_state_dict(read_tensors(folder, "task.safetensors"))
     if values["replicated"]:
-        _load(trainer, folder, folder, _rank(folder, 0))
+        _load(trainer, folder, values, SavedState([[folder]], [1.0]))
         return
-    shares = values["shares"]
-    model, moments = (
-        _mean([read_tensors(_rank(folder, rank), name) for rank in range(len(shares))], shares)
-        for name in ("model.safetensors", "optimizer.safetensors")
-    )
-    for name, center in read_tensors(folder, "strategy.safetensors").items():
-        if name.startswith("center/"):  # Z
-            moments[f"{name.removeprefix('center/')}/center"] = center
-    snapshot.load_model(trainer.network, model, folder)
-    plain = read_values(_rank(folder, 0), "state.json")["optimizer"]
-    snapshot.load_optimizer(trainer.network, trainer.optimizer, moments, plain)
+    copies = [[_rank(folder, rank) for rank in ranks] for ranks in values["copies"]]
+    shares = [math.fsum(values["shares"][rank] for rank in ranks) for ranks in values["copies"]]
+    agreed = read_tensors(folder, "strategy.safetensors").items()
+    centers = {name.removeprefix("center/"): z for name, z in agreed if name.startswith("center/")}  # Z
+    _load(trainer, folder, values, SavedState(copies, shares, centers))
 
 
-def _load(trainer: "Trainer", folder: Path, weights: Path, own: Path) -> None:
-    snapshot.load_model(trainer.network, read_tensors(weights, "model.safetensors"), folder)
-    tensors = read_tensors(weights, "optimizer.safetensors")
-    plain = read_values(own, "state.json")["optimizer"]
-    snapshot.load_optimizer(trainer.network, trainer.optimizer, tensors, plain)
+def _load(trainer: "Trainer", folder: Path, values: dict[str, Any], saved: SavedState) -> None:
+    """Weights and the optimizer's state, this worker's part of them."""
+    pieces = trainer.strategy.pieces()
+    snapshot.check_model(values["shapes"], trainer.shapes, folder)
+    snapshot.load_model(pieces, trainer.network, saved)
+    rank = 0 if values["replicated"] or trainer.strategy.world != len(values["shares"]) else trainer.strategy.rank
+    plain = read_values(_rank(folder, rank), "state.json")["optimizer"]
+    snapshot.load_optimizer(pieces, trainer.optimizer, saved, plain)
+    trainer.strategy.changed()
 
 
 def _deal_anew(trainer: "Trainer", folder: Path, values: dict[str, Any]) -> None:
@@ -146,21 +160,14 @@ def _deal_anew(trainer: "Trainer", folder: Path, values: dict[str, Any]) -> None
     trainer.states = None
     build.seed_worker(trainer.config.seed, strategy.rank, trainer.position.batch, strategy.world)
     if strategy.rank == 0:
-        LOG.warning("%s: weights and moments are the mean of theirs, random streams start afresh", how)
+        what = "are theirs" if values["replicated"] or len(values["copies"]) == 1 else "are the mean of theirs"
+        LOG.warning("%s: weights and moments %s, random streams start afresh", how, what)
 
 
-def _mean(states: list[dict[str, Tensor]], shares: list[float]) -> dict[str, Tensor]:
-    """Tensor by tensor over the workers that have it (one without any gradient so far has no moments)."""
-    mean: dict[str, Tensor] = {}
-    for name in dict.fromkeys(name for state in states for name in state):
-        held = [(state[name], share) for state, share in zip(states, shares, strict=True) if name in state]
-        total = sum(share for _, share in held)
-        if name.endswith("/step"):
-            mean[name] = torch.stack([tensor for tensor, _ in held]).amax(0)
-        else:
-            sum_ = sum((tensor.double() * (share / total) for tensor, share in held), torch.zeros(()))
-            mean[name] = sum_.to(held[0][0].dtype)
-    return mean
+def _flat(tensor: Tensor) -> Tensor:
+    """As parts are written, so that a run of elements can be read; in memory of its own, which the format wants."""
+    own = tensor.detach().clone()
+    return own.reshape(-1) if own.dim() else own
 
 
 def _rank(folder: Path, rank: int) -> Path:

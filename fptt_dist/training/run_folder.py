@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "run.dir",
     "resume",
 )
+SAME_UPDATES = ("single", "gradient", "fsdp", "deepspeed")  # strategies that differ in who holds what alone
 
 
 @dataclass(frozen=True)
@@ -201,15 +202,22 @@ class RunFolder:
         write_whole(self.path / "job.json", json.dumps({"job": job, **more}, indent=1) + "\n")
 
     def _check_same_run(self, saved: Path) -> None:
-        differing = {
-            key: pair for key, pair in changes(load(saved), self.config).items() if not key.startswith(MAY_CHANGE)
-        }
+        old, now = load(saved), self.config
+        may_change = MAY_CHANGE
+        if old.parallel.strategy in SAME_UPDATES and now.parallel.strategy in SAME_UPDATES:
+            may_change = (*MAY_CHANGE, "parallel.")
+        elif old.parallel.strategy == now.parallel.strategy == "hierarchical":
+            may_change = (*MAY_CHANGE, "parallel.inside")
+        differing = {key: pair for key, pair in changes(old, now).items() if not key.startswith(may_change)}
         if differing:
-            lines = "\n".join(f"  {key}: {show(old)} there, {show(new)} now" for key, (old, new) in differing.items())
+            lines = "\n".join(
+                f"  {key}: {show(there)} there, {show(new)} now" for key, (there, new) in differing.items()
+            )
             raise ConfigError(
                 f"resume=auto: run.dir={self.path} holds a run with another configuration:\n{lines}\n"
-                "Only train.batches, train.epochs, checkpoint.*, telemetry.*, data.root, parallel.launcher and "
-                "parallel.timeout may change: give the old values, or run.dir=… for a new run"
+                "Only train.batches, train.epochs, checkpoint.*, telemetry.*, data.root, parallel.launcher, "
+                "parallel.timeout and, among single, gradient, fsdp and deepspeed, parallel.strategy may change: give "
+                "the old values, or run.dir=… for a new run"
             )
 
     def cut_metrics(self, batch: int) -> None:

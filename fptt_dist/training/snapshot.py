@@ -8,61 +8,82 @@ import torch
 from torch import Tensor, nn
 
 from fptt_dist.algorithm import FPTT
+from fptt_dist.algorithm.fptt import CENTER
 from fptt_dist.config import ConfigError
+from fptt_dist.parallel import Piece
+from fptt_dist.training.saved_state import SavedState
 
 
-def optimizer_files(model: nn.Module, optimizer: FPTT) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state: tensors named `parameter/entry`, and the plain values beside them."""
-    names = [name for name, _ in model.named_parameters()]
+def optimizer_files(pieces: list[Piece], optimizer: FPTT) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state: tensors named `parameter/entry`, and the plain values beside them.
+
+    What is one number for a parameter is 0-dimensional; all else has the parameter's shape, or is flat where this
+    worker holds a part.
+    """
+    index = _index(optimizer)
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     entries: dict[str, dict[str, Any]] = {}
-    for index, entry in state["state"].items():
-        for key, value in entry.items():
+    for piece in pieces:
+        for key, value in state["state"].get(index[id(piece.tensor)], {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{names[index]}/{key}"] = value
+                tensors[f"{piece.name}/{key}"] = value if value.dim() == 0 != piece.tensor.dim() else piece.of(value)
             else:
-                entries.setdefault(names[index], {})[key] = value
+                entries.setdefault(piece.name, {})[key] = value
     return tensors, {"param_groups": state["param_groups"], "entries": entries}
 
 
-def load_optimizer(model: nn.Module, optimizer: FPTT, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Put back what `optimizer_files` gave."""
-    index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
+def load_optimizer(pieces: list[Piece], optimizer: FPTT, saved: SavedState, values: dict[str, Any]) -> None:
+    """Put back what `optimizer_files` gave, on whichever workers."""
+    index = _index(optimizer)
     state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        state.setdefault(index[parameter], {})[key] = tensor
-    for parameter, entry in values["entries"].items():
-        state.setdefault(index[parameter], {}).update(entry)
+    for piece in pieces:
+        entry = state.setdefault(index[id(piece.tensor)], {})
+        entry.update(values["entries"].get(piece.name, {}))
+        for key, value in saved.entries(piece):
+            if value.dim() == 0 != piece.tensor.dim():
+                entry[key] = value
+                continue
+            if key not in entry:  # a part without moments so far has W̄ = W, and zeros
+                like = piece.tensor.detach().to(value.device, value.dtype, copy=True)
+                entry[key] = like if key == CENTER else torch.zeros_like(like)
+            piece.of(entry[key]).copy_(value.view(piece.of(entry[key]).shape))
+    now = optimizer.state_dict()["param_groups"]
     groups = [
-        _with_tuples(group, now) for group, now in zip(values["param_groups"], optimizer.param_groups, strict=True)
+        {**_with_tuples(group, live), "params": own["params"]}
+        for group, live, own in zip(values["param_groups"], optimizer.param_groups, now, strict=True)
     ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": {i: entry for i, entry in state.items() if entry}, "param_groups": groups})
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+def model_tensors(pieces: list[Piece], model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name; a tied one once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {**{piece.name: piece.of(piece.tensor) for piece in pieces}, **dict(model.named_buffers())}
 
 
 @torch.no_grad()
-def load_model(model: nn.Module, tensors: dict[str, Tensor], folder: Any) -> None:
-    """Copy the tensors into the model's own, in place.
+def load_model(pieces: list[Piece], model: nn.Module, saved: SavedState) -> None:
+    """Copy the tensors into the worker's own, in place."""
+    for piece in pieces:
+        target = piece.of(piece.tensor)
+        target.copy_(saved.weight(piece).view(target.shape))
+    for name, buffer in model.named_buffers():
+        buffer.copy_(saved.buffer(name))
+
+
+def check_model(shapes: dict[str, list[int]], own: dict[str, list[int]], folder: Any) -> None:
+    """Compare the shapes by name of a checkpoint with those of the model.
 
     Raises:
         ConfigError: names or shapes are another model's.
     """
-    own = model_tensors(model)
     differing = [
-        f"{name}: {_shape(tensors.get(name))} in the checkpoint, {_shape(own.get(name))} in the model"
-        for name in sorted(own.keys() | tensors.keys())
-        if _shape(own.get(name)) != _shape(tensors.get(name))
+        f"{name}: {_shape(shapes.get(name))} in the checkpoint, {_shape(own.get(name))} in the model"
+        for name in sorted(own.keys() | shapes.keys())
+        if own.get(name) != shapes.get(name)
     ]
     if differing:
         raise ConfigError(f"{folder} is a checkpoint of another model:\n  " + "\n  ".join(differing))
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
 
 
 def random_files(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -102,5 +123,10 @@ def _with_tuples(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()}
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "nothing" if tensor is None else str(tuple(tensor.shape))
+def _index(optimizer: FPTT) -> dict[int, int]:
+    """The number that `state_dict` gives each of the optimizer's tensors, by identity."""
+    return {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "nothing" if shape is None else str(tuple(shape))

@@ -4,21 +4,22 @@ import logging
 import math
 import shlex
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fptt_dist.algorithm import PROCEDURES
 from fptt_dist.config import ConfigError
-from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, tighten
+from fptt_dist.parallel import LaunchEnvironment, Weights, beside, communicator, tighten
 from fptt_dist.parallel.collectives import checksum
 from fptt_dist.parallel.finite import LOSS, SUM
 from fptt_dist.tasks import share
 from fptt_dist.training import build, snapshot
+from fptt_dist.training.background import BackgroundStore
 from fptt_dist.training.batch import BatchResult, WindowLoop
 from fptt_dist.training.build_strategy import build_strategy, deal, shares
 from fptt_dist.training.checkpoint import CheckpointStore, problem_of
@@ -69,11 +70,15 @@ class Trainer:
         self.shares = shares(config, self.strategy.world)
         deal(self.task, config, self.strategy.rank, self.strategy.world)
         self.network = build.build_model(config, self.task).to(device)
-        self.model = self.strategy.prepare(self.network)
-        self.optimizer = build.build_optimizer(config, self.model)
+        self.counts = self.network.parameter_counts()  # an engine may leave the network without its weights
+        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        self.shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        sum_of_bits = int(checksum(list(self.network.parameters()))) % 2**64
+        self.strategy.prepare(self.network)
+        self.optimizer = build.build_optimizer(config, self.strategy.parameters())
         self.strategy.attach(self.optimizer)
+        self.model = self.strategy.module
         if self.strategy.world > 1 and self.strategy.rank == 0:
-            sum_of_bits = int(checksum(list(self.network.parameters()))) % 2**64
             LOG.warning("%d workers start from equal weights, checksum %016x", self.strategy.world, sum_of_bits)
         self.share = share(config.train.batch_size, self.strategy.rank, self.strategy.world)
         micro = config.train.micro_batch_size
@@ -86,7 +91,7 @@ class Trainer:
             procedure,
             windows=config.windows,
             micro_batches=1 if micro is None else (self.share.stop - self.share.start) // micro,
-            precision=config.train.precision,
+            precision="fp32" if self.strategy.casts else config.train.precision,
         )
 
         # how long
@@ -113,12 +118,15 @@ class Trainer:
         force = procedure.has_force and config.fptt.alpha > 0.0
         chosen = config.evaluate.weights
         self.weights: Weights = ("center" if force else "weights") if chosen == "auto" else chosen
-        self.store = CheckpointStore(
+        asynchronous = config.checkpoint.asynchronous
+        # Collectives of the thread that writes must not meet those of the one that trains.
+        self.savers = beside(self.strategy.everyone) if asynchronous else self.strategy.everyone
+        self.store = (BackgroundStore if asynchronous else CheckpointStore)(
             folder.checkpoints,
             keep_last=config.checkpoint.keep_last,
             rank=self.strategy.rank,
             world=self.strategy.world,
-            wait_for_all=lambda name: self.strategy.everyone.barrier(name=name),
+            wait_for_all=lambda name: self.savers.barrier(name=name),
         )
         self.traffic = TrafficMeter(self.strategy)
         self.position = Position()
@@ -143,28 +151,36 @@ class Trainer:
         active = self.strategy.rank == 0
         if active:
             self.folder.discard_result()
-        with Telemetry(
-            self.folder, active=active, total_batches=self.total_batches, first_batch=self.position.batch
-        ) as telemetry:
+        with (
+            Telemetry(
+                self.folder, active=active, total_batches=self.total_batches, first_batch=self.position.batch
+            ) as telemetry,
+            self.store,
+        ):
             first = True
             while not self.done:
                 self._train_batch(telemetry)
                 if first:
-                    tighten(self.strategy.communicators(), self.config.parallel.timeout)
+                    groups = {id(each): each for each in (*self.strategy.communicators(), self.savers)}
+                    tighten(list(groups.values()), self.config.parallel.timeout)
                     first = False
                 value = self._validate_if_due(telemetry)
                 improved = value is not None and self.best is not None and self.best.batch == self.position.batch
                 watched = self.watch is not None and value is not None
                 if self._due(self.config.checkpoint.every) or improved or watched or self.done:
                     saved = self.save(improved=improved)
-                    stop.saved = True
                     if self.watch is not None and value is not None and not self.done:
+                        self.store.wait()
                         self.watch(self._progress(value, saved))
+                if self.store.saved is not None:
+                    stop.saved = True
                 telemetry.batch(self.position.batch)
                 if stop.number is not None:
                     self.strategy.request_stop()
                 if not self.done and self.strategy.stopping():
-                    raise self._interrupted(stop, self.save())
+                    saved = self.save()
+                    self.store.wait()
+                    raise self._interrupted(stop, saved)
             result = self._finish(telemetry)
             if active:
                 telemetry.result(result)
@@ -200,7 +216,8 @@ class Trainer:
             group["alpha"] = self.alpha_schedule(progress, group["lr"] / self.config.optimizer.lr)
         recorded = (position.batch + 1) % self.config.telemetry.every == 0
         batch = self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device)
-        result, norms = self.loop.run(batch, self.states, measure=recorded)
+        with self.strategy.guarding():
+            result, norms = self.loop.run(batch, self.states, measure=recorded)
         self._check_finite()
         if self.task.carries_state:
             self.states = result.states
@@ -225,6 +242,7 @@ class Trainer:
         if PROCEDURES[self.config.algorithm].has_force and (fptt.reset_weights or fptt.reset_dual):
             self.strategy.settle()
             self.optimizer.recenter(weights=fptt.reset_weights, dual=fptt.reset_dual)
+            self.strategy.changed()
         self.task.loss.end_epoch(self.strategy.sum)
         self.position.epoch += 1
         self.position.cursor = 0
@@ -282,8 +300,9 @@ class Trainer:
 
         All workers refuse together.
         """
-        optimizer_tensors, _ = snapshot.optimizer_files(self.network, self.optimizer)
-        tensors = {**snapshot.model_tensors(self.network), **optimizer_tensors}
+        pieces = self.strategy.pieces()
+        optimizer_tensors, _ = snapshot.optimizer_files(pieces, self.optimizer)
+        tensors = {**snapshot.model_tensors(pieces, self.network), **optimizer_tensors}
         bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
         found = self.strategy.everyone.gather(bad[:1], name="storable")
         for rank, names in enumerate(found):
@@ -321,8 +340,8 @@ class Trainer:
         needed = epoch_ended and self.lr_schedule.needs_validation
         if not (self._due(self.config.evaluate.every) or needed or self.done):
             return None
-        with self.strategy.evaluating(self.weights):
-            value = evaluate(self.network, self.task, self.strategy, "validation", self.device)
+        with self.strategy.evaluating(self.weights) as network:
+            value = evaluate(network, self.task, self.strategy, "validation", self.device)
         sign = 1.0 if self.task.higher_is_better else -1.0
         improved = self.best is None or math.isnan(self.best.value) or sign * value > sign * self.best.value
         if improved:
@@ -369,15 +388,15 @@ class Trainer:
         """The weights that a checkpoint's workers agree on, and what the task keeps."""
         load_agreed(self, folder)
 
-    def evaluated_weights(self) -> AbstractContextManager[None]:
-        """Within the context the network has the weights that the run evaluates, W̄ or W, of this worker alone."""
-        return self.optimizer.at_center() if self.weights == "center" else nullcontext()
+    def evaluated_weights(self) -> AbstractContextManager[nn.Module]:
+        """A network with the weights that the run evaluates, W̄ or W, within the context; of this worker alone."""
+        return self.strategy.evaluating(self.weights, own=True)
 
     def test(self) -> dict[str, float]:
         """The metric on the validation and test sets, with weights that are equal on all workers."""
-        with self.evaluated_weights():
+        with self.evaluated_weights() as network:
             return {
-                split: evaluate(self.network, self.task, self.strategy, split, self.device)
+                split: evaluate(network, self.task, self.strategy, split, self.device)
                 for split in ("validation", "test")
             }
 
@@ -385,6 +404,7 @@ class Trainer:
         if self.best is None:  # resumed with nothing left to train, before any validation
             self._validate_if_due(telemetry)
             self.save(improved=True)
+        self.store.wait()
         position, best = self.position, self.best
         assert best is not None
         folder = self.store.at(best.batch)
@@ -394,7 +414,6 @@ class Trainer:
         self.load_weights(folder)
         value = self.test()["test"]
         self._report("test", value, telemetry)
-        counts = self.network.parameter_counts()
         return Result(
             task=self.task.name,
             algorithm=self.config.algorithm,
@@ -409,8 +428,8 @@ class Trainer:
             seconds=position.seconds,
             sequences_per_second=position.sequences / position.seconds if position.seconds else 0.0,
             peak_memory_bytes=peak_memory_bytes(self.device),
-            parameters=counts["total"],
-            recurrent_parameters=counts["recurrent"],
+            parameters=self.counts["total"],
+            recurrent_parameters=self.counts["recurrent"],
             workers=self.strategy.world,
             seed=self.config.seed,
             run_id=self.folder.run_id,

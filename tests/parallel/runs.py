@@ -85,10 +85,13 @@ class Watched(Trainer):
 
     def save(self, *, improved: bool = False) -> Path:
         """Note the state, then save."""
-        tensors, _ = snapshot.optimizer_files(self.network, self.optimizer)
+        tensors, _ = snapshot.optimizer_files(self.strategy.pieces(), self.optimizer)
         streams, _ = snapshot.random_files(self.device)
         self.outcome = Outcome(
-            {name: tensor.detach().clone() for name, tensor in snapshot.model_tensors(self.network).items()},
+            {
+                name: tensor.detach().clone()
+                for name, tensor in snapshot.model_tensors(self.strategy.pieces(), self.network).items()
+            },
             {name: tensor.detach().clone() for name, tensor in tensors.items()},
             {name: tensor.clone() for name, tensor in streams.items()},
             batch=self.position.batch,
@@ -108,7 +111,10 @@ def open_trainer(environment: LaunchEnvironment, config: Config) -> Watched:
     if environment.rank == 0:
         folder.open()
     trainer = Watched(folder, environment, torch.device("cpu"))
-    trainer.start = {name: tensor.detach().clone() for name, tensor in snapshot.model_tensors(trainer.network).items()}
+    trainer.start = {
+        name: tensor.detach().clone()
+        for name, tensor in snapshot.model_tensors(trainer.strategy.pieces(), trainer.network).items()
+    }
     newest = trainer.store.newest() if config.resume == "auto" else None
     if newest is not None:
         trainer.restore(newest)

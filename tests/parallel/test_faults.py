@@ -32,6 +32,11 @@ STRATEGIES: list[tuple[dict[str, Any], int]] = [
     ({**CONSENSUS, "every": 7, "delay": 2}, 1),
     (WORKER, 1),
     ({"strategy": "hierarchical", "every": 3}, 2),
+    ({"strategy": "hierarchical", "every": 3, "inside": "fsdp"}, 2),
+    ({"strategy": "fsdp"}, 1),
+    ({"strategy": "deepspeed", "stage": 1}, 1),
+    ({"strategy": "deepspeed", "stage": 2}, 1),
+    ({"strategy": "deepspeed", "stage": 3}, 1),
 ]
 
 

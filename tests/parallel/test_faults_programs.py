@@ -77,7 +77,11 @@ def straight(pool: Pool, tmp_path: Path) -> Callable[..., Path]:
     return train
 
 
-@pytest.mark.parametrize("parallel", [CONSENSUS, {"strategy": "gradient"}], ids=["consensus", "gradient"])
+@pytest.mark.parametrize(
+    "parallel",
+    [CONSENSUS, {"strategy": "gradient"}, {"strategy": "fsdp"}, {"strategy": "deepspeed", "stage": 3}],
+    ids=["consensus", "gradient", "fsdp", "deepspeed"],
+)
 def test_workers_killed_in_a_save_in_an_agreement_and_between(
     tmp_path: Path, straight: Callable[..., Path], parallel: dict[str, Any]
 ) -> None:

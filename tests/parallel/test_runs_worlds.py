@@ -41,10 +41,13 @@ def state(outcome: Outcome) -> dict[str, Tensor]:
 def opened(environment: LaunchEnvironment, config: Config, machines: int = 1) -> dict[str, Tensor]:
     """What a worker holds when it has gone back to the newest checkpoint."""
     trainer = open_trainer(place(environment, machines), config)
-    optimizer, _ = snapshot.optimizer_files(trainer.network, trainer.optimizer)
+    optimizer, _ = snapshot.optimizer_files(trainer.strategy.pieces(), trainer.optimizer)
     kept = trainer.strategy.state_dict()
     held = {
-        **{f"model:{name}": tensor for name, tensor in snapshot.model_tensors(trainer.network).items()},
+        **{
+            f"model:{name}": tensor
+            for name, tensor in snapshot.model_tensors(trainer.strategy.pieces(), trainer.network).items()
+        },
         **{f"optimizer:{name}": tensor for name, tensor in optimizer.items()},
         **{f"shared:{name}": tensor for name, tensor in kept.shared.items()},
         **{f"own:{name}": tensor for name, tensor in kept.own.items()},

@@ -281,8 +281,11 @@ def test_another_number_of_workers_goes_on_from_the_same_weights(
 def restored(environment: LaunchEnvironment, config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights and optimizer's state of a run to go on with."""
     trainer = open_trainer(environment, config)
-    optimizer, _ = snapshot.optimizer_files(trainer.network, trainer.optimizer)
-    weights = {name: tensor.detach() for name, tensor in snapshot.model_tensors(trainer.network).items()}
+    optimizer, _ = snapshot.optimizer_files(trainer.strategy.pieces(), trainer.optimizer)
+    weights = {
+        name: tensor.detach()
+        for name, tensor in snapshot.model_tensors(trainer.strategy.pieces(), trainer.network).items()
+    }
     return weights, optimizer
 
 

@@ -148,7 +148,8 @@ class Run:
         **settings: Any,
     ) -> None:
         self.strategy, self.shard = strategy, shard
-        self.model: Any = strategy.prepare(model)
+        strategy.prepare(model)
+        self.model: Any = strategy.module
         self.rate: Rate = lr if callable(lr) else lambda window: lr
         self.params: list[Tensor] = list(model.parameters())
         self.optimizer = FPTT(

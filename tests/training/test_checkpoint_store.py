@@ -69,7 +69,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary_manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\x00\xfe"), "manifest.json cannot be read"),
     "list_manifest": (lambda f: (f / MANIFEST).write_text("[]"), "manifest.json cannot be read"),
     "null_manifest": (lambda f: (f / MANIFEST).write_text("null"), "manifest.json cannot be read"),
-    "no_files": (lambda f: (f / MANIFEST).write_text('{"schema_version": 2}'), "manifest.json cannot be read"),
+    "no_files": (lambda f: (f / MANIFEST).write_text('{"schema_version": 3}'), "manifest.json cannot be read"),
     "list_files": (lambda f: edit_manifest(f, files=[]), "manifest.json cannot be read"),
     "strange_file": (lambda f: edit_manifest(f, files={"model.safetensors": 3}), "manifest.json cannot be read"),
     "half_file": (lambda f: edit_manifest(f, files={"state.json": {"bytes": 3}}), "manifest.json cannot be read"),
@@ -135,7 +135,7 @@ def test_all_damaged_starts_again(tmp_path: Path) -> None:
     assert all(problem_of(folder) is None for folder in checkpoints(tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("version", [3, 10])
+@pytest.mark.parametrize("version", [4, 10])
 def test_a_newer_schema_is_refused(version: int, tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=6)
     train_until(parts, 3)
@@ -145,12 +145,12 @@ def test_a_newer_schema_is_refused(version: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
     assert str(caught.value) == (
-        f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to 2: update fptt_dist"
+        f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to 3: update fptt_dist"
     )
     assert differing(content(folder), before) == []
 
 
-@pytest.mark.parametrize("version", [1, 0])
+@pytest.mark.parametrize("version", [2, 0])
 def test_an_older_schema_is_refused(version: int, tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=6)
     train_until(parts, 3)
@@ -160,7 +160,7 @@ def test_an_older_schema_is_refused(version: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
     assert str(caught.value) == (
-        f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads 2: go on with the version "
+        f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads 3: go on with the version "
         "in versions.json, or type run.dir=… for a new run"
     )
     assert differing(content(folder), before) == []
@@ -183,7 +183,7 @@ def test_the_manifest_is_written_last_and_lists_the_rest(strategy: str, tmp_path
     (folder,) = checkpoints(tmp_path / "run")
     manifest = json.loads((folder / MANIFEST).read_text())
     assert {key: manifest[key] for key in ("schema_version", "step", "world")} == {
-        "schema_version": 2,
+        "schema_version": 3,
         "step": 2,
         "world": 1,
     }
@@ -296,7 +296,7 @@ def test_the_number_of_processes_may_change(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         train(resumed(parts))
     assert (
-        f"{folder} was written by 3 processes, this run has 1: weights and moments are the mean of theirs, random "
+        f"{folder} was written by 3 processes, this run has 1: weights and moments are theirs, random "
         "streams start afresh"
     ) in caplog.text
     one, other = (content(checkpoints(tmp_path / name)[-1]) for name in ("straight", "parts"))

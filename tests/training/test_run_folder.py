@@ -69,8 +69,9 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     head, *lines, tail = str(caught.value).splitlines()
     assert head == f"resume=auto: run.dir={tmp_path / 'run'} holds a run with another configuration:"
     assert tail == (
-        "Only train.batches, train.epochs, checkpoint.*, telemetry.*, data.root, parallel.launcher and "
-        "parallel.timeout may change: give the old values, or run.dir=… for a new run"
+        "Only train.batches, train.epochs, checkpoint.*, telemetry.*, data.root, parallel.launcher, "
+        "parallel.timeout and, among single, gradient, fsdp and deepspeed, parallel.strategy may change: give the old "
+        "values, or run.dir=… for a new run"
     )
     assert {
         "  seed: 0 there, 1 now",
@@ -81,6 +82,27 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     assert "  train.max_norm: 1.0 there, null now" in lines
     assert not any("batches" in line or "run.dir" in line for line in lines)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+STRATEGIES = ("single", "gradient", "fsdp", "deepspeed", "consensus", "hierarchical", "auto")
+
+
+@pytest.mark.parametrize("old", STRATEGIES)
+@pytest.mark.parametrize("new", STRATEGIES)
+def test_who_holds_what_may_change_where_the_updates_are_the_same(tmp_path: Path, old: str, new: str) -> None:
+    RunFolder(tiny(tmp_path / "run", {"parallel": {"strategy": old}})).open()
+    now = RunFolder(resumed(tiny(tmp_path / "run", {"parallel": {"strategy": new}})))
+    if new == old or {new, old} <= set(STRATEGIES[:4]):
+        assert now.check()
+    else:
+        with pytest.raises(ConfigError, match=f"  parallel.strategy: {old} there, {new} now"):
+            now.check()
+
+
+def test_a_machines_workers_may_hold_parts_from_now_on(tmp_path: Path) -> None:
+    inside = {"parallel.strategy": "hierarchical", "parallel.inside": "gradient"}
+    RunFolder(tiny(tmp_path / "run", inside)).open()
+    assert RunFolder(resumed(tiny(tmp_path / "run", {**inside, "parallel.inside": "fsdp"}))).check()
 
 
 def test_what_may_change(tmp_path: Path) -> None:

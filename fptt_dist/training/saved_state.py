@@ -1,0 +1,125 @@
+"""The weights and the optimizer's state of a checkpoint, whichever workers wrote which part of them.
+
+A copy of the model is in one folder, or dealt out over several: then each has, of each parameter, a run of elements
+(flat, in the order of memory), and what it has is in its `pieces.json`. So any part of any parameter can be read, for
+any number of workers and any strategy. Where workers had copies of their own, what is read is their weighted mean.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from fptt_dist.algorithm.fptt import CENTER
+from fptt_dist.parallel import Piece
+from fptt_dist.training.checkpoint import read_values
+
+MODEL, OPTIMIZER, PIECES = "model.safetensors", "optimizer.safetensors", "pieces.json"
+
+
+def described(pieces: list[Piece]) -> dict[str, list[int]]:
+    """What `pieces.json` says: the run of elements of each parameter in this folder."""
+    return {piece.name: [piece.start, piece.stop] for piece in pieces}
+
+
+class SavedState:
+    """Read access to a checkpoint's weights and optimizer state.
+
+    Args:
+        copies: the folders of each copy.
+        shares: the copies' shares of the batch; they sum to 1.
+        centers: W̄ by parameter, where it is not what the copies say.
+    """
+
+    def __init__(self, copies: list[list[Path]], shares: list[float], centers: dict[str, Tensor] | None = None) -> None:
+        self._centers = centers or {}
+        self._copies = [[_Part(folder) for folder in copy] for copy in copies]
+        self._shares = shares
+        self._keys: dict[str, list[str]] = {}
+        for part in (part for copy in self._copies for part in copy):
+            for name in part.names(OPTIMIZER):
+                parameter, _, key = name.rpartition("/")
+                if key not in self._keys.setdefault(parameter, []):
+                    self._keys[parameter].append(key)
+
+    def weight(self, piece: Piece) -> Tensor:
+        """The elements of the parameter that `piece` names (flat)."""
+        value = self._mean(MODEL, piece.name, piece)
+        assert value is not None
+        return value
+
+    def buffer(self, name: str) -> Tensor:
+        """A buffer of the model."""
+        return self._copies[0][0].whole(MODEL, name)
+
+    def entries(self, piece: Piece) -> Iterator[tuple[str, Tensor]]:
+        """Key and value of the optimizer's state for `piece`: flat, or 0-dimensional where it is one number."""
+        for key in self._keys.get(piece.name, []):
+            value = self._mean(OPTIMIZER, f"{piece.name}/{key}", piece)
+            if key == CENTER and piece.name in self._centers:
+                value = self._centers[piece.name].reshape(-1)[piece.start : piece.stop]
+            if value is not None:
+                yield key, value
+
+    def _mean(self, file: str, name: str, piece: Piece) -> Tensor | None:
+        """Over the copies that have it (a worker without any gradient so far has no moments)."""
+        read = [(_read(copy, file, name, piece), share) for copy, share in zip(self._copies, self._shares, strict=True)]
+        held = [(value, share) for value, share in read if value is not None]
+        if len(held) < 2:
+            return held[0][0] if held else None
+        if name.endswith("/step"):
+            return torch.stack([value for value, _ in held]).amax(0)
+        total = sum(share for _, share in held)
+        sum_ = sum((value.double() * (share / total) for value, share in held), torch.zeros(()))
+        return sum_.to(held[0][0].dtype)
+
+
+class _Part:
+    """One folder with all of a copy, or a part of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pieces: dict[str, list[int]] | None = None
+        if (folder / PIECES).is_file():
+            self.pieces = read_values(folder, PIECES)
+        self._files: dict[str, Any] = {
+            file: safe_open(folder / file, "pt") for file in (MODEL, OPTIMIZER) if (folder / file).is_file()
+        }
+
+    def names(self, file: str) -> set[str]:
+        """Of the tensors in a file."""
+        return set(self._files[file].keys()) if file in self._files else set()
+
+    def whole(self, file: str, name: str) -> Tensor:
+        """A tensor as it is in the file."""
+        return self._files[file].get_tensor(name)
+
+    def run(self, file: str, name: str, start: int, stop: int) -> Tensor:
+        """A run of elements of a flat tensor, without reading the rest."""
+        return self._files[file].get_slice(name)[start:stop]
+
+    def is_number(self, file: str, name: str) -> bool:
+        """Whether a tensor is 0-dimensional."""
+        return self._files[file].get_slice(name).get_shape() == []
+
+
+def _read(copy: list[_Part], file: str, name: str, piece: Piece) -> Tensor | None:
+    """The elements of `piece`, put together from the folders that have them; None where there are none."""
+    found: Tensor | None = None
+    for part in copy:
+        if name not in part.names(file):
+            continue
+        if part.is_number(file, name):
+            return part.whole(file, name)
+        if part.pieces is None:
+            return part.whole(file, name).reshape(-1)[piece.start : piece.stop]
+        start, stop = part.pieces[piece.name]
+        first, last = max(start, piece.start), max(start, min(stop, piece.stop))
+        value = part.run(file, name, min(first, last) - start, last - start)
+        if found is None:
+            found = torch.empty(piece.stop - piece.start, dtype=value.dtype)
+        if first < last:
+            found[first - piece.start : last - piece.start] = value
+    return found
