@@ -80,6 +80,8 @@ class DeepspeedZero(Sharded):
         self._engines = GroupCommunicator(list(range(self.world)), group, self.everyone.device)
         self._zero = self._engine.optimizer
         self.module = self._engine
+        parts = "fp32_partitioned_groups_flat" if self.stage == 3 else "single_partition_of_fp32_groups"
+        self._flat: Tensor = getattr(self._zero, parts)[0]
         self._pieces = self._partitions() if self.stage == 3 else self._fragments()
         self._show_partition(optimizer)
         super().attach(optimizer)
@@ -160,7 +162,7 @@ class DeepspeedZero(Sharded):
 
     def _show_partition(self, optimizer: OptimizerView) -> None:
         """Stage 3 takes the partition out of the optimizer's group between updates."""
-        optimizer.param_groups[0]["params"] = [self._pieces[0].tensor]
+        optimizer.param_groups[0]["params"] = [self._flat]
 
     def _before_update(self, *_: Any) -> None:
         """Within the engine's step, when the partition has its averaged gradient."""
@@ -176,7 +178,6 @@ class DeepspeedZero(Sharded):
 
     def _fragments(self) -> list[Piece]:
         """Stages 1 and 2: a partition of all parameters one after the other."""
-        flat = self._zero.single_partition_of_fp32_groups[0]
         found = []
         for name, p in self._network.named_parameters():
             mapping = getattr(p, "_hp_mapping", None)
@@ -184,19 +185,20 @@ class DeepspeedZero(Sharded):
                 continue
             inside, outside = mapping.hp_fragment_address, mapping.lp_fragment_address
             at = slice(inside.start, inside.start + inside.numel)
-            found.append(Piece(name, tuple(p.shape), outside.start, flat, at))
+            found.append(Piece(name, tuple(p.shape), outside.start, self._flat, at))
         return found
 
     def _partitions(self) -> list[Piece]:
         """Stage 3: a partition of each parameter, one after the other."""
-        flat = self._zero.fp32_partitioned_groups_flat[0]
         names = {id(p): name for name, p in self._network.named_parameters()}
         found, offset = [], 0
         for p in self._zero.fp16_groups[0]:
             size = p.partition_numel()
             start = min(self.rank * size, p.ds_numel)
             held = min(size, p.ds_numel - start)
-            found.append(Piece(names[id(p)], tuple(p.ds_shape), start, flat, slice(offset, offset + held)))
+            found.append(Piece(names[id(p)], tuple(p.ds_shape), start, self._flat, slice(offset, offset + held)))
+            with torch.no_grad():  # the padding is memory as it was, and norms go over it
+                self._flat[offset + held : offset + size].zero_()
             offset += size
         return found
 
@@ -214,6 +216,8 @@ def _import(device: str) -> Any:
             import deepspeed
         except ImportError as error:
             raise ConfigError(MISSING) from error
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
     from deepspeed.utils import groups, logger
 
     logger.setLevel(os.environ.get("DS_LOG_LEVEL", "ERROR").upper())
@@ -223,4 +227,8 @@ def _import(device: str) -> Any:
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     groups._release_process_group_references()
     deepspeed.comm.comm.cdb = None
+    # Stage 3 compares the numbers of modules and parameters, which go on from run to run, between the workers.
+    counting: Any = DeepSpeedZeRoOffload._register_deepspeed_module
+    counting.__defaults__[0][0] = 0
+    Init.param_id = 0
     return deepspeed

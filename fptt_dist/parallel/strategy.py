@@ -157,7 +157,7 @@ class Strategy(ABC):
         """Take the optimizer of `parameters`."""
         self.optimizer = optimizer
         pieces = self.pieces()
-        self._watch = FirstSight([piece.name for piece in pieces], pieces[0].tensor.device)
+        self._watch = FirstSight([piece.name for piece in pieces], optimizer.param_groups[0]["params"][0].device)
 
     def pieces(self) -> list[Piece]:
         """What this worker holds of each parameter; the same list at each call, from `attach` on."""

@@ -146,16 +146,19 @@ def _deal_anew(trainer: "Trainer", folder: Path, values: dict[str, Any]) -> None
     then, strategy = len(values["shares"]), trainer.strategy
     own = [_rank(folder, rank) for rank in range(then)]
     how = f"{folder} was written by {then} process{'es' if then > 1 else ''}, this run has {strategy.world}"
+    back = f"start {then}"
+    if then == strategy.world:
+        how, back = f"{folder} was written with another parallel.strategy", "keep parallel.strategy"
     if any(read_values(rank, "state.json")["carried"] for rank in own):
         raise ConfigError(
-            f"{how}, and the recurrent states that go from batch to batch cannot be dealt anew: start {then}, or save "
+            f"{how}, and the recurrent states that go from batch to batch cannot be dealt anew: {back}, or save "
             "at an epoch's end, where there are none"
         )
     try:
         states = [read_tensors(rank, "loss.safetensors") for rank in own]
         trainer.task.loss.load_state_dict(trainer.task.loss.dealt_anew(states, first=strategy.rank == 0))
     except ValueError as error:
-        raise ConfigError(f"{how}: {error}: start {then}") from error
+        raise ConfigError(f"{how}: {error}: {back}") from error
     load_agreed(trainer, folder)
     trainer.states = None
     build.seed_worker(trainer.config.seed, strategy.rank, trainer.position.batch, strategy.world)

@@ -1,0 +1,143 @@
+"""What a sharded run shows of its weights: in evaluations, in checkpoints, and in what it computes with."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fptt_dist.config import Config
+from fptt_dist.models import load_network
+from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training import build
+from fptt_dist.training.export import export_run
+from fptt_dist.training.run import evaluate_run
+from tests.parallel.pool import Pool
+from tests.parallel.runs import open_trainer, same_bits, tiny, train
+from tests.sharded.helpers import PARALLEL, SHARDED, Part, assembled, broken, part_of, same, saved, step, stopped
+from tests.training.helpers import isolated
+
+HOW = pytest.mark.parametrize("how", SHARDED)
+KEYS: dict[str, Any] = {"checkpoint.every": 1, "model.layers": 2, "optimizer": {"name": "sgd", "lr": 0.3}}
+RESET = {"fptt.reset_weights": True, "fptt.reset_dual": True}
+INPUT = torch.linspace(0.0, 1.0, 40).view(10, 2, 2)
+
+
+@dataclass
+class Shown:
+    """What a worker shows at one moment: its part, the modules that it evaluates, and what it computes in training."""
+
+    part: Part
+    center: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    outputs: Tensor
+
+
+def parameters(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
+def shown(environment: LaunchEnvironment, config: Config, batch: int, restored: bool = False) -> Shown:
+    """At the end of `batch`, or as it is after the newest checkpoint was restored."""
+    trainer = open_trainer(environment, config) if restored else stopped(environment, config, batch)
+    assert trainer.position.batch == batch
+    with trainer.strategy.evaluating("center") as network:
+        center = parameters(network)
+    with trainer.strategy.evaluating("weights") as network:
+        weights = parameters(network)
+    part = part_of(trainer)
+    with trainer.strategy.guarding():
+        outputs = trainer.model(INPUT)[0].detach().clone()
+    return Shown(part, center, weights, outputs)
+
+
+def computed(config: Config, weights: dict[str, Tensor]) -> Tensor:
+    """What a plain network with these weights computes, in this process."""
+    with isolated(), torch.no_grad():
+        network = build.build_model(config, build.build_task(config))
+        for name, p in network.named_parameters():
+            p.copy_(weights[name])
+        return network(INPUT)[0]
+
+
+def named(state: dict[str, Tensor], key: str) -> dict[str, Tensor]:
+    """One tensor of each parameter, by the parameter's name."""
+    return {name.removesuffix(f"/{key}"): tensor for name, tensor in state.items() if name.endswith(f"/{key}")}
+
+
+@HOW
+def test_evaluations_and_training_compute_with_the_weights_that_are_stepped(
+    pool: Pool, tmp_path: Path, how: str
+) -> None:
+    """In the middle of an epoch, and again when that checkpoint is restored."""
+    config = tiny(tmp_path / "run", {**KEYS, "parallel": PARALLEL[how]})
+    before = pool.run(shown, config, 3)
+    after = pool.run(shown, tiny(tmp_path / "run", {**KEYS, "parallel": PARALLEL[how], "resume": "auto"}), 3, True)
+    for workers in (before, after):
+        state = assembled(worker.part for worker in workers)
+        assert same(state, saved(step(tmp_path / "run", 3))) == []
+        weights, center = named(state, "weight"), named(state, "center")
+        expected = computed(config, weights)
+        assert (expected - computed(config, center)).abs().max() > 1e-4, "W̄ must differ from W to say something"
+        for worker in workers:
+            assert same(worker.center, center) == []
+            assert same(worker.weights, weights) == []
+            torch.testing.assert_close(worker.outputs, expected, rtol=1e-6, atol=1e-7)
+
+
+@HOW
+def test_after_an_epochs_reset_training_computes_with_the_center(pool: Pool, tmp_path: Path, how: str) -> None:
+    """Batch 4 ends the first epoch: what the engine computes with are copies of the tensors that were reset."""
+    plain = tiny(tmp_path / "plain", {**KEYS, "parallel": PARALLEL[how]})
+    reset = tiny(tmp_path / "reset", {**KEYS, **RESET, "parallel": PARALLEL[how]})
+    untouched = assembled(pool.run(broken, plain, 4))
+    workers = pool.run(shown, reset, 4)
+    state = assembled(worker.part for worker in workers)
+    center = named(untouched, "center")
+    assert same(named(state, "weight"), center) == []
+    assert same(named(state, "center"), center) == []
+    assert not any(tensor.any() for tensor in named(state, "scaled_dual").values())
+    assert any(tensor.any() for tensor in named(untouched, "scaled_dual").values())
+    expected = computed(reset, center)
+    assert (expected - computed(reset, named(untouched, "weight"))).abs().max() > 1e-4
+    for worker in workers:
+        torch.testing.assert_close(worker.outputs, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weights", ["center", "weights"])
+@HOW
+def test_what_is_evaluated_is_what_one_process_evaluates(pool: Pool, tmp_path: Path, how: str, weights: str) -> None:
+    """In the run, from its checkpoint in a single process, and exported; the shares of the batch are not equal."""
+    keys = {**KEYS, "train.batch_size": 9, "evaluate.every": 1, "evaluate.weights": weights, "train.batches": 2}
+    [single] = pool.run(train, tiny(tmp_path / "single", {**keys, "parallel": PARALLEL["single"]}), world=1)
+    workers = pool.run(train, tiny(tmp_path / "run", {**keys, "parallel": PARALLEL[how]}))
+    values = workers[0].values
+    assert values is not None
+    assert [worker.values for worker in workers] == [values] * 2
+    assert values == pytest.approx(single.values, abs=1e-6)
+    said = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    last = [line["value"] for line in said if line["kind"] == "evaluation" and line["split"] == "validation"][-1]
+    with isolated():
+        latest = evaluate_run(tmp_path / "run", "latest")
+        best = evaluate_run(tmp_path / "run", "best")
+        exported = parameters(load_network(export_run(tmp_path / "run", tmp_path / "export", "latest")))
+    assert latest["validation"] == pytest.approx(last, rel=1e-6)
+    assert (best["validation"], best["test"]) == pytest.approx(values, rel=1e-6)
+    state = saved(step(tmp_path / "run", 2))
+    assert same(exported, named(state, "center" if weights == "center" else "weight")) == []
+
+
+@HOW
+def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, how: str) -> None:
+    same_keys = {**KEYS, **RESET, "model.dropout": 0.5, "train.batches": 6, "parallel": PARALLEL[how]}
+    rarely = {**same_keys, "checkpoint.every": 100, "evaluate.every": 100, "telemetry.every": 100}
+    often = {**same_keys, "evaluate.every": 1, "telemetry.every": 1}
+    runs = [pool.run(train, tiny(tmp_path / name, keys)) for name, keys in [("rarely", rarely), ("often", often)]]
+    for one, other in zip(*runs, strict=True):
+        assert one.batch == other.batch == 6
+        assert same_bits(one.weights, other.weights)
+        assert same_bits(one.optimizer, other.optimizer)
+        assert same_bits(one.random, other.random)
