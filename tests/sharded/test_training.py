@@ -44,10 +44,16 @@ def fits(how: str, case: str) -> bool:
     return case != "algorithm2" or how == "fsdp"
 
 
+def marks(how: str, case: str) -> list[pytest.MarkDecorator]:
+    """Stages 1 and 2 differ little from 3: all their cases are for the long run."""
+    return [] if how in ("fsdp", "zero 3") or case in ON_FOUR else [pytest.mark.slow]
+
+
 RUNS = pytest.mark.parametrize(
     ("how", "case", "world"),
     [
-        *((how, case, 3 if case == "odd shapes" else 2) for case in CASES for how in SHARDED if fits(how, case)),
+        *(pytest.param(how, case, 3 if case == "odd shapes" else 2, marks=marks(how, case))
+          for case in CASES for how in SHARDED if fits(how, case)),
         *((how, case, 4) for how, case in zip(["fsdp", "zero 2", "zero 3"], ON_FOUR, strict=True)),
         *(pytest.param(how, case, 4, marks=pytest.mark.slow) for case in ON_FOUR[:2] for how in ("fsdp", "zero 1")
           if (how, case) != ("fsdp", ON_FOUR[0])),
