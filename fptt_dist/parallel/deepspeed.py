@@ -135,6 +135,7 @@ class DeepspeedZero(Sharded):
         if self._zero.overflow:
             self._finite &= False
             self._look_at(averaged)
+        self._count()
         self._show_partition(self.optimizer)
         self._loss.zero_()
         self._differentiated = False

@@ -64,6 +64,7 @@ class FullyShard(Sharded):
     def step(self, closure: Callable[[], Any] | None = None, *, measure: bool = False) -> dict[str, Tensor]:
         """See `Strategy.step`."""
         norms = super().step(closure, measure=measure)
+        self._count()
         self.changed()  # also where no backward pass has dropped what was gathered
         return norms
 

@@ -64,14 +64,6 @@ class Sharded(Strategy):
     def _shard(self, model: nn.Module) -> None:
         """Give each worker its part of the model, whose weights are equal everywhere; sets `module`."""
 
-    def after_window(self) -> None:
-        """See `Strategy.after_window`; counts what the engine sent, which is known by its size."""
-        super().after_window()
-        sent = self.plan(1)
-        traffic = self.everyone.traffic.setdefault("parts of the model", Traffic())
-        traffic.calls += int(sent.collectives)
-        traffic.bytes += int(sent.bytes)
-
     def copies(self) -> list[list[int]]:
         """See `Strategy.copies`."""
         return [list(range(self.world))]
@@ -136,6 +128,13 @@ class Sharded(Strategy):
             if not _of_a_backend(error):
                 raise
             raise self.everyone.lost("parts of the model", time.monotonic() - began, error) from error
+
+    def _count(self) -> None:
+        """Count what the engine sent for an update, which is known by its size."""
+        sent = self.plan(1)
+        traffic = self.everyone.traffic.setdefault("parts of the model", Traffic())
+        traffic.calls += int(sent.collectives)
+        traffic.bytes += int(sent.bytes)
 
     def _whole_norm(self, squares: Tensor) -> Tensor:
         """The sum of squares over all parts, which may be in the host's memory."""

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 DRIVER = ["-m", "tests.parallel.fault_driver", "train"]
 PLACES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 CONSENSUS: dict[str, Any] = {"strategy": "consensus", "every": 3, "dual": "worker"}
+FSDP: dict[str, Any] = {"strategy": "fsdp"}
 BATCHES = 10
 Start = tuple[Path, list[str], dict[str, str]]  # log, command, variables
 
@@ -79,14 +80,17 @@ def straight(pool: Pool, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.mark.parametrize(
     "parallel",
-    [CONSENSUS, {"strategy": "gradient"}, {"strategy": "fsdp"}, {"strategy": "deepspeed", "stage": 3}],
+    [CONSENSUS, {"strategy": "gradient"}, FSDP, {"strategy": "deepspeed", "stage": 3}],
     ids=["consensus", "gradient", "fsdp", "deepspeed"],
 )
 def test_workers_killed_in_a_save_in_an_agreement_and_between(
     tmp_path: Path, straight: Callable[..., Path], parallel: dict[str, Any]
 ) -> None:
-    """Three kills, one a life: torchrun starts all again, and they end where the uninterrupted run ended."""
-    keys = {**WORDS, "parallel": parallel, "checkpoint.every": 1}
+    """Three kills, one a life: torchrun starts all again, and they end where the uninterrupted run ended.
+
+    The saves of fsdp are under way in the background.
+    """
+    keys = {**WORDS, "parallel": parallel, "checkpoint.every": 1, "checkpoint.asynchronous": parallel is FSDP}
     expected = content(straight(keys))
     folder = tmp_path / "run"
     config = written(tiny(folder, {**keys, "resume": "auto"}), tmp_path / "config.yaml")

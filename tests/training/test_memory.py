@@ -68,6 +68,14 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
         f"zero {stage}": (f"deepspeed {stage}", {"parallel": {"strategy": "deepspeed", "stage": stage}}, 1)
         for stage in (1, 2, 3)
     },
+    **{
+        f"zero {stage} bf16": (
+            f"deepspeed {stage}",
+            {"parallel": {"strategy": "deepspeed", "stage": stage}, "train.precision": "bf16"},
+            1,
+        )
+        for stage in (1, 2, 3)
+    },
     "zero rmsprop": (
         "deepspeed 2",
         {
