@@ -46,14 +46,10 @@ class SavedState:
                     self._keys[parameter].append(key)
 
     def weight(self, piece: Piece) -> Tensor:
-        """The elements of the parameter that `piece` names (flat)."""
+        """The elements of the parameter or buffer that `piece` names (flat)."""
         value = self._mean(MODEL, piece.name, piece)
         assert value is not None
         return value
-
-    def buffer(self, name: str) -> Tensor:
-        """A buffer of the model."""
-        return self._copies[0][0].whole(MODEL, name)
 
     def entries(self, piece: Piece) -> Iterator[tuple[str, Tensor]]:
         """Key and value of the optimizer's state for `piece`: flat, or 0-dimensional where it is one number."""
@@ -113,7 +109,7 @@ def _read(copy: list[_Part], file: str, name: str, piece: Piece) -> Tensor | Non
             continue
         if part.is_number(file, name):
             return part.whole(file, name)
-        if part.pieces is None:
+        if part.pieces is None or piece.name not in part.pieces:  # a buffer, which all have whole
             return part.whole(file, name).reshape(-1)[piece.start : piece.stop]
         start, stop = part.pieces[piece.name]
         first, last = max(start, piece.start), max(start, min(stop, piece.stop))

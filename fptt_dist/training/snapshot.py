@@ -11,6 +11,7 @@ from fptt_dist.algorithm import FPTT
 from fptt_dist.algorithm.fptt import CENTER
 from fptt_dist.config import ConfigError
 from fptt_dist.parallel import Piece
+from fptt_dist.parallel.pieces import whole
 from fptt_dist.training.saved_state import SavedState
 
 
@@ -27,7 +28,7 @@ def optimizer_files(pieces: list[Piece], optimizer: FPTT) -> tuple[dict[str, Ten
     for piece in pieces:
         for key, value in state["state"].get(index[id(piece.tensor)], {}).items():
             if isinstance(value, Tensor):
-                tensors[f"{piece.name}/{key}"] = value if value.dim() == 0 != piece.tensor.dim() else piece.of(value)
+                tensors[f"{piece.name}/{key}"] = value if _is_number(value, piece) else piece.of(value)
             else:
                 entries.setdefault(piece.name, {})[key] = value
     return tensors, {"param_groups": state["param_groups"], "entries": entries}
@@ -41,7 +42,7 @@ def load_optimizer(pieces: list[Piece], optimizer: FPTT, saved: SavedState, valu
         entry = state.setdefault(index[id(piece.tensor)], {})
         entry.update(values["entries"].get(piece.name, {}))
         for key, value in saved.entries(piece):
-            if value.dim() == 0 != piece.tensor.dim():
+            if _is_number(value, piece):
                 entry[key] = value
                 continue
             if key not in entry:  # a part without moments so far has W̄ = W, and zeros
@@ -64,11 +65,9 @@ def model_tensors(pieces: list[Piece], model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_model(pieces: list[Piece], model: nn.Module, saved: SavedState) -> None:
     """Copy the tensors into the worker's own, in place."""
-    for piece in pieces:
+    for piece in (*pieces, *(whole(name, buffer) for name, buffer in model.named_buffers())):
         target = piece.of(piece.tensor)
         target.copy_(saved.weight(piece).view(target.shape))
-    for name, buffer in model.named_buffers():
-        buffer.copy_(saved.buffer(name))
 
 
 def check_model(shapes: dict[str, list[int]], own: dict[str, list[int]], folder: Any) -> None:
@@ -121,6 +120,11 @@ def load_random(tensors: dict[str, Tensor], values: dict[str, Any], device: torc
 def _with_tuples(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """JSON has no tuples: give back those that the optimizer had."""
     return {key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()}
+
+
+def _is_number(value: Tensor, piece: Piece) -> bool:
+    """Whether an entry of the optimizer's state is one number for a whole tensor, such as Adam's step."""
+    return value.dim() == 0 and piece.tensor.dim() > 0
 
 
 def _index(optimizer: FPTT) -> dict[int, int]:

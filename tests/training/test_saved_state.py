@@ -1,0 +1,48 @@
+"""Reading a checkpoint's weights: parts dealt anew, and buffers, which each part has whole."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fptt_dist.parallel import Piece
+from fptt_dist.parallel.pieces import whole
+from fptt_dist.training.saved_state import MODEL, OPTIMIZER, PIECES, SavedState
+
+
+def written(folder: Path, weight: Tensor, start: int, buffer: Tensor) -> Path:
+    """A worker's part of a parameter `w`, from `start`, and a buffer `b`."""
+    folder.mkdir()
+    save_file({"w": weight, "b": buffer.reshape(-1)}, folder / MODEL)
+    save_file({"w/step": torch.tensor(3.0), "w/center": 10.0 * weight}, folder / OPTIMIZER)
+    (folder / PIECES).write_text(json.dumps({"w": [start, start + len(weight)]}))
+    return folder
+
+
+def test_any_run_of_elements_is_read_from_any_parts(tmp_path: Path) -> None:
+    w, b = torch.arange(12.0).view(4, 3), torch.arange(6.0).view(2, 3)
+    cuts = [0, 5, 5, 12]  # the second worker has none
+    parts = [
+        written(tmp_path / str(i), w.reshape(-1)[start:stop].clone(), start, b)
+        for i, (start, stop) in enumerate(pairwise(cuts))
+    ]
+    saved = SavedState([parts], [1.0])
+    for start in range(12):
+        for stop in range(start, 13):
+            piece = Piece("w", (4, 3), start, torch.zeros(stop - start), slice(0, stop - start))
+            assert torch.equal(saved.weight(piece), w.reshape(-1)[start:stop])
+            entries = dict(saved.entries(piece))
+            assert torch.equal(entries["center"], 10.0 * w.reshape(-1)[start:stop])
+            assert entries["step"] == 3.0
+    assert torch.equal(saved.weight(whole("b", b)).view(2, 3), b)
+
+
+def test_copies_are_averaged_by_their_shares_buffers_too(tmp_path: Path) -> None:
+    w, b = torch.ones(4), torch.ones(2)
+    copies = [[written(tmp_path / str(i), (i + 1) * w, 0, (i + 1) * b)] for i in range(2)]
+    saved = SavedState(copies, [0.25, 0.75])
+    assert torch.equal(saved.weight(whole("w", w)), torch.full((4,), 1.75))
+    assert torch.equal(saved.weight(whole("b", b)), torch.full((2,), 1.75))
