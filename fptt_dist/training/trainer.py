@@ -73,13 +73,14 @@ class Trainer:
         self.counts = self.network.parameter_counts()  # an engine may leave the network without its weights
         tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         self.shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        sum_of_bits = int(checksum(list(self.network.parameters()))) % 2**64
+        says = self.strategy.world > 1 and self.strategy.rank == 0
+        sum_of_bits = int(checksum(list(self.network.parameters()))) % 2**64 if says else 0
         self.strategy.prepare(self.network)
+        if says:
+            LOG.warning("%d workers start from equal weights, checksum %016x", self.strategy.world, sum_of_bits)
         self.optimizer = build.build_optimizer(config, self.strategy.parameters())
         self.strategy.attach(self.optimizer)
         self.model = self.strategy.module
-        if self.strategy.world > 1 and self.strategy.rank == 0:
-            LOG.warning("%d workers start from equal weights, checksum %016x", self.strategy.world, sum_of_bits)
         self.share = share(config.train.batch_size, self.strategy.rank, self.strategy.world)
         micro = config.train.micro_batch_size
         procedure = PROCEDURES[config.algorithm]
