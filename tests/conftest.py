@@ -3,12 +3,24 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.parallel.pool import Pool
 
 WRITTEN_BY_OTHERS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+
+MARKS = {"slurm": ("slurm", "slow"), "ray_sweeps": ("ray", "slow")}  # of all tests in a folder
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for folder, marks in MARKS.items():
+            if Path(__file__).parent / folder in item.path.parents:
+                for mark in marks:
+                    item.add_marker(mark)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from fptt_dist.parallel.collectives import Pending
 from fptt_dist.training.checkpoint import CheckpointStore
 from fptt_dist.training.signals import StopFlag
 from fptt_dist.training.trainer import Trainer
-from tests.parallel.runs import Outcome, open_trainer, tiny, train
+from tests.parallel.runs import Outcome, Watched, open_trainer, tiny, train
 
 WORDS: dict[str, Any] = {  # what makes a resumed run differ where something is left out of a checkpoint
     "model.layers": 2,
@@ -54,7 +54,11 @@ def whole(environment: LaunchEnvironment, config: Config, machines: int = 1) -> 
 
 def broken(environment: LaunchEnvironment, config: Config, batch: int, machines: int = 1) -> Path:
     """Start a run, or go on with it, until the checkpoint of `batch` is written; its folder."""
-    trainer = open_trainer(place(environment, machines), config)
+    return until(open_trainer(place(environment, machines), config), batch)
+
+
+def until(trainer: Watched, batch: int) -> Path:
+    """Train until the checkpoint of `batch` is written; its folder."""
     trainer.flag = StopFlag()
     save = trainer.save
 

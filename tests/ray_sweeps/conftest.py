@@ -4,7 +4,6 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -26,14 +25,6 @@ with connected():
     while not stop.exists():
         time.sleep(0.1)
 """
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # of the whole session, whatever folder they are in
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker("ray")
-            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from fptt_dist.training.checkpoint import read_tensors, read_values
 from fptt_dist.training.contents import restore
 from fptt_dist.training.signals import StopFlag
 from fptt_dist.training.trainer import Trainer
-from tests.parallel.fault_driver import Cut
+from tests.parallel.fault_driver import until
 from tests.parallel.runs import Outcome, Watched, open_trainer
 from tests.parallel.runs import train as train  # for test_offload.py
 
@@ -157,21 +157,8 @@ def ended(outcomes: list[Outcome], batch: int = 10) -> dict[str, Tensor]:
 def stopped(environment: LaunchEnvironment, config: Config, batch: int) -> Watched:
     """Start a run, or go on with it, until the checkpoint of `batch` is written: the trainer as it is then."""
     trainer = open_trainer(environment, config)
-    trainer.flag = StopFlag()
-    save = trainer.save
-
-    def cut(*, improved: bool = False) -> Path:
-        folder = save(improved=improved)
-        if trainer.position.batch == batch:
-            raise Cut(folder)
-        return folder
-
-    trainer.save = cut
-    try:
-        trainer.fit(trainer.flag)
-    except Cut:
-        return trainer
-    raise AssertionError(f"there was no checkpoint of batch {batch}")
+    until(trainer, batch)
+    return trainer
 
 
 def broken(environment: LaunchEnvironment, config: Config, batch: int) -> Part:

@@ -14,14 +14,6 @@ from tests.slurm.cluster import Cluster
 NEEDED = ("slurmctld", "slurmd", "munged", "scontrol", "sbatch", "srun")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # of the whole session, whatever folder they are in
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker("slurm")
-            item.add_marker("slow")
-
-
 @pytest.fixture(scope="session")
 def installed() -> None:
     """SLURM's daemons, and the right to start them; without these, a skip, except where all tests have to run."""
