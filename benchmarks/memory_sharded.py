@@ -137,7 +137,7 @@ def measure(strategy: str, size: tuple[int, int], world: int) -> dict[str, int]:
 
 
 def predicted(strategy: str, size: tuple[int, int], world: int) -> memory.Prediction:
-    """Of a run on CPUs, with the bucket of DeepSpeed as far as it is written to."""
+    """Of a run on CPUs."""
     config = configuration(strategy, *size, "unused")
     return memory.predict(training_of(config, shapes(*size), CPU), strategy, world)
 

@@ -66,8 +66,7 @@ class DeepspeedZero(Sharded):
         """See `Strategy.attach`: the engine takes model and optimizer over."""
         deepspeed = _import(self._loss.device.type)
         assert len(optimizer.param_groups) == 1  # the engine would clip each by a norm of its own
-        whole = sum(p.numel() for p in self._network.parameters())
-        self._settings["zero_optimization"].setdefault("reduce_bucket_size", min(BUCKET, whole))
+        self._settings["zero_optimization"].setdefault("reduce_bucket_size", min(BUCKET, self._numbers))
         exact = {name: p.detach().clone() for name, p in self._network.named_parameters()} if self.casts else {}
         with warnings.catch_warnings(), set_variables(self._place):
             warnings.simplefilter("ignore")
@@ -91,15 +90,10 @@ class DeepspeedZero(Sharded):
         if self.casts:
             self._network.register_forward_pre_hook(lambda _, given: _in(torch.bfloat16, given))
             self._network.register_forward_hook(lambda _, given, outputs: _in(torch.float32, outputs))
-        if exact:  # the engine's master copy began with weights rounded to bf16
-            with torch.no_grad():
+            with torch.no_grad():  # the engine's master copy began with weights rounded to bf16
                 for piece in self._pieces:
                     piece.of(piece.tensor).copy_(exact[piece.name].reshape(-1)[piece.start : piece.stop])
             self.changed()
-
-    def pieces(self) -> list[Piece]:
-        """See `Strategy.pieces`."""
-        return self._pieces
 
     def changed(self) -> None:
         """See `Strategy.changed`: the module's weights are copies of the partitions."""
@@ -148,7 +142,7 @@ class DeepspeedZero(Sharded):
 
     def plan(self, updates: int) -> Plan:
         """The gradients and the weights, at each update, in stage 3 the weights twice: each half of an all-reduce."""
-        half = sum(p.numel() for p in self._skeleton.parameters()) * (2 if self.casts else 4) // 2
+        half = self._numbers * (2 if self.casts else 4) // 2
         times = 3 if self.stage == 3 else 2
         what = "weights and gradients, at every update"
         return Plan(float(times * updates), float(times * updates * half), half, what)

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
-from fptt_dist.parallel.collectives import Communicator
+from fptt_dist.parallel.collectives import Communicator, GroupCommunicator
 from fptt_dist.parallel.pieces import Piece
 from fptt_dist.parallel.sharded import Sharded
 from fptt_dist.parallel.strategy import Plan
@@ -40,10 +41,6 @@ class FullyShard(Sharded):
         """See `Strategy.parameters`."""
         return [piece.tensor for piece in self.pieces()]
 
-    def pieces(self) -> list[Piece]:
-        """See `Strategy.pieces`."""
-        return self._pieces
-
     def changed(self) -> None:
         """See `Strategy.changed`: what was gathered before is stale."""
         self._unit.reshard()
@@ -70,15 +67,16 @@ class FullyShard(Sharded):
 
     def plan(self, updates: int) -> Plan:
         """The weights are gathered and the gradients dealt out for each update, each half of an all-reduce."""
-        whole = sum(p.numel() for p in self._sharded)
-        size = whole * ((2 if self.casts else 4) + 4) // 2
+        size = self._numbers * ((2 if self.casts else 4) + 4) // 2
         return Plan(2.0 * updates, float(updates * size), size // 2, "weights and gradients, at every update")
 
     def _shard(self, model: nn.Module) -> None:
         names = [name for name, _ in model.named_parameters()]
         model.register_forward_hook(_out_of_views)  # runs before the engine's own, which looks at what it returns
-        device = self._loss.device.type
-        mesh = DeviceMesh.from_group(self._group, device)
+        assert isinstance(self.everyone, GroupCommunicator)
+        group = self.everyone.group or dist.group.WORLD
+        assert group is not None
+        mesh = DeviceMesh.from_group(group, self._loss.device.type)
         policy = MixedPrecisionPolicy()
         if self.casts:
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=FULL, output_dtype=FULL)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fptt_dist.parallel.collectives import Communicator, GroupCommunicator, Traffic
+from fptt_dist.parallel.collectives import Communicator, Traffic
 from fptt_dist.parallel.pieces import Piece
 from fptt_dist.parallel.strategy import OptimizerView, Strategy, Weights
 
@@ -47,6 +47,7 @@ class Sharded(Strategy):
         super().prepare(model)
         hollow = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
         self._skeleton = copy.deepcopy(model, hollow)
+        self._numbers = sum(p.numel() for p in model.parameters())
         self._loss = torch.zeros((), device=next(model.parameters()).device)
         self._finite = torch.ones((), dtype=torch.bool, device=self._loss.device)
         self._shard(model)
@@ -56,9 +57,9 @@ class Sharded(Strategy):
         super().attach(optimizer)
         optimizer.norm_reduce = self._whole_norm
 
-    @abstractmethod
     def pieces(self) -> list[Piece]:
         """See `Strategy.pieces`."""
+        return self._pieces
 
     @abstractmethod
     def _shard(self, model: nn.Module) -> None:
@@ -139,14 +140,6 @@ class Sharded(Strategy):
     def _whole_norm(self, squares: Tensor) -> Tensor:
         """The sum of squares over all parts, which may be in the host's memory."""
         return self.everyone.sum(squares.to(self.everyone.device), name="norm").to(squares.device)
-
-    @property
-    def _group(self) -> torch.distributed.ProcessGroup:
-        """Torch's, of the workers that hold one copy."""
-        assert isinstance(self.everyone, GroupCommunicator)
-        group = self.everyone.group or torch.distributed.group.WORLD
-        assert group is not None
-        return group
 
 
 def _of_a_backend(error: RuntimeError) -> bool:

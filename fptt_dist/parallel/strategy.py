@@ -112,7 +112,6 @@ class Strategy(ABC):
 
     module: nn.Module
     casts = False
-
     replicated = True
 
     def __init__(self, everyone: Communicator) -> None:

@@ -249,7 +249,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in content.items()}, path)
+            save_file(_apart(content), path)
         except SafetensorError as error:  # how the library reports a full disk, among others
             raise OSError(f"{path.name}: {error}") from error
     else:
@@ -257,6 +257,20 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     _flush_folder(path.parent)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each on the CPU, in memory that is its own and no larger, which the format wants."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        if storage.nbytes() > own.nbytes or storage.data_ptr() in seen:
+            own = own.clone()
+        seen.add(storage.data_ptr())
+        found[name] = own
+    return found
 
 
 def _flush_folder(folder: Path) -> None:

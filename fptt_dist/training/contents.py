@@ -45,7 +45,11 @@ def contents_of(trainer: "Trainer") -> tuple[Files, Files]:
         OPTIMIZER: optimizer_tensors,
     }
     if len(strategy.copies()) < strategy.world:
-        weights = {file: {name: _flat(t) for name, t in tensors.items()} for file, tensors in weights.items()}
+        # flat, so that a run of elements can be read; a number stays one
+        weights = {
+            file: {name: t.reshape(-1) if t.dim() else t for name, t in tensors.items()}
+            for file, tensors in weights.items()
+        }
         weights[PIECES] = described(pieces)
     state = strategy.state_dict()
     random_tensors, random_values = snapshot.random_files(trainer.device)
@@ -98,9 +102,8 @@ def restore(trainer: "Trainer", folder: Path) -> None:
     )
     if then == now and same_strategy:
         own = _rank(folder, strategy.rank)
-        copy = next(ranks for ranks in strategy.copies() if strategy.rank in ranks)
-        folders = [folder] if values["replicated"] else [_rank(folder, rank) for rank in copy]
-        _load(trainer, folder, values, SavedState([folders], [1.0]))
+        mine = next(folders for ranks, folders in _copies(folder, values) if strategy.rank in ranks)
+        _load(trainer, folder, values, SavedState([mine], [1.0]))
         kept.own = read_tensors(own, "strategy.safetensors")
         own_values = read_values(own, "state.json")
         trainer.task.loss.load_state_dict(read_tensors(own, "loss.safetensors"))
@@ -120,14 +123,11 @@ def load_agreed(trainer: "Trainer", folder: Path) -> None:
     """
     values = read_values(folder, "state.json")
     trainer.task.load_state_dict(read_tensors(folder, "task.safetensors"))
-    if values["replicated"]:
-        _load(trainer, folder, values, SavedState([[folder]], [1.0]))
-        return
-    copies = [[_rank(folder, rank) for rank in ranks] for ranks in values["copies"]]
-    shares = [math.fsum(values["shares"][rank] for rank in ranks) for ranks in values["copies"]]
+    copies = _copies(folder, values)
+    shares = [math.fsum(values["shares"][rank] for rank in ranks) for ranks, _ in copies]
     agreed = read_tensors(folder, "strategy.safetensors").items()
     centers = {name.removeprefix("center/"): z for name, z in agreed if name.startswith("center/")}  # Z
-    _load(trainer, folder, values, SavedState(copies, shares, centers))
+    _load(trainer, folder, values, SavedState([folders for _, folders in copies], shares, centers))
 
 
 def _load(trainer: "Trainer", folder: Path, values: dict[str, Any], saved: SavedState) -> None:
@@ -167,10 +167,11 @@ def _deal_anew(trainer: "Trainer", folder: Path, values: dict[str, Any]) -> None
         LOG.warning("%s: weights and moments %s, random streams start afresh", how, what)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """As parts are written, so that a run of elements can be read; in memory of its own, which the format wants."""
-    own = tensor.detach().clone()
-    return own.reshape(-1) if own.dim() else own
+def _copies(folder: Path, values: dict[str, Any]) -> list[tuple[list[int], list[Path]]]:
+    """Each copy's workers, and the folders that it is in."""
+    if values["replicated"]:
+        return [(list(range(len(values["shares"]))), [folder])]
+    return [(ranks, [_rank(folder, rank) for rank in ranks]) for ranks in values["copies"]]
 
 
 def _rank(folder: Path, rank: int) -> Path:

@@ -15,6 +15,7 @@ from fptt_dist.parallel import Consensus, GroupCommunicator
 from fptt_dist.parallel.strategy import Plan
 from fptt_dist.tasks import Batch
 from fptt_dist.training import memory
+from fptt_dist.training.build_strategy import updates_of
 from fptt_dist.training.trainer import Trainer
 
 COMPARED = 8  # processes, where one alone asks what several would need
@@ -99,7 +100,7 @@ def dry_run(trainer: Trainer) -> DryRun:
     if world > 1:
         prediction = memory.predict(
             training,
-            _name_of(trainer.config, world),
+            _name_of(trainer.config),
             world,
             rank=trainer.strategy.rank,
             inside=_inside(trainer),
@@ -245,7 +246,7 @@ def _agreement_of(config: Config) -> dict[str, int]:
     procedure, payload = PROCEDURES[config.algorithm], memory.HALF if parallel.payload == "bf16" else memory.FULL
     if parallel.dual == "worker":  # W and μ travel; Z, μ and μ̄ stay
         return {"copies": 2, "payload": payload, "kept": 3}
-    every = parallel.every or (config.windows if procedure.update_each_window else 1)
+    every = parallel.every or updates_of(config)
     derived = every == 1 and parallel.weights == "mean" and config.fptt.update != "algorithm2"
     alone = derived or not procedure.has_force
     copies = int(parallel.weights != "kept") if alone else 2 + int(parallel.weights == "mean")
@@ -253,21 +254,19 @@ def _agreement_of(config: Config) -> dict[str, int]:
     return {"copies": copies, "payload": payload, "kept": (copies if payload == memory.HALF else 0) + late}
 
 
-def _name_of(config: Config, world: int) -> str:
-    """The strategy of a run, as `predict` names it."""
+def _name_of(config: Config) -> str:
+    """The strategy of a run of several workers, as `predict` names it."""
     match config.parallel:
         case settings.HierarchicalParallel(inside="fsdp"):
             return "hierarchical fsdp"
         case settings.DeepspeedParallel(stage=stage):
-            name = f"deepspeed {stage}"
+            return f"deepspeed {stage}"
         case settings.GradientParallel(reduce="ddp"):
-            name = "ddp"
+            return "ddp"
         case settings.AutoParallel():
-            name = "consensus"
+            return "consensus"
         case parallel:
-            name = parallel.strategy
-    alone = world == 1 and name not in ("gradient", "consensus", "hierarchical")
-    return "single" if alone or (world == 1 and isinstance(config.parallel, settings.AutoParallel)) else name
+            return parallel.strategy
 
 
 def _table(training: memory.Training, world: int) -> list[str]:

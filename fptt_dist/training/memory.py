@@ -53,7 +53,7 @@ class Training:
         return sum(map(math.prod, self.shapes))
 
     @property
-    def written(self) -> int:
+    def bucket(self) -> int:
         """Numbers in DeepSpeed's reduce bucket, unless the user's file says otherwise."""
         return min(BUCKET, self.parameters)
 
@@ -235,7 +235,7 @@ def _zero_flat(training: Training, world: int, *, split_gradients: bool) -> Pred
         {
             BACKWARD: {
                 GRADIENTS: gradients + (FULL * own if apart else 0),
-                COPIES: width * training.written + gradients,
+                COPIES: width * training.bucket + gradients,
             },
             UPDATE: _update(training, own, kept),
             EVALUATION: {GATHERED: FULL * training.parameters},
@@ -250,7 +250,7 @@ def _zero_split(training: Training, world: int) -> Prediction:
     own = sum(-(-math.prod(shape) // world) for shape in training.shapes)
     whole, width, copies = own * world, HALF if training.bf16 else FULL, 2 if training.gloo else 1
     held = _kept(training, width * own, FULL * own, own, 1, 0)
-    held[BUFFERS] = width * training.written + FULL * own  # the bucket, and the averaged gradients of this part
+    held[BUFFERS] = width * training.bucket + FULL * own  # the bucket, and the averaged gradients of this part
     return Prediction(
         held,
         {
