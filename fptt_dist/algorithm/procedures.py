@@ -12,7 +12,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fptt_dist.algorithm.windows import Window, sequence_windows
+from fptt_dist.algorithm.windows import Remainder, Window, sequence_windows
 
 ProcedureName = Literal["fptt", "online", "tbptt", "bptt_aux", "bptt"]
 
@@ -33,9 +33,9 @@ class Procedure:
     update_each_window: bool = False
     has_force: bool = False
 
-    def passes(self, length: int, windows: int) -> list[list[Window]]:
+    def passes(self, length: int, windows: int, remainder: Remainder = "spread") -> list[list[Window]]:
         """The windows of each forward-and-backward pass, in order; the state is detached between passes."""
-        parts = sequence_windows(length, 1 if self.name == "bptt" else windows)
+        parts = sequence_windows(length, 1 if self.name == "bptt" else windows, remainder)
         return [parts] if self.one_graph else [[window] for window in parts]
 
     def weight(self, window: Window, *, terminal: bool) -> float:
@@ -43,7 +43,7 @@ class Procedure:
         if self.name == "bptt_aux":
             return 1.0 / window.count
         if self.name == "tbptt":
-            return float(window.index == window.count) if terminal else window.steps / window.length
+            return float(window.is_last) if terminal else window.steps / window.length
         return 1.0
 
 

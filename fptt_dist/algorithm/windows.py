@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
+
+Remainder = Literal["spread", "extra"]
 
 
 @dataclass(frozen=True)
@@ -12,9 +14,9 @@ class Window:
     """Window k of K of a sequence of `length` steps.
 
     Attributes:
-        index: k, from 1 to K.
+        index: k, from 1 to K; more where the remainder is a window of its own.
         count: K.
-        part: the window's steps, [⌊(k-1)T/K⌋, ⌊kT/K⌋).
+        part: the window's steps.
         length: T, the sequence's length in steps.
     """
 
@@ -27,6 +29,11 @@ class Window:
     def steps(self) -> int:
         """Number of steps in the window."""
         return self.part.stop - self.part.start
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the sequence ends with it."""
+        return self.part.stop == self.length
 
 
 def window_slices(length: int, windows: int) -> list[slice]:
@@ -50,9 +57,23 @@ def window_slices(length: int, windows: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
-def sequence_windows(length: int, windows: int) -> list[Window]:
-    """The same parts as `window_slices`, each with its place in the sequence."""
-    return [Window(k, windows, part, length) for k, part in enumerate(window_slices(length, windows), 1)]
+def sequence_windows(length: int, windows: int, remainder: Remainder = "spread") -> list[Window]:
+    """The windows of a sequence, each with its place in it.
+
+    Args:
+        length: T, the sequence's length in steps.
+        windows: K, 1 ≤ K ≤ T.
+        remainder: "spread": the parts of `window_slices`. "extra": K windows of ⌊T/K⌋ steps, and what is left over in
+            short ones after them, as in the authors' code (T = 784, K = 10: an 11th window of 4 steps).
+
+    Raises:
+        ValueError: `windows` is not between 1 and `length`.
+    """
+    parts = window_slices(length, windows)
+    if remainder == "extra":
+        size = length // windows
+        parts = [slice(start, min(start + size, length)) for start in range(0, length, size)]
+    return [Window(k, windows, part, length) for k, part in enumerate(parts, 1)]
 
 
 def detach(state: Any) -> Any:

@@ -91,3 +91,21 @@ def test_detach_cuts_every_tensor_and_keeps_structure_and_storage() -> None:
 def test_detach_of_nothing_is_nothing() -> None:
     assert detach(None) is None
     assert detach(()) == ()
+
+
+@pytest.mark.parametrize(("length", "windows", "sizes"), [(784, 10, [78] * 10 + [4]), (1024, 10, [102] * 10 + [4])])
+def test_the_extra_window_of_the_authors_code(length: int, windows: int, sizes: list[int]) -> None:
+    found = sequence_windows(length, windows, "extra")
+    assert [window.steps for window in found] == sizes
+    assert [(window.index, window.count) for window in found] == [(k, 10) for k in range(1, 12)]
+    assert [window.is_last for window in found] == [False] * 10 + [True]
+
+
+@given(st.integers(1, 300).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length))))
+def test_extra_windows_tile_the_sequence(case: tuple[int, int]) -> None:
+    length, windows = case
+    found = sequence_windows(length, windows, "extra")
+    assert [i for window in found for i in range(length)[window.part]] == list(range(length))
+    assert all(window.steps == length // windows for window in found[:windows])
+    if length % windows == 0:
+        assert found == sequence_windows(length, windows)
