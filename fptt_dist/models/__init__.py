@@ -1,7 +1,23 @@
 """What is trained: modules `(x, state) → (y, state)`."""
 
+from fptt_dist.models.antisymmetric import AntisymmetricRNN
+from fptt_dist.models.awd_lstm import AwdLstm
+from fptt_dist.models.carried import Carried, again, hidden_of, penalty_of
 from fptt_dist.models.network import Network
 from fptt_dist.models.recurrent import CellName, chrono_initialisation, recurrent_layer
 from fptt_dist.models.saved import load_network, save_network
 
-__all__ = ["CellName", "Network", "chrono_initialisation", "load_network", "recurrent_layer", "save_network"]
+__all__ = [
+    "AntisymmetricRNN",
+    "AwdLstm",
+    "Carried",
+    "CellName",
+    "Network",
+    "again",
+    "chrono_initialisation",
+    "hidden_of",
+    "load_network",
+    "penalty_of",
+    "recurrent_layer",
+    "save_network",
+]

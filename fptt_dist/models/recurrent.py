@@ -1,32 +1,62 @@
-"""Recurrent layers `(x, state) → (y, state)`, time-major: x (S, B, I), y (S, B, H). They run on cuDNN on a GPU.
+"""Recurrent layers `(x, state) → (y, state)`, time-major: x (S, B, I), y (S, B, H).
 
 A state of None is zeros. The state that comes out is attached to the graph; whoever cuts the sequence detaches it.
+LSTM, GRU and tanh-RNN run on cuDNN on a GPU; the antisymmetric layer is a loop over the steps.
 """
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-CellName = Literal["lstm", "gru", "rnn"]
+from fptt_dist.models.antisymmetric import AntisymmetricRNN
+
+CellName = Literal["lstm", "gru", "rnn", "antisymmetric"]
 LAYERS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
-def recurrent_layer(cell: CellName, inputs: int, hidden: int, *, layers: int = 1, dropout: float = 0.0) -> nn.RNNBase:
-    """An LSTM, GRU or tanh-RNN of `layers` layers with `hidden` units each.
+def recurrent_layer(
+    cell: CellName, inputs: int, hidden: int, *, layers: int = 1, dropout: float = 0.0, **antisymmetric: Any
+) -> nn.RNNBase | AntisymmetricRNN:
+    """An LSTM, GRU, tanh-RNN or antisymmetric RNN of `layers` layers with `hidden` units each.
 
     Args:
-        cell: "lstm", "gru" or "rnn".
+        cell: "lstm", "gru", "rnn" or "antisymmetric".
         inputs: I, numbers a step.
         hidden: H, units a layer.
         layers: how many are stacked.
         dropout: probability between layers; without effect on a single one.
+        antisymmetric: `gated`, `diffusion` and `step_size` of `AntisymmetricRNN`, for that cell alone.
+
+    Raises:
+        TypeError: such an option for another cell.
     """
-    return LAYERS[cell](inputs, hidden, num_layers=layers, dropout=dropout if layers > 1 else 0.0)
+    dropout = dropout if layers > 1 else 0.0
+    if cell == "antisymmetric":
+        return AntisymmetricRNN(inputs, hidden, layers=layers, dropout=dropout, **antisymmetric)
+    if antisymmetric:
+        raise TypeError(f"{', '.join(antisymmetric)}: for cell='antisymmetric' alone, not {cell!r}")
+    return LAYERS[cell](inputs, hidden, num_layers=layers, dropout=dropout)
+
+
+def describe_layer(layer: nn.Module) -> dict[str, Any]:
+    """The arguments (plain JSON values) with which `recurrent_layer` makes a layer like this one.
+
+    Raises:
+        TypeError: a layer that `recurrent_layer` does not make.
+    """
+    if isinstance(layer, AntisymmetricRNN):
+        cell, options = "antisymmetric", {name: getattr(layer, name) for name in ("gated", "diffusion", "step_size")}
+    else:
+        cell, options = next((name for name, kind in LAYERS.items() if type(layer) is kind), None), {}
+    if cell is None:
+        raise TypeError(f"a recurrent layer of {' | '.join(get_args(CellName))}, not {type(layer).__name__}")
+    shape = {"inputs": "input_size", "hidden": "hidden_size", "layers": "num_layers", "dropout": "dropout"}
+    return {"cell": cell, **{name: getattr(layer, attribute) for name, attribute in shape.items()}, **options}
 
 
 @torch.no_grad()
-def chrono_initialisation(layer: nn.RNNBase, length: int) -> None:
+def chrono_initialisation(layer: nn.Module, length: int) -> None:
     """Biases that make the gates remember up to `length` steps (Tallec & Ollivier 2018, "Can recurrent neural networks
     warp time?"): forget bias ~ log U(1, T−1), input bias its negative; for a GRU the update gate's bias.
 
@@ -35,10 +65,10 @@ def chrono_initialisation(layer: nn.RNNBase, length: int) -> None:
         length: T, steps of the whole sequence (not of a window), at least 3.
 
     Raises:
-        ValueError: a layer without gates, or a sequence too short.
+        ValueError: a layer without such gates, or a sequence too short.
     """
     if not isinstance(layer, nn.LSTM | nn.GRU):
-        raise ValueError(f"chrono initialisation is for gates, and {type(layer).__name__} has none")
+        raise ValueError(f"chrono initialisation is for an LSTM's or GRU's gates, and {type(layer).__name__} has none")
     if length < 3:
         raise ValueError(f"chrono initialisation needs a sequence of at least 3 steps, not length={length}")
     hidden = layer.hidden_size

@@ -6,33 +6,40 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from fptt_dist.models.awd_lstm import AwdLstm
 from fptt_dist.models.network import Network
-from fptt_dist.models.recurrent import CellName, recurrent_layer
 
-FORMAT = "fptt_dist network 1"
+FORMAT = "fptt_dist network 2"
+FIRST_FORMAT = "fptt_dist network 1"  # of a `Network` without symbols, its shape among the other values
+KINDS: dict[str, type[Network | AwdLstm]] = {"recurrent": Network, "awd_lstm": AwdLstm}
 
 
-def save_network(model: Network, folder: Path, cell: CellName, description: dict[str, Any]) -> None:
+def save_network(model: Network | AwdLstm, folder: Path, description: dict[str, Any]) -> None:
     """Write a network and what rebuilds it.
 
     Args:
-        model: an LSTM, GRU or RNN with its read-out.
+        model: a network of this package.
         folder: created if needed.
-        cell: the recurrent layer's kind.
         description: more that a reader may want (plain JSON values): where it comes from, how inputs are prepared.
+
+    Raises:
+        TypeError: a network, or a recurrent layer, that is not of this package.
     """
-    layer = model.recurrent
-    shape = {name: getattr(layer, name) for name in ("input_size", "hidden_size", "num_layers", "dropout")}
+    kind = next((name for name, network in KINDS.items() if isinstance(model, network)), None)
+    if kind is None:
+        raise TypeError(
+            f"a network of {' | '.join(kind.__name__ for kind in KINDS.values())}, not {type(model).__name__}"
+        )
+    values = {"format": FORMAT, "network": {"kind": kind, **model.describe()}}
+    values |= {name: value for name, value in description.items() if name not in values}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
     )
-    values = {"format": FORMAT, "cell": cell, **shape, "outputs": model.readout.out_features, "reads": model.reads}
-    values |= {name: value for name, value in description.items() if name not in values}
     (folder / "model.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
-def load_network(folder: str | Path) -> Network:
+def load_network(folder: str | Path) -> Network | AwdLstm:
     """The network that `fptt-dist export` wrote, in evaluation mode, on the CPU.
 
     Raises:
@@ -41,15 +48,18 @@ def load_network(folder: str | Path) -> Network:
     """
     folder = Path(folder)
     values = json.loads((folder / "model.json").read_text())
-    if values.get("format") != FORMAT:
+    if values.get("format") not in (FORMAT, FIRST_FORMAT):
         raise ValueError(f"{folder}/model.json has format {values.get('format')!r}, expected {FORMAT!r}")
-    layer = recurrent_layer(
-        values["cell"],
-        values["input_size"],
-        values["hidden_size"],
-        layers=values["num_layers"],
-        dropout=values["dropout"],
-    )
-    model = Network(layer, values["hidden_size"], values["outputs"], reads=values["reads"])
+    network = dict(values["network"]) if values["format"] == FORMAT else _of_first_format(values)
+    kind = network.pop("kind")
+    if kind not in KINDS:
+        raise ValueError(f"{folder}/model.json has network.kind {kind!r}, expected one of {', '.join(KINDS)}")
+    model = KINDS[kind].rebuild(**network)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval()
+
+
+def _of_first_format(values: dict[str, Any]) -> dict[str, Any]:
+    shape = {"inputs": "input_size", "hidden": "hidden_size", "layers": "num_layers", "dropout": "dropout"}
+    recurrent = {"cell": values["cell"], **{new: values[old] for new, old in shape.items()}}
+    return {"kind": "recurrent", "recurrent": recurrent, "outputs": values["outputs"], "reads": values["reads"]}

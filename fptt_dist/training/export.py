@@ -26,7 +26,6 @@ def export_run(path: Path, out: Path, which: str = "best") -> Path:
         save_network(
             trainer.network,
             out,
-            config.model.cell,
             {
                 "task": config.task.model_dump(),
                 "input": trainer.task.input_description(),

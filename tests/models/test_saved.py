@@ -4,91 +4,141 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-from fptt_dist.models import CellName, Network, load_network, recurrent_layer, save_network
+from fptt_dist.models import CellName, Network, load_network, penalty_of, recurrent_layer, save_network
+from tests.models.networks import ALL, NUMBERS, network, some_inputs, tensors
 
 Reads = Literal["last", "every"]
 
 
-def network(cell: CellName = "lstm", layers: int = 1, reads: Reads = "every", dropout: float = 0.0) -> Network:
+def small(cell: CellName = "lstm", layers: int = 1, reads: Reads = "every", dropout: float = 0.0) -> Network:
     torch.manual_seed(3)
     return Network(recurrent_layer(cell, 3, 5, layers=layers, dropout=dropout), 5, 2, reads=reads)
 
 
-@pytest.mark.parametrize("reads", ["last", "every"])
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-def test_outputs_are_the_same_to_the_bit(tmp_path: Path, cell: CellName, layers: int, reads: Reads) -> None:
-    model, x = network(cell, layers, reads, dropout=0.5 if layers == 2 else 0.0), torch.randn(7, 4, 3)
-    save_network(model, tmp_path / "some" / "folder", cell, {"task": "none"})
+@pytest.mark.parametrize("name", ALL)
+def test_outputs_are_the_same_to_the_bit(tmp_path: Path, name: str, layers: int) -> None:
+    model, x = network(name, layers), some_inputs(name, 7)
+    save_network(model, tmp_path / "some" / "folder", {"task": "none"})
     torch.manual_seed(99)
     loaded = load_network(tmp_path / "some" / "folder")
+    assert type(loaded) is type(model)
     assert not loaded.training
     output, state = loaded(x)
     expected, expected_state = model.eval()(x)
-    assert output.shape == (7 if reads == "every" else 1, 4, 2)
     assert torch.equal(output, expected)
-    pairs = zip(state, expected_state, strict=True) if cell == "lstm" else [(state, expected_state)]
-    assert all(torch.equal(one, other) for one, other in pairs)
+    assert all(torch.equal(one, other) for one, other in zip(tensors(state), tensors(expected_state), strict=True))
     assert torch.equal(loaded(x[3:], loaded(x[:3])[1])[0][-1], expected[-1])
+    assert loaded.describe() == model.describe()
     assert {name: (p.dtype, p.requires_grad) for name, p in loaded.named_parameters()} == {
         name: (p.dtype, p.requires_grad) for name, p in model.named_parameters()
     }
 
 
-def test_dropout_is_kept_for_who_trains_on(tmp_path: Path) -> None:
-    save_network(network("gru", 2, dropout=0.25), tmp_path, "gru", {})
+@pytest.mark.parametrize("name", ALL)
+def test_who_trains_on_trains_as_before(tmp_path: Path, name: str) -> None:
+    keys = {"logit_dropout": 0.25} if name in NUMBERS else {"dropout": 0.5} if name == "words" else {}
+    model, x = network(name, 2, **keys), some_inputs(name, 5)
+    save_network(model, tmp_path, {})
     loaded = load_network(tmp_path)
-    assert loaded.recurrent.dropout == 0.25
-    x = torch.randn(7, 4, 3)
     assert torch.equal(loaded(x)[0], loaded(x)[0])
-    loaded.train()
-    assert not torch.equal(loaded(x)[0], loaded(x)[0])
+    results = []
+    for one in (model.train(), loaded.train()):
+        torch.manual_seed(8)
+        y, state = one(x)
+        penalty = penalty_of(state)
+        (y.square().sum() + (0.0 if penalty is None else penalty)).backward()
+        results.append([y, *tensors(state), *(p.grad for p in one.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert not torch.equal(loaded(x)[0], loaded(x)[0]), "it drops something"
 
 
-def test_what_is_in_the_folder(tmp_path: Path) -> None:
-    model = network("gru", 2, "last")
-    save_network(model, tmp_path, "gru", {"task": {"name": "pixels"}, "weights": "averaged"})
+@pytest.mark.parametrize("cell", ["gru", "antisymmetric"])
+def test_dropout_between_layers_is_kept(tmp_path: Path, cell: CellName) -> None:
+    save_network(small(cell, 2, dropout=0.25), tmp_path, {})
+    assert load_network(tmp_path).recurrent.dropout == 0.25
+
+
+@pytest.mark.parametrize("reads", ["last", "every"])
+def test_what_is_in_the_folder(tmp_path: Path, reads: Reads) -> None:
+    model = small("gru", 2, reads)
+    save_network(model, tmp_path, {"task": {"name": "pixels"}, "weights": "averaged"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
     assert json.loads((tmp_path / "model.json").read_text()) == {
-        "format": "fptt_dist network 1",
-        "cell": "gru",
-        "input_size": 3,
-        "hidden_size": 5,
-        "num_layers": 2,
-        "dropout": 0.0,
-        "outputs": 2,
-        "reads": "last",
+        "format": "fptt_dist network 2",
+        "network": {
+            "kind": "recurrent",
+            "recurrent": {"cell": "gru", "inputs": 3, "hidden": 5, "layers": 2, "dropout": 0.0},
+            "outputs": 2,
+            "reads": reads,
+            "symbols": None,
+            "embedding": None,
+            "dropout": 0.0,
+            "logit_dropout": 0.0,
+        },
         "task": {"name": "pixels"},
         "weights": "averaged",
     }
-    tensors = load_file(tmp_path / "model.safetensors")
-    assert tensors.keys() == model.state_dict().keys()
-    assert all(torch.equal(tensors[name], p) for name, p in model.state_dict().items())
+    kept = load_file(tmp_path / "model.safetensors")
+    assert kept.keys() == model.state_dict().keys()
+    assert all(torch.equal(kept[name], p) for name, p in model.state_dict().items())
+
+
+def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
+    model, x = small("gru", 2, "last"), torch.randn(7, 4, 3)
+    save_file(dict(model.state_dict()), tmp_path / "model.safetensors")
+    (tmp_path / "model.json").write_text(
+        '{"format": "fptt_dist network 1", "cell": "gru", "input_size": 3, "hidden_size": 5, "num_layers": 2, '
+        '"dropout": 0.5, "outputs": 2, "reads": "last", "task": {"name": "pixels"}, "weights": "center"}'
+    )
+    loaded = load_network(tmp_path)
+    assert isinstance(loaded, Network)
+    assert torch.equal(loaded(x)[0], model(x)[0])
+    assert loaded.recurrent.dropout == 0.5
+    assert not loaded.training
 
 
 def test_a_description_does_not_replace_what_rebuilds_the_network(tmp_path: Path) -> None:
-    model, x = network("lstm", reads="last"), torch.randn(7, 4, 3)
-    save_network(model, tmp_path, "lstm", {"reads": "every", "hidden_size": 7, "note": "kept"})
+    model, x = small(reads="last"), torch.randn(7, 4, 3)
+    save_network(model, tmp_path, {"format": "mine", "network": {"kind": "awd_lstm"}, "note": "kept"})
     assert torch.equal(load_network(tmp_path)(x)[0], model(x)[0])
     assert json.loads((tmp_path / "model.json").read_text())["note"] == "kept"
 
 
-@pytest.mark.parametrize("found", ["fptt_dist network 2", None])
+@pytest.mark.parametrize("found", ["fptt_dist network 3", None])
 def test_another_format_is_refused(tmp_path: Path, found: str | None) -> None:
-    save_network(network(), tmp_path, "lstm", {})
+    save_network(small(), tmp_path, {})
     path = tmp_path / "model.json"
-    values = json.loads(path.read_text())
-    values["format"] = found
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": found}))
     with pytest.raises(ValueError) as caught:
         load_network(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/model.json has format {found!r}, expected 'fptt_dist network 1'"
+    assert str(caught.value) == f"{tmp_path}/model.json has format {found!r}, expected 'fptt_dist network 2'"
+
+
+def test_another_kind_is_refused(tmp_path: Path) -> None:
+    save_network(small(), tmp_path, {})
+    path = tmp_path / "model.json"
+    path.write_text(path.read_text().replace('"kind": "recurrent"', '"kind": "transformer"'))
+    with pytest.raises(ValueError) as caught:
+        load_network(tmp_path)
+    said = f"{tmp_path}/model.json has network.kind 'transformer', expected one of recurrent, awd_lstm"
+    assert str(caught.value) == said
+
+
+def test_what_cannot_be_rebuilt_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    own: Any = nn.LSTM(3, 5)
+    with pytest.raises(TypeError, match=r"a network of Network \| AwdLstm, not LSTM"):
+        save_network(own, tmp_path / "folder", {})
+    with pytest.raises(TypeError, match=r"lstm \| gru \| rnn \| antisymmetric, not Identity"):
+        save_network(Network(nn.Identity(), 5, 2), tmp_path / "folder", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
@@ -97,8 +147,8 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_three_lines_load_it_in_a_fresh_process(tmp_path: Path) -> None:
-    model = network("lstm", 2, "last")
-    save_network(model, tmp_path / "exported", "lstm", {})
+    model = small("lstm", 2, "last")
+    save_network(model, tmp_path / "exported", {})
     lines = (
         "from fptt_dist.models import load_network\n"
         "network = load_network('exported')\n"
