@@ -1,93 +1,31 @@
-"""Getting the public data sets: several mirrors, checksums of the uncompressed files, downloads that go on where they
-broke off. All addresses and checksums stand in `DATASETS`."""
+"""Getting the public data sets: several mirrors, checksums, downloads that go on where they broke off."""
 
 import gzip
 import hashlib
 import logging
 import os
+import shutil
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fptt_dist.tasks.data_error import DataError
+from fptt_dist.tasks.datasets import DATASETS, RemoteDataset, RemoteFile
 from fptt_dist.tasks.idx import is_file
 
 TIMEOUT = 30  # seconds without a byte
 CHUNK = 1 << 18
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """One file of a data set.
+def folder_of(name: str, root: Path) -> Path:
+    """Where a data set is, below `root`.
 
-    Attributes:
-        name: of the uncompressed file.
-        bytes: of the uncompressed file; None where only the archive's checksum is known.
-        checksum: "sha256:…" of the uncompressed file, or "md5:…" of the archive.
+    Raises:
+        DataError: an unknown data set.
     """
-
-    name: str
-    bytes: int | None
-    checksum: str
-
-
-@dataclass(frozen=True)
-class RemoteDataset:
-    """A data set of gzipped files, the same on all mirrors.
-
-    Attributes:
-        mirrors: addresses that `<name>.gz` is appended to, the first one tried first.
-        files: what it consists of.
-    """
-
-    mirrors: tuple[str, ...]
-    files: tuple[RemoteFile, ...]
-
-
-DATASETS = {
-    "mnist": RemoteDataset(
-        mirrors=(
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        ),
-        files=(
-            RemoteFile(
-                "train-images-idx3-ubyte",
-                47040016,
-                "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            ),
-            RemoteFile(
-                "train-labels-idx1-ubyte",
-                60008,
-                "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            ),
-            RemoteFile(
-                "t10k-images-idx3-ubyte",
-                7840016,
-                "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            ),
-            RemoteFile(
-                "t10k-labels-idx1-ubyte",
-                10008,
-                "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-            ),
-        ),
-    ),
-    "fashion-mnist": RemoteDataset(
-        mirrors=(
-            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        ),
-        files=(
-            RemoteFile("train-images-idx3-ubyte", None, "md5:8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-            RemoteFile("train-labels-idx1-ubyte", None, "md5:25c81989df183df01b3e8a0aad5dffbe"),
-            RemoteFile("t10k-images-idx3-ubyte", None, "md5:bef4ecab320f06d8554ea6380940ec79"),
-            RemoteFile("t10k-labels-idx1-ubyte", None, "md5:bb300cfdad3c16e7a12a480ee83cd310"),
-        ),
-    ),
-}
+    return root / _dataset(name).folder
 
 
 def check(name: str, root: Path) -> list[str]:
@@ -96,12 +34,12 @@ def check(name: str, root: Path) -> list[str]:
     Raises:
         DataError: an unknown data set.
     """
-    folder = root / name
+    folder = folder_of(name, root)
     return [problem for file in _dataset(name).files if (problem := _problem(folder, file)) is not None]
 
 
 def fetch(name: str, root: Path, *, progress: bool = False) -> Path:
-    """Bring a data set to `root/name`; files that are there and whole are left as they are.
+    """Bring a data set to its folder in `root`; files that are there and whole are left as they are.
 
     Args:
         name: a key of `DATASETS`.
@@ -112,12 +50,22 @@ def fetch(name: str, root: Path, *, progress: bool = False) -> Path:
         The data set's folder.
 
     Raises:
-        DataError: no mirror gave a file with the right checksum; the message says what each of them did.
+        DataError: no mirror gave a file with the right checksum, and the message says what each of them did; or the
+            archive cannot be unpacked.
     """
-    dataset, folder = _dataset(name), root / name
-    for file in dataset.files:
-        if _problem(folder, file) is not None:
-            _fetch_file(dataset.mirrors, folder, file, progress)
+    dataset = _dataset(name)
+    folder = folder_of(name, root)
+    wrong = [file for file in dataset.files if _problem(folder, file) is not None]
+    if dataset.archive is None:
+        for file in wrong:
+            _fetch_file(dataset, folder, file, progress)
+    elif wrong:
+        given = _problem(folder, dataset.archive) is None
+        if not given:
+            _fetch_file(dataset, folder, dataset.archive, progress)
+        _unpack(folder, dataset.archive, wrong)
+        if not given:
+            (folder / dataset.archive.name).unlink()
     return folder
 
 
@@ -127,15 +75,14 @@ def _dataset(name: str) -> RemoteDataset:
     return DATASETS[name]
 
 
-def _fetch_file(mirrors: tuple[str, ...], folder: Path, file: RemoteFile, progress: bool) -> None:
+def _fetch_file(dataset: RemoteDataset, folder: Path, file: RemoteFile, progress: bool) -> None:
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)
     failures = []
-    final = folder / f"{file.name}.gz"
-    for mirror in mirrors:
-        url = f"{mirror}{file.name}.gz"
-        part = folder / f"{file.name}.gz.part"
+    for mirror in dataset.mirrors:
+        url = f"{mirror}{file.remote}"
+        part = folder / f"{file.remote}.part"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             fetched = pooch.retrieve(
@@ -146,17 +93,42 @@ def _fetch_file(mirrors: tuple[str, ...], folder: Path, file: RemoteFile, progre
             continue
         problem = _content_problem(Path(fetched), file)
         if problem is None:
-            os.replace(fetched, final)
+            os.replace(fetched, folder / file.remote)
             part.unlink(missing_ok=True)
             return
         failures.append(f"{url}: {problem}")
         Path(fetched).unlink()
         part.unlink(missing_ok=True)
-    wanted = f"{file.name}.gz" if file.checksum.startswith("md5:") else f"{file.name} or {file.name}.gz"
+    wanted = file.remote if _only_as_remote(file) else f"{file.name} or {file.name}.gz"
+    then = "fetch` unpacks it" if file is dataset.archive else "check` says whether it is right"
     raise DataError(
         f"{file.name} could not be fetched:\n  " + "\n  ".join(failures) + f"\nWithout a network, put {wanted} into "
-        f"{folder} yourself; `fptt-dist data check` says whether it is right"
+        f"{folder} yourself; `fptt-dist data {then}"
     )
+
+
+def _unpack(folder: Path, archive: RemoteFile, files: list[RemoteFile]) -> None:
+    """Write `files` from the archive, and nothing else that it holds, wherever it says it belongs."""
+    path = folder / archive.name
+    wanted = {f"{folder.name}/{file.name}": file for file in files}
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for member in tar:
+                file = wanted.get(member.name)
+                if file is None or not member.isreg() or member.size != file.bytes:
+                    continue
+                part = folder / f"{file.name}.part"
+                source = tar.extractfile(member)
+                assert source is not None, "a regular member"
+                with source, part.open("wb") as target:
+                    shutil.copyfileobj(source, target, CHUNK)
+                os.replace(part, folder / file.name)
+                del wanted[member.name]
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}") from error
+    if wanted:
+        lacking = "\n".join(f"{name}, a file of {file.bytes} bytes" for name, file in wanted.items())
+        raise DataError(f"{path} does not hold {lacking}")
 
 
 def _resuming(part: Path, progress: bool) -> Callable[..., None]:
@@ -201,32 +173,44 @@ def _resuming(part: Path, progress: bool) -> Callable[..., None]:
 
 def _problem(folder: Path, file: RemoteFile) -> str | None:
     """What is wrong with one file of a data set on disk, plain or gzipped."""
-    for path in (folder / f"{file.name}.gz", folder / file.name):
+    plain = folder / file.name
+    for path in (folder / file.remote, plain):
         try:
             there = is_file(path)
         except DataError as error:
             return str(error)
         if there:
-            if path.name == file.name and file.checksum.startswith("md5:"):
-                return f"{path}: only the archive's checksum is known, keep {file.name}.gz"
+            if path.name != file.remote and _only_as_remote(file):
+                return f"{path}: only the archive's checksum is known, keep {file.remote}"
             problem = _content_problem(path, file)
             return None if problem is None else f"{path}: {problem}"
-    return f"{folder / file.name}: missing (as .gz too)"
+    return f"{plain}: missing (as .gz too)" if file.gzipped else f"{plain}: missing"
+
+
+def _only_as_remote(file: RemoteFile) -> bool:
+    """Whether it must be kept as mirrors hold it, since that is what the checksum is of, or it is not gzipped."""
+    return not file.gzipped or (file.checksum or "").startswith("md5:")
 
 
 def _content_problem(path: Path, file: RemoteFile) -> str | None:
-    kind, _, expected = file.checksum.partition(":")
+    kind, _, expected = (file.checksum or "md5:").partition(":")
+    unpacked = " uncompressed" if file.gzipped else ""
     digest, size = hashlib.new(kind, usedforsecurity=False), 0
     try:
-        for chunk in _chunks(path, decompress=kind == "sha256" and path.name != file.name):
+        for chunk in _chunks(path, decompress=file.gzipped and kind == "sha256" and path.name != file.name):
             digest.update(chunk)
             size += len(chunk)
     except (OSError, EOFError, zlib.error) as error:
-        return f"cannot be decompressed: {error}"
+        return f"cannot be decompressed: {error}" if file.gzipped else f"cannot be read: {error}"
     if file.bytes is not None and size != file.bytes:
-        return f"{size} bytes uncompressed, expected {file.bytes}"
-    if digest.hexdigest() != expected:
+        return f"{size} bytes{unpacked}, expected {file.bytes}"
+    if file.checksum is not None and digest.hexdigest() != expected:
         return f"its {kind} is {digest.hexdigest()}, expected {expected}"
+    if file.inspect is not None:
+        try:
+            file.inspect(path)
+        except DataError as error:
+            return str(error).removeprefix(str(path)).lstrip(": ")
     return None
 
 

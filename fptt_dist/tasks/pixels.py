@@ -1,51 +1,94 @@
 """Images read as sequences of pixels, row by row, a few at a time; one label a sequence."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fptt_dist.algorithm.estimates import ClassMeanEstimate, ExampleEstimate, LabelEstimate, UniformEstimate
 from fptt_dist.algorithm.losses import TerminalLoss
+from fptt_dist.tasks import cifar
+from fptt_dist.tasks.augmentation import Augmentation
 from fptt_dist.tasks.data_error import DataError
 from fptt_dist.tasks.idx import read_labelled_images
 from fptt_dist.tasks.shards import Shard, Shards
 from fptt_dist.tasks.task import Batch, Split, Task, share
 
 CLASSES = 10
-SIDE = 28  # of an image
-PIXELS = SIDE * SIDE
 EVALUATION_BATCH = 500
-SPLIT_SEED = 20210711  # of the validation split and the subset of examples: the same for all runs
+SPLIT_SEED = 20210711  # of the validation split and the subsets of examples: the same for all runs
+TEST_STREAM = 1  # of that seed, for the subset of the test images
 
-Dataset = Literal["mnist", "fashion-mnist"]
-NORMALISATION = {
-    "mnist": (0.1307, 0.3081),
-    "fashion-mnist": (0.2860, 0.3530),
-}  # mean and deviation of a pixel in [0, 1]
+Dataset = Literal["mnist", "fashion-mnist", "cifar10"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a data set's images are, and how they become inputs.
+
+    Attributes:
+        side: pixels of a row, and rows.
+        mean: subtracted from a channel's values in [0, 1], one number a channel.
+        deviation: what they are divided by then.
+        shift: pixels that augmentation moves an image at most.
+        mirror: whether augmentation mirrors; a mirrored digit is another sign.
+    """
+
+    side: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    shift: int
+    mirror: bool
+
+    @property
+    def pixels(self) -> int:
+        """Of an image."""
+        return self.side * self.side
+
+    @property
+    def channels(self) -> int:
+        """Numbers a pixel."""
+        return len(self.mean)
+
+
+IMAGES: dict[Dataset, Images] = {
+    "mnist": Images(28, (0.1307,), (0.3081,), shift=2, mirror=False),
+    "fashion-mnist": Images(28, (0.2860,), (0.3530,), shift=2, mirror=False),
+    # 0.5 are not CIFAR-10's own mean and deviation, but what the paper's authors used: inputs from −1 to 1.
+    "cifar10": Images(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), shift=4, mirror=True),
+}
 
 
 class Pixels(Task):
-    """Sequential (or permuted) MNIST and Fashion-MNIST: p pixels at each of 784 / p steps.
+    """Sequential (or permuted) MNIST, Fashion-MNIST and CIFAR-10: p pixels at each of 784 / p (1024 / p) steps.
 
-    Images stay in memory as bytes and are gathered for each batch. The validation set is held out of the training
-    images; both are the same whatever the run's seed is.
+    A pixel of CIFAR-10 has three channels, which stand together: 3 p numbers a step. Images stay in memory as bytes
+    and are gathered for each batch. The validation set is held out of the training images; both are the same whatever
+    the run's seed is.
 
     Args:
-        root: folder that holds `mnist/` or `fashion-mnist/` with the four IDX files, plain or gzipped.
+        root: folder that holds `mnist/` or `fashion-mnist/` with the four IDX files, plain or gzipped, or
+            `cifar-10-batches-bin/` with the six .bin files.
         dataset: which of them.
-        pixels_per_step: p, a divisor of 784.
-        permutation: seed of the fixed permutation of the pixels; None leaves them in reading order.
-        validation: images held out of the 60,000.
+        pixels_per_step: p, a divisor of 784 (of 1024).
+        permutation: seed of the fixed permutation of the pixels, whose channels stay together; None leaves them in
+            reading order.
+        validation: images held out of the 60,000 (50,000).
         examples: training images used of the rest; None: all.
+        test: test images used, the same for all runs; None: all.
+        augmentation: whether every epoch shows the training images moved by up to 2 pixels each way; those of CIFAR-10
+            by up to 4, and half of them mirrored.
         estimate: Q of the terminal loss, "uniform", "class_mean" or "example".
         reads: "last": loss at the window's last step; "every": at every step.
+        divergence: of the terminal loss: "sum" over the classes, or their "mean".
         windows: K, for the estimate's tables.
-        seed: of the order of the examples.
+        seed: of the order of the examples, and of the augmentation.
 
     Raises:
         DataError: files missing or corrupt, or fewer images than asked for.
@@ -65,50 +108,59 @@ class Pixels(Task):
         permutation: int | None = None,
         validation: int = 5000,
         examples: int | None = None,
+        test: int | None = None,
+        augmentation: bool = False,
         estimate: Literal["uniform", "class_mean", "example"] = "uniform",
         reads: Literal["last", "every"] = "last",
+        divergence: Literal["sum", "mean"] = "sum",
         windows: int = 1,
         seed: int = 0,
     ) -> None:
-        folder = root / dataset
-        images, labels = read_labelled_images(folder, "train", dataset, CLASSES)
-        test_images, test_labels = read_labelled_images(folder, "t10k", dataset, CLASSES)
-        for found, where in ((images, "train"), (test_images, "t10k")):
-            if found.shape[1:] != (SIDE, SIDE):
-                size = f"{found.shape[1]} × {found.shape[2]} pixels, expected {SIDE} × {SIDE}"
-                raise DataError(f"{folder}/{where}-images-idx3-ubyte: {size}")
+        kind, folder = IMAGES[dataset], _folder(root, dataset)
+        images, labels, test_images, test_labels = _read(root, dataset)
         wanted = validation + (1 if examples is None else examples)
         if wanted > len(images):
             raise DataError(
                 f"{folder} has {len(images)} training images, fewer than task.validation={validation} and "
                 f"task.examples={examples or 'at least one'} together"
             )
+        if test is not None and test > len(test_images):
+            raise DataError(f"{folder} has {len(test_images)} test images, fewer than task.test={test}")
+        if test is not None:
+            chosen = np.random.default_rng([SPLIT_SEED, TEST_STREAM]).permutation(len(test_images))[:test]
+            test_images, test_labels = test_images[chosen], test_labels[chosen]
         order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
         held_out, rest = order[:validation], order[validation:][:examples]
-        self.inputs = pixels_per_step
-        self.length = PIXELS // pixels_per_step
+        self.pixels_per_step = pixels_per_step
+        self.inputs = pixels_per_step * kind.channels
+        self.length = kind.pixels // pixels_per_step
         self.train_examples = len(rest)
         self.seed = seed
-        self.permutation = torch.arange(PIXELS)
+        self.permutation = torch.arange(kind.pixels)
         if permutation is not None:
-            self.permutation = torch.from_numpy(np.random.default_rng(permutation).permutation(PIXELS))
-        self.mean, self.deviation = NORMALISATION[dataset]
+            self.permutation = torch.from_numpy(np.random.default_rng(permutation).permutation(kind.pixels))
+        self.mean, self.deviation = kind.mean, kind.deviation
         self._images = {
-            "train": _bytes(images[rest]),
-            "validation": _bytes(images[held_out]),
-            "test": _bytes(test_images),
+            "train": _bytes(images[rest], kind),
+            "validation": _bytes(images[held_out], kind),
+            "test": _bytes(test_images, kind),
         }
         self._labels = {
             "train": torch.from_numpy(labels[rest].astype(np.int64)),
             "validation": torch.from_numpy(labels[held_out].astype(np.int64)),
             "test": torch.from_numpy(test_labels.astype(np.int64)),
         }
-        self.loss = TerminalLoss(self._estimate(estimate, windows), reads=reads)
+        self.loss = TerminalLoss(self._estimate(estimate, windows), reads=reads, divergence=divergence)
+        self._augmentation = (
+            Augmentation(side=kind.side, shift=kind.shift, mirror=kind.mirror, examples=len(rest), seed=seed)
+            if augmentation
+            else None
+        )
         self._order = lru_cache(maxsize=2)(self._epoch_order)
         self._shard: Shard | None = None
 
     def deal(self, shards: Shards, rank: int, world: int) -> None:
-        """As for every task; the labels are the images' digits or kinds of clothes."""
+        """As for every task; the labels are the images' digits or kinds of things."""
         labels = self._labels["train"]
         by = labels if shards == "by_label" else None
         self._shard = None if shards == "shuffled" else Shard(len(labels), rank, world, seed=self.seed, labels=by)
@@ -117,15 +169,20 @@ class Pixels(Task):
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
         """Images `part` of the global batch at `cursor` of the epoch's own order, or this worker's own."""
         if self._shard is None:
-            return self._gather("train", self._order(epoch)[cursor : cursor + size][part])
-        return self._gather("train", self._shard.batch(epoch, cursor, size, part))
+            indices = self._order(epoch)[cursor : cursor + size][part]
+        else:
+            indices = self._shard.batch(epoch, cursor, size, part)
+        images = self._images["train"][indices]
+        if self._augmentation is not None:
+            images = self._augmentation(images, epoch, indices)
+        return self._batch("train", images, indices)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of the held-out or test images, at most 500 at a time."""
         indices = torch.arange(len(self._labels[split]))[share(len(self._labels[split]), rank, world)]
         for part in indices.split(EVALUATION_BATCH):
             if len(part):
-                yield self._gather(split, part)
+                yield self._batch(split, self._images[split][part], part)
 
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """Number of images whose label the last step names, and number of images."""
@@ -144,11 +201,16 @@ class Pixels(Task):
         self.permutation = state["permutation"]
 
     def input_description(self) -> dict[str, Any]:
-        """From bytes to inputs: (byte / 255 − mean) / deviation, permuted, `pixels_per_step` at a step."""
+        """From bytes (pixels, channels) to inputs.
+
+        (byte / 255 − mean) / deviation, a number a channel; the pixels permuted, their channels together;
+        `pixels_per_step` pixels at a step.
+        """
         return {
-            "pixels_per_step": self.inputs,
-            "mean": self.mean,
-            "deviation": self.deviation,
+            "pixels_per_step": self.pixels_per_step,
+            "channels": len(self.mean),
+            "mean": list(self.mean),
+            "deviation": list(self.deviation),
             "permutation": self.permutation.tolist(),
         }
 
@@ -159,9 +221,9 @@ class Pixels(Task):
     def _epoch_order(self, epoch: int) -> Tensor:
         return torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(self.train_examples))
 
-    def _gather(self, split: str, indices: Tensor) -> Batch:
-        pixels = self._images[split][indices][:, self.permutation].float().div_(255.0)
-        pixels.sub_(self.mean).div_(self.deviation)
+    def _batch(self, split: str, images: Tensor, indices: Tensor) -> Batch:
+        pixels = images[:, self.permutation].float().div_(255.0)
+        pixels.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.deviation))
         sequences = pixels.view(len(indices), self.length, self.inputs).transpose(0, 1).contiguous()
         return Batch(sequences, self._labels[split][indices], indices)
 
@@ -175,5 +237,24 @@ class Pixels(Task):
                 return UniformEstimate(CLASSES)
 
 
-def _bytes(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), PIXELS)))
+def _folder(root: Path, dataset: Dataset) -> Path:
+    return root / (cifar.FOLDER if dataset == "cifar10" else dataset)
+
+
+def _read(root: Path, dataset: Dataset) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Training images and labels, then test images and labels."""
+    if dataset == "cifar10":
+        return cifar.read_cifar10(root)
+    folder, side = _folder(root, dataset), IMAGES[dataset].side
+    images, labels = read_labelled_images(folder, "train", dataset, CLASSES)
+    test_images, test_labels = read_labelled_images(folder, "t10k", dataset, CLASSES)
+    for found, where in ((images, "train"), (test_images, "t10k")):
+        if found.shape[1:] != (side, side):
+            size = f"{found.shape[1]} × {found.shape[2]} pixels, expected {side} × {side}"
+            raise DataError(f"{folder}/{where}-images-idx3-ubyte: {size}")
+    return images, labels, test_images, test_labels
+
+
+def _bytes(images: NDArray, kind: Images) -> Tensor:
+    """(N, pixels, channels)."""
+    return torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), kind.pixels, kind.channels)))

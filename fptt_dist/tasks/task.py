@@ -19,8 +19,8 @@ class Batch:
     """Sequences of one split, time-major.
 
     Attributes:
-        inputs: (T, B, I).
-        targets: (B, …) for one target a sequence, (T, B) for one a step.
+        inputs: (T, B, I) numbers, or (T, B) ids of symbols (int64).
+        targets: (B, …) for one target a sequence, (T, B) for one a step; T may differ from batch to batch.
         examples: (B,) global ids, where the task's examples have one.
     """
 
@@ -60,14 +60,17 @@ class Task(ABC):
 
     Attributes:
         name: as in the configuration.
-        inputs: I, numbers a step.
+        inputs: I, numbers a step (1 where they are ids).
         outputs: O, what the network must give.
-        length: T, steps of a sequence.
+        length: T, steps of a sequence; of a usual one where a task has longer and shorter ones.
         train_examples: training sequences an epoch, over all workers.
         loss: what a window is trained on.
         metric: the metric's name.
         higher_is_better: the metric's direction.
-        carries_state: whether a batch's last state is the next one's first (streams of text).
+        carries_state: whether a batch's last state is the next one's first (streams of text), in training and in the
+            batches of an evaluation.
+        vocabulary_size: V, where inputs are ids from 0 to V − 1; None where they are numbers.
+        scales_rate: whether a batch's learning rate is in proportion to its length (Merity et al. 2018).
     """
 
     name: str
@@ -79,6 +82,8 @@ class Task(ABC):
     metric: str
     higher_is_better: bool
     carries_state: bool = False
+    vocabulary_size: int | None = None
+    scales_rate: bool = False
 
     def deal(self, shards: Shards, rank: int, world: int) -> None:
         """Say how the training examples fall to the workers; "shuffled" where it is not called.

@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import os
 import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,16 +15,18 @@ import numpy as np
 import pytest
 
 from fptt_dist.tasks import DataError, download
-from fptt_dist.tasks.download import RemoteDataset, RemoteFile, check, fetch
+from fptt_dist.tasks.datasets import DATASETS, RemoteDataset, RemoteFile
+from fptt_dist.tasks.download import check, fetch
 
 CONTENT = {"images": np.random.default_rng(0).bytes(700_000), "labels": np.random.default_rng(1).bytes(1000)}
 ARCHIVE = {name: gzip.compress(content, mtime=0) for name, content in CONTENT.items()}
+WHOLE = {f"{name}.gz": archive for name, archive in ARCHIVE.items()}
 CUT = 300_001  # bytes after which the mirror "cut" hangs up
 OTHER = gzip.compress(b"x" * 1000, mtime=0)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """`/<mirror>/<name>.gz`, where the mirror's name says how it behaves."""
+    """`/<mirror>/<name>`, where the mirror's name says how it behaves."""
 
     timeout = 10
 
@@ -34,10 +38,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         mirror, name = self.path.strip("/").split("/")
         self.host.seen.append((mirror, name, self.headers.get("Range")))
-        archive = ARCHIVE[name.removesuffix(".gz")]
+        archive = self.host.served[name]
         match mirror:
             case "404" | "500" | "416":
                 self.send_error(int(mirror))
+            case "labels-only" if "labels" not in name:
+                self.send_error(404)
             case "other":
                 self.answer(200, OTHER)
             case "page":
@@ -52,7 +58,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(200, archive, sized=False)
             case "encoded":
                 self.answer(200, archive, encoding="gzip")
-            case "ranged":
+            case "ranged" | "labels-only":
                 self.ranged(archive)
             case "cut":
                 self.ranged(archive, send=CUT)
@@ -103,6 +109,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.served = CONTENT | WHOLE
         self.seen: list[tuple[str, str, str | None]] = []
         self.halfway: Callable[[], object] = lambda: None
         self.released = threading.Event()
@@ -110,9 +117,9 @@ class Server(ThreadingHTTPServer):
     def mirrors(self, *names: str) -> tuple[str, ...]:
         return tuple(f"http://127.0.0.1:{self.server_port}/{name}/" for name in names)
 
-    def ranges(self) -> list[tuple[str, str | None]]:
-        """Mirror and Range of each request for the images."""
-        return [(mirror, asked) for mirror, name, asked in self.seen if name == "images.gz"]
+    def ranges(self, wanted: str = "images.gz") -> list[tuple[str, str | None]]:
+        """Mirror and Range of each request for a file."""
+        return [(mirror, asked) for mirror, name, asked in self.seen if name == wanted]
 
 
 @pytest.fixture
@@ -137,20 +144,18 @@ def md5(content: bytes) -> str:
 
 
 def known(monkeypatch: pytest.MonkeyPatch, mirrors: tuple[str, ...], *names: str) -> None:
-    """Let `small` (sha256 of the files) and `old` (md5 of the archives) be the data sets, of the files `names`."""
+    """Let the data sets be of the files `names`: `small` (sha256 of the files), `old` (md5 of the archives) and `plain`
+    (not gzipped on the mirrors)."""
     names = names or tuple(CONTENT)
     small = tuple(RemoteFile(name, len(CONTENT[name]), f"sha256:{sha256(CONTENT[name])}") for name in names)
     old = tuple(RemoteFile(name, None, f"md5:{md5(ARCHIVE[name])}") for name in names)
-    monkeypatch.setattr(
-        download, "DATASETS", {"small": RemoteDataset(mirrors, small), "old": RemoteDataset(mirrors, old)}
-    )
+    plain = tuple(replace(file, gzipped=False) for file in small)
+    sets = {name: RemoteDataset(name, mirrors, files) for name, files in (("small", small), ("old", old))}
+    monkeypatch.setattr(download, "DATASETS", {**sets, "plain": RemoteDataset("texts", mirrors, plain)})
 
 
 def listing(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
-
-
-WHOLE = {f"{name}.gz": archive for name, archive in ARCHIVE.items()}
 
 
 def refusal(root: Path, name: str = "small") -> str:
@@ -357,6 +362,62 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     assert server.seen == []
 
 
+@pytest.mark.parametrize("mirror", ["ranged", "unranged", "unsized", "encoded"])
+def test_plain_files_come_whole_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, mirror: str
+) -> None:
+    known(monkeypatch, server.mirrors(mirror))
+    assert fetch("plain", tmp_path) == tmp_path / "texts"
+    assert listing(tmp_path / "texts") == CONTENT
+    assert check("plain", tmp_path) == []
+    fetch("plain", tmp_path)
+    assert server.seen == [(mirror, "images", None), (mirror, "labels", None)], "once each"
+
+
+def test_a_broken_off_plain_file_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
+) -> None:
+    known(monkeypatch, server.mirrors("cut", "cut"))
+    urls = [f"{mirror}images: broke off after" for mirror in server.mirrors("cut", "cut")]
+    assert refusal(tmp_path, "plain") == (
+        f"images could not be fetched:\n  {urls[0]} {CUT} of 700000 bytes; the next try goes on from there\n"
+        f"  {urls[1]} {2 * CUT} of 700000 bytes; the next try goes on from there\n"
+        f"Without a network, put images into {tmp_path}/texts yourself; `fptt-dist data check` says whether it is right"
+    )
+    assert listing(tmp_path / "texts") == {"images.part": CONTENT["images"][: 2 * CUT]}
+    fetch("plain", tmp_path)
+    assert server.ranges("images") == [("cut", None), ("cut", f"bytes={CUT}-"), ("cut", f"bytes={2 * CUT}-")]
+    assert listing(tmp_path / "texts") == CONTENT
+
+
+def test_a_mirror_that_lacks_some_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    mirrors = server.mirrors("labels-only", "ranged")
+    known(monkeypatch, mirrors)
+    fetch("plain", tmp_path)
+    assert listing(tmp_path / "texts") == CONTENT
+    assert server.seen == [("labels-only", "images", None), ("ranged", "images", None), ("labels-only", "labels", None)]
+    known(monkeypatch, mirrors[:1])
+    (tmp_path / "texts" / "images").unlink()
+    assert f"  {mirrors[0]}images: HTTP status 404\n" in refusal(tmp_path, "plain")
+
+
+def test_what_check_says_of_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known(monkeypatch, (), "labels")
+    path, content = tmp_path / "texts" / "labels", CONTENT["labels"]
+    assert check("plain", tmp_path) == [f"{path}: missing"]
+    path.parent.mkdir()
+    (tmp_path / "texts" / "labels.gz").write_bytes(ARCHIVE["labels"])
+    assert check("plain", tmp_path) == [f"{path}: missing"], "nobody reads it gzipped"
+    flipped = bytes([content[0] ^ 1]) + content[1:]
+    for written, problem in (
+        (content, None),
+        (content[:-1], "999 bytes, expected 1000"),
+        (flipped, f"its sha256 is {sha256(flipped)}, expected {sha256(content)}"),
+    ):
+        path.write_bytes(written)
+        assert check("plain", tmp_path) == ([] if problem is None else [f"{path}: {problem}"])
+
+
 def test_what_check_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known(monkeypatch, (), "labels")
     plain, archive = tmp_path / "small" / "labels", tmp_path / "small" / "labels.gz"
@@ -440,19 +501,39 @@ def test_where_only_the_archives_checksum_is_known(
 def test_an_unknown_name(tmp_path: Path, call: Callable[[str, Path], object]) -> None:
     with pytest.raises(DataError) as caught:
         call("cifar", tmp_path)
-    assert str(caught.value) == "cifar is no data set that can be fetched; there are: mnist, fashion-mnist"
+    known_ones = "mnist, fashion-mnist, cifar10, ptb"
+    assert str(caught.value) == f"cifar is no data set that can be fetched; there are: {known_ones}"
     assert listing(tmp_path) == {}
 
 
 def test_the_table_of_data_sets() -> None:
-    assert list(download.DATASETS) == ["mnist", "fashion-mnist"]
-    for dataset in download.DATASETS.values():
-        assert len(set(dataset.mirrors)) == 2
+    assert list(DATASETS) == ["mnist", "fashion-mnist", "cifar10", "ptb"]
+    for name, dataset in DATASETS.items():
+        assert len(set(dataset.mirrors)) == (1 if name == "cifar10" else 2)
         assert all(re.fullmatch(r"https?://.*/", mirror) for mirror in dataset.mirrors)
-        assert [file.name for file in dataset.files] == [
-            f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+        fetched = [dataset.archive] if dataset.archive else dataset.files
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.checksum or "") for file in fetched)
+        assert len({file.checksum for file in fetched}) == len(fetched)
+    for name in ("mnist", "fashion-mnist"):
+        assert [file.remote for file in DATASETS[name].files] == [
+            f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
         ]
-        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}", file.checksum) for file in dataset.files)
-        assert len({file.checksum for file in dataset.files}) == 4
-    sizes = [file.bytes for file in download.DATASETS["mnist"].files]
+    sizes = [file.bytes for file in DATASETS["mnist"].files]
     assert sizes == [16 + 60000 * 784, 8 + 60000, 16 + 10000 * 784, 8 + 10000]
+    assert [file.remote for file in DATASETS["ptb"].files] == [
+        f"ptb.{kind}{split}.txt" for kind in ("", "char.") for split in ("train", "valid", "test")
+    ]
+    colours = DATASETS["cifar10"]
+    assert {name: dataset.folder for name, dataset in DATASETS.items() if dataset.folder != name} == {
+        "cifar10": "cifar-10-batches-bin"
+    }
+    assert colours.archive is not None
+    assert colours.archive.remote == "cifar-10-binary.tar.gz"
+    assert {file.bytes for file in colours.files} == {30_730_000}
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("FPTT_DATA", "")) / "ptb").is_dir(), reason="needs FPTT_DATA, the folder that holds ptb/"
+)
+def test_the_real_penn_treebank() -> None:
+    assert check("ptb", Path(os.environ["FPTT_DATA"])) == []

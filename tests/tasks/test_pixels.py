@@ -18,6 +18,7 @@ from fptt_dist.tasks import Batch, DataError, Pixels, Split, share
 from fptt_dist.tasks.download import check
 from fptt_dist.tasks.idx import read_labelled_images
 from fptt_dist.tasks.pixels import Dataset
+from tests.tasks.test_cifar import some_records, write_cifar
 
 TRAIN, TEST, HELD_OUT = 40, 10, 8
 CONSTANTS: dict[Dataset, tuple[float, float]] = {"mnist": (0.1307, 0.3081), "fashion-mnist": (0.2860, 0.3530)}
@@ -102,6 +103,62 @@ def test_the_permutation_moves_the_pixels_of_all_splits_alike(root: Path, step: 
         assert torch.equal(one.targets, other.targets)
 
 
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """8 records in each of the five training files and in the test file."""
+    folder = tmp_path_factory.mktemp("colours")
+    write_cifar(folder, 8)
+    return folder
+
+
+def cifar_planes(batch: int) -> np.ndarray:
+    """The bytes (8, 3, 1024) of one of the files."""
+    return np.frombuffer(some_records(8, batch), dtype=np.uint8).reshape(8, 3073)[:, 1:].reshape(8, 3, 1024)
+
+
+@pytest.mark.parametrize("step", [1, 32, 1024])
+@pytest.mark.parametrize("permutation", [None, 3])
+def test_the_channels_of_a_pixel_stand_together(colours: Path, step: int, permutation: int | None) -> None:
+    task = pixels(colours, dataset="cifar10", pixels_per_step=step, permutation=permutation)
+    order = np.arange(1024) if permutation is None else np.random.default_rng(permutation).permutation(1024)
+    batch = next(task.evaluation_batches("test", 0, 1))
+    assert (task.inputs, task.outputs, task.length) == (3 * step, 10, 1024 // step)
+    assert batch.inputs.shape == (1024 // step, 8, 3 * step)
+    assert batch.inputs.dtype == torch.float32
+    assert batch.inputs.is_contiguous()
+    planes, found = cifar_planes(5), batch.inputs.numpy()
+    for shown, pixel in enumerate(order):
+        for channel in range(3):
+            value = (planes[:, channel, pixel] / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+            assert np.array_equal(found[shown // step, :, 3 * (shown % step) + channel], value)
+    assert batch.targets.tolist() == list(range(8))
+
+
+def test_the_splits_of_coloured_images(colours: Path) -> None:
+    task = pixels(colours, dataset="cifar10")
+    assert task.train_examples == 32
+    seen = torch.cat([whole_epoch(task).inputs, next(task.evaluation_batches("validation", 0, 1)).inputs], 1)
+    found = {image.numpy().tobytes() for image in seen.unbind(1)}
+    planes = np.concatenate([cifar_planes(batch) for batch in range(5)]).astype(np.float32)
+    values = (planes.transpose(0, 2, 1) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    assert found == {np.ascontiguousarray(image).tobytes() for image in values}
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+def test_batches_are_what_they_have_always_been(root: Path, dataset: Dataset) -> None:
+    # A run begun with an earlier version goes on with the same numbers, bit for bit.
+    task = pixels(root, dataset=dataset, pixels_per_step=7, permutation=5, seed=2)
+    rest = np.random.default_rng(20210711).permutation(TRAIN)[HELD_OUT:]
+    order = rest[np.random.default_rng([2, 3]).permutation(TRAIN - HELD_OUT)]
+    shown = some_images(TRAIN, 0).reshape(TRAIN, 784)[order][:, np.random.default_rng(5).permutation(784)]
+    mean, deviation = (np.float32(constant) for constant in CONSTANTS[dataset])
+    values = (shown.astype(np.float32) / np.float32(255) - mean) / deviation
+    expected = values.reshape(TRAIN - HELD_OUT, 112, 7).transpose(1, 0, 2)
+    batch = task.train_batch(3, 8, 16, slice(4, 12))
+    assert np.array_equal(batch.inputs.numpy(), expected[:, 12:20])
+    assert batch.targets.tolist() == (order[12:20] % 10).tolist()
+
+
 def test_the_permutation_is_a_function_of_its_own_seed(root: Path) -> None:
     permutation = pixels(root, permutation=0).permutation
     assert torch.equal(pixels(root, permutation=0, seed=5).permutation, permutation)
@@ -121,11 +178,15 @@ def test_a_checkpoint_brings_its_permutation_back(root: Path) -> None:
         assert torch.equal(mine, theirs)
 
 
-def test_the_description_of_the_inputs_is_enough_to_make_them(root: Path) -> None:
-    task = pixels(root, dataset="fashion-mnist", permutation=4, pixels_per_step=7)
+@pytest.mark.parametrize("dataset", ["fashion-mnist", "cifar10"])
+def test_the_description_of_the_inputs_is_enough_to_make_them(root: Path, colours: Path, dataset: Dataset) -> None:
+    coloured = dataset == "cifar10"
+    task = pixels(colours if coloured else root, dataset=dataset, permutation=4, pixels_per_step=4)
     known = json.loads(json.dumps(task.input_description()))
-    values = some_images(TEST, 1).reshape(TEST, 784)[:, known["permutation"]] / 255
-    values = ((values - known["mean"]) / known["deviation"]).reshape(TEST, -1, known["pixels_per_step"])
+    images = cifar_planes(5).transpose(0, 2, 1) if coloured else some_images(TEST, 1).reshape(TEST, 784, 1)
+    assert known["channels"] == images.shape[2] == len(known["mean"]) == len(known["deviation"])
+    values = (images[:, known["permutation"]] / 255 - np.array(known["mean"])) / np.array(known["deviation"])
+    values = values.reshape(len(images), -1, known["pixels_per_step"] * known["channels"])
     inputs = next(task.evaluation_batches("test", 0, 1)).inputs
     np.testing.assert_allclose(inputs.numpy(), values.transpose(1, 0, 2), atol=1e-6)
 
@@ -222,6 +283,24 @@ def test_examples_limit_the_training_set_alone(root: Path) -> None:
     assert pixels(root, examples=TRAIN - HELD_OUT).train_examples == TRAIN - HELD_OUT
 
 
+def test_test_limits_the_test_set_alone_and_is_the_same_for_all_runs(root: Path) -> None:
+    whole = pixels(root)
+    chosen = [names(next(pixels(root, test=n, seed=n).evaluation_batches("test", 0, 1))) for n in (3, 6, TEST)]
+    assert sorted(chosen[2]) == list(range(TEST))
+    assert chosen[2][:6] == chosen[1], "more images are the same ones and others"
+    assert chosen[1][:3] == chosen[0]
+    assert chosen[1] != list(range(6)), "drawn, not the first ones"
+    few = pixels(root, test=6)
+    batch = next(few.evaluation_batches("test", 0, 1))
+    assert batch.targets.tolist() == [9 - name for name in names(batch)]
+    assert torch.equal(whole_epoch(few).inputs, whole_epoch(whole).inputs)
+    one, other = (next(task.evaluation_batches("validation", 0, 1)) for task in (few, whole))
+    assert torch.equal(one.inputs, other.inputs)
+    with pytest.raises(DataError) as caught:
+        pixels(root, test=TEST + 1)
+    assert str(caught.value) == f"{root}/mnist has {TEST} test images, fewer than task.test={TEST + 1}"
+
+
 def test_more_images_asked_for_than_there_are(root: Path) -> None:
     for options, text in (
         ({"validation": TRAIN}, f"task.validation={TRAIN} and task.examples=at least one together"),
@@ -281,6 +360,7 @@ def test_each_estimate_gives_its_loss(root: Path, name: str, kind: type, reads: 
     assert type(task.loss.estimate) is kind
     assert task.loss.terminal
     assert task.loss.reads == reads
+    assert task.loss.divergence == "sum"
     shapes = {key: tuple(tensor.shape) for key, tensor in task.loss.state_dict().items()}
     assert (
         shapes
@@ -290,6 +370,16 @@ def test_each_estimate_gives_its_loss(root: Path, name: str, kind: type, reads: 
             "example": {"table": (12, 3, 10), "next": (12, 3, 10)},
         }[name]
     )
+
+
+def test_the_divergence_is_the_losss(root: Path) -> None:
+    window, output = sequence_windows(784, 4)[1], torch.randn(1, 5, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(5)
+    logs = output[0].double().log_softmax(-1)
+    label, uniform = -logs[torch.arange(5), labels].mean(), -logs.mean(-1).mean()
+    for divergence, share_of_it in (("sum", 1.0), ("mean", 0.1)):
+        loss = pixels(root, divergence=divergence).loss(output, labels, window)
+        torch.testing.assert_close(loss.double(), 0.5 * label + 0.5 * uniform * share_of_it, rtol=1e-6, atol=0)
 
 
 def test_the_example_estimate_is_kept_by_the_ids_of_the_batches(root: Path) -> None:

@@ -1,0 +1,223 @@
+"""Reading a text: symbols, vocabulary, unknown symbols, and what is wrong with files; the real Penn Treebank."""
+
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fptt_dist.tasks import DataError
+from fptt_dist.tasks import text as reading
+from fptt_dist.tasks.text import FILES, PENN_TREEBANK, Text, Units, own_text, penn_treebank
+
+
+def write(folder: Path, train: str | bytes, valid: str | bytes, test: str | bytes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(FILES, (train, valid, test), strict=True):
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return folder
+
+
+def symbols(text: Text) -> list[list[str]]:
+    return [[text.vocabulary[i] for i in ids] for ids in text.ids]
+
+
+def test_words_are_split_at_white_space_and_lines_end(tmp_path: Path) -> None:
+    folder = write(tmp_path, " the cat\tsat \n\nthe end\r\n", "cat\n  ", "sat the")
+    text = own_text(folder, "words")
+    assert symbols(text) == [
+        ["the", "cat", "sat", "<eos>", "<eos>", "the", "end", "<eos>"],
+        ["cat", "<eos>"],  # blanks after the last newline are no line
+        ["sat", "the", "<eos>"],  # the last line has an end without a newline too
+    ]
+    assert text.vocabulary == ["<eos>", "the", "cat", "end", "sat"]
+    assert text.paths == [folder / name for name in FILES]
+
+
+def test_characters_stand_as_they_are(tmp_path: Path) -> None:
+    train = "aé𝔘 a\r\n日\n\n"
+    text = own_text(write(tmp_path, train, "日a", "\ufeff𝔘é"), "characters")
+    assert symbols(text) == [list(train), ["日", "a"], ["𝔘", "é"]]  # a byte order mark is no character
+    assert text.vocabulary == ["\n", "a", "\r", " ", "é", "日", "𝔘"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lines=st.lists(st.lists(st.sampled_from(["a", "b", "é", "aa", "<unk>", "𝔘"]), max_size=6), min_size=1, max_size=12),
+    piece=st.integers(0, 20),
+)
+def test_ids_fall_in_frequency_whatever_the_pieces_are(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[list[str]], piece: int
+) -> None:
+    lines = [*lines, ["a"]]
+    content = "".join(" ".join(line) + "\n" for line in lines)
+    folder = write(tmp_path_factory.mktemp("text"), content, "a\n", "a a\n")
+    expected = [symbol for line in lines for symbol in [*line, "<eos>"]]
+    whole = reading.PIECE
+    reading.PIECE = piece
+    try:
+        text = own_text(folder, "words")
+        letters = own_text(write(folder, content, content[-2:], content[-2:]), "characters")
+    finally:
+        reading.PIECE = whole
+    for read, wanted in ((text, expected), (letters, list(content))):
+        assert symbols(read)[0] == wanted
+        counts = Counter(wanted)
+        assert read.vocabulary == sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
+        assert read.ids[0].dtype == np.int32
+
+
+def test_the_vocabulary_is_the_training_parts_alone(tmp_path: Path) -> None:
+    text = own_text(write(tmp_path, "a a b <unk>\n", "b b b b\n", "b c d\n"), "words")
+    assert text.vocabulary == ["a", "<eos>", "<unk>", "b"]
+    assert symbols(text)[1:] == [["b", "b", "b", "b", "<eos>"], ["b", "<unk>", "<unk>", "<eos>"]]
+
+
+def test_unknown_symbols_with_an_unk_are_no_reason_to_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="fptt_dist"):
+        own_text(write(tmp_path, "a <unk>\n", "a\n", "z\n"), "words")
+        own_text(write(tmp_path, "a b\n", "a\n", "b\n"), "words")
+    assert caplog.records == []
+
+
+def test_without_an_unk_rare_symbols_become_it_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path, "a a b b b once a rare new\nb\n", "x once y x a\n", "b y <unk>\n")
+    with caplog.at_level(logging.WARNING, logger="fptt_dist"):
+        text = own_text(folder, "words")
+    assert text.vocabulary == ["b", "<unk>", "a", "<eos>"]  # 4, 1 + 1 + 1, 3 and 2 times
+    assert symbols(text) == [
+        ["a", "a", "b", "b", "b", "<unk>", "a", "<unk>", "<unk>", "<eos>", "b", "<eos>"],
+        ["<unk>", "<unk>", "<unk>", "<unk>", "a", "<eos>"],
+        ["b", "<unk>", "<unk>", "<eos>"],
+    ]
+    (record,) = caplog.records
+    assert (record.name, record.getMessage()) == (
+        "fptt_dist",
+        f"{folder}/train.txt lacks symbols, 2 of {folder}/valid.txt and 2 of {folder}/test.txt, and has no <unk>: they "
+        "are read as <unk>, and so are the 3 symbols that it has only once",
+    )
+
+
+def test_rare_characters_become_one_unknown_symbol(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write(tmp_path, "aabbaq", "ab", "aZ")
+    text = own_text(folder, "characters")
+    assert symbols(text) == [["a", "a", "b", "b", "a", "<unk>"], ["a", "b"], ["a", "<unk>"]]
+    (record,) = caplog.records
+    assert f"lacks symbols, 1 of {folder}/test.txt, and has" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("units", "train", "other", "symbol", "line"),
+    [
+        ("words", "a b\na b\n", "a\n\nb b z y\n", "'z'", 3),
+        ("words", "a b\na b\n", "<unk>\n", "'<unk>'", 1),
+        ("characters", "ab\nab\n", "a\nZ", "'Z'", 2),
+        ("characters", "abab", "ab\n", r"'\n'", 1),
+    ],
+)
+@pytest.mark.parametrize("where", [1, 2])
+def test_unknown_symbols_that_nothing_teaches(
+    tmp_path: Path, units: Units, train: str, other: str, symbol: str, line: int, where: int
+) -> None:
+    parts = [train, train, train]
+    parts[where] = other
+    folder = write(tmp_path, *parts)
+    with pytest.raises(DataError) as caught:
+        own_text(folder, units)
+    assert str(caught.value).startswith(
+        f"{folder}/{FILES[where]}: {symbol} in line {line} is not in {folder}/train.txt, which has no <unk> to read it "
+    )
+
+
+@pytest.mark.parametrize("missing", FILES)
+def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+    (write(tmp_path, "a\n", "a\n", "a\n") / missing).unlink()
+    with pytest.raises(DataError) as caught:
+        own_text(tmp_path, "words")
+    expected = "type task.text=… for a folder that holds train.txt, valid.txt and test.txt"
+    assert str(caught.value) == f"{tmp_path} has no {missing}: {expected}"
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file"])
+def test_a_missing_folder_is_named(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "novel"
+    if kind == "file":
+        folder.write_text("a\n")
+    with pytest.raises(DataError) as caught:
+        own_text(folder, "words")
+    expected = "type task.text=… for a folder that holds train.txt, valid.txt and test.txt"
+    assert str(caught.value) == f"{folder} is no folder: {expected}"
+
+
+@pytest.mark.parametrize("units", ["words", "characters"])
+@pytest.mark.parametrize("content", ["", " ", "\n\n", "\t \r\n", "\ufeff"])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_an_empty_file_is_named(tmp_path: Path, units: Units, content: str, where: int) -> None:
+    parts = ["a \n", "a \n", "a \n"]
+    parts[where] = content
+    with pytest.raises(DataError) as caught:
+        own_text(write(tmp_path, *parts), units)
+    size = len(content.encode())
+    expected = f"{tmp_path}/{FILES[where]} has {size} bytes and no text: expected more than white space"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "byte"),
+    [(b"abc\xff\n", 3, "0xff"), ("日本\n".encode() + b"\xe9t\xe9", 7, "0xe9"), (b"\xef\xbb\xbfa\x80", 4, "0x80")],
+)
+def test_what_is_not_utf8_is_named_with_its_byte(tmp_path: Path, content: bytes, place: int, byte: str) -> None:
+    with pytest.raises(DataError) as caught:
+        own_text(write(tmp_path, "a\n", content, "a\n"), "characters")
+    assert str(caught.value).startswith(f"{tmp_path}/valid.txt is not UTF-8: byte {place} ({byte}), ")
+
+
+@pytest.mark.parametrize("units", ["words", "characters"])
+def test_the_penn_treebank_must_be_there(tmp_path: Path, units: Units) -> None:
+    with pytest.raises(DataError) as caught:
+        penn_treebank(tmp_path, units)
+    first = next(iter(PENN_TREEBANK[units]))
+    assert str(caught.value) == (
+        f"{tmp_path}/ptb has no {first}. Get the Penn Treebank with: fptt-dist data fetch ptb --root {tmp_path}; or "
+        "type data.root=… for the folder that holds ptb/, or task.text=… for a folder with a text of your own"
+    )
+
+
+@pytest.mark.parametrize(("more", "guess"), [(-1, "truncated?"), (1, "another text?")])
+def test_the_penn_treebank_must_be_whole(tmp_path: Path, more: int, guess: str) -> None:
+    (tmp_path / "ptb").mkdir()
+    for name, size in PENN_TREEBANK["words"].items():
+        with (tmp_path / "ptb" / name).open("wb") as file:
+            file.truncate(size + (more if name == "ptb.valid.txt" else 0))
+    with pytest.raises(DataError) as caught:
+        penn_treebank(tmp_path, "words")
+    assert str(caught.value) == (
+        f"{tmp_path}/ptb/ptb.valid.txt has {399782 + more} bytes, expected 399782 ({guess}). "
+        f"Get it with: fptt-dist data fetch ptb --root {tmp_path}"
+    )
+
+
+@pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="needs FPTT_DATA, the folder that holds ptb/")
+@pytest.mark.parametrize(
+    ("units", "size", "tokens", "first"),
+    [
+        ("words", 10000, [929589, 73760, 82430], ["the", "<unk>", "<eos>", "N", "of", "to", "a", "in"]),
+        ("characters", 50, [5017482, 393042, 442423], ["_", "e", "t", "a", "n", "o", "i", "s"]),
+    ],
+)
+def test_the_real_penn_treebank(
+    caplog: pytest.LogCaptureFixture, units: Units, size: int, tokens: list[int], first: list[str]
+) -> None:
+    text = penn_treebank(Path(os.environ["FPTT_DATA"]), units)
+    assert caplog.records == []
+    assert len(text.vocabulary) == len(set(text.vocabulary)) == size
+    assert [len(ids) for ids in text.ids] == tokens
+    assert text.vocabulary[:8] == first
+    for path, ids in zip(text.paths, text.ids, strict=True):
+        lines = path.read_text().splitlines()
+        expected = [symbol for line in lines if line.strip() for symbol in [*line.split(), "<eos>"]]
+        assert [text.vocabulary[i] for i in ids] == expected
