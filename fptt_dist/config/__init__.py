@@ -5,8 +5,8 @@ from fptt_dist.config.describe import Key, describe, json_schema
 from fptt_dist.config.dump import dump
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loader import load
-from fptt_dist.config.networks import GRU, LSTM, TanhRNN
-from fptt_dist.config.optimizers import SGD, Adam, AdamW, RMSprop
+from fptt_dist.config.networks import GRU, LSTM, Antisymmetric, AwdLSTM, TanhRNN
+from fptt_dist.config.optimizers import SGD, Adam, AdamW, NtAsgd, RMSprop
 from fptt_dist.config.overrides import apply_overrides, parse_overrides
 from fptt_dist.config.parallel import (
     AutoParallel,
@@ -37,7 +37,7 @@ from fptt_dist.config.schema import (
     Telemetry,
     Train,
 )
-from fptt_dist.config.tasks import AddingTask, CopyingTask, PixelsTask
+from fptt_dist.config.tasks import AddingTask, CopyingTask, LanguageTask, PixelsTask
 
 __all__ = [
     "GRU",
@@ -46,7 +46,9 @@ __all__ = [
     "Adam",
     "AdamW",
     "AddingTask",
+    "Antisymmetric",
     "AutoParallel",
+    "AwdLSTM",
     "Checkpoint",
     "Config",
     "ConfigError",
@@ -65,7 +67,9 @@ __all__ = [
     "HierarchicalParallel",
     "InverseLrAlpha",
     "Key",
+    "LanguageTask",
     "LinearAlpha",
+    "NtAsgd",
     "PixelsTask",
     "PlateauLr",
     "RMSprop",

@@ -73,4 +73,16 @@ class RMSprop(Section):
     weight_decay: _L2 = 0.0
 
 
-Optimizer = Annotated[Adam | AdamW | SGD | RMSprop, Variants("name")]
+class NtAsgd(Section):
+    """Plain SGD until the validation metric has not improved for a while, then the mean of all weights from there on
+    (Merity et al. 2018)."""
+
+    name: Literal["nt_asgd"] = Field(default="nt_asgd", description=_NAME)
+    lr: _Lr = 30.0
+    weight_decay: _L2 = 0.0
+    patience: int = Field(
+        default=5, ge=1, description="validations: the mean begins when a value is not better than the best before them"
+    )
+
+
+Optimizer = Annotated[Adam | AdamW | SGD | RMSprop | NtAsgd, Variants("name")]

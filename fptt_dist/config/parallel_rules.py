@@ -15,7 +15,7 @@ def parallel_conflicts(config: "Config") -> list[Conflict]:
         case GradientParallel() as gradient:
             return _hook(gradient)
         case ConsensusParallel() as consensus:
-            once = config.windows if config.algorithm in ("fptt", "online") else 1  # updates a sequence
+            once = config.windows_run if config.algorithm in ("fptt", "online") else 1  # updates a sequence
             every = consensus.every or once
             return [
                 *_delay(consensus, every),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 def conflicts_of(config: "Config") -> list[Conflict]:
     """Everything in `config` that does not fit together."""
-    conflicts = [*_length_of_run(config), *_batch_split(config), *_windows(config), *_shards(config)]
+    conflicts = [*_length_of_run(config), *_batch_split(config), *_windows(config), *_shards(config), *_text(config)]
     conflicts += parallel_conflicts(config)
     if config.algorithm == "fptt":
         conflicts += [*_metric(config), *_algorithm2(config)]
@@ -66,14 +66,46 @@ def _shards(config: "Config") -> list[Conflict]:
     return [Conflict(text, ("data.shards", "task.name"))]
 
 
+def _text(config: "Config") -> list[Conflict]:
+    """What belongs to a text, and what does not."""
+    language, model = config.task.name == "language", config.model
+    conflicts = []
+    if not language and model.cell == "awd_lstm":
+        text = (
+            f"model.cell=awd_lstm is a language model, and task.name={config.task.name} is no text: "
+            "type task.name=language, or model.cell=lstm"
+        )
+        conflicts.append(Conflict(text, ("model.cell", "task.name")))
+    if not language and model.cell != "awd_lstm" and model.embedding is not None:
+        text = (
+            f"model.embedding={model.embedding} is for words or characters, and task.name={config.task.name} is no "
+            "text: type model.embedding=null, or task.name=language"
+        )
+        conflicts.append(Conflict(text, ("model.embedding", "task.name")))
+    if config.task.name == "language" and config.task.deviation > 0 and config.fptt.remainder == "extra":
+        text = (
+            "fptt.remainder=extra would give sequences of different lengths different numbers of windows: "
+            "type fptt.remainder=spread, or task.deviation=0"
+        )
+        conflicts.append(Conflict(text, ("fptt.remainder", "task.deviation")))
+    if language and config.data.shards == "fixed":
+        text = (
+            "data.shards=fixed does not go with task.name=language, whose streams have their places in the batch: "
+            "type data.shards=shuffled"
+        )
+        conflicts.append(Conflict(text, ("data.shards", "task.name")))
+    return conflicts
+
+
 def _metric(config: "Config") -> list[Conflict]:
     """The preconditioned force needs a diagonal preconditioner, and the explicit update."""
     if config.fptt.metric != "preconditioned":
         return []
     conflicts = []
-    if config.optimizer.name == "sgd":
+    if config.optimizer.name in ("sgd", "nt_asgd"):
         text = (
-            "fptt.metric=preconditioned needs an optimizer with a preconditioner, optimizer.name=sgd has none: "
+            "fptt.metric=preconditioned needs an optimizer with a preconditioner, "
+            f"optimizer.name={config.optimizer.name} has none: "
             "type fptt.metric=euclidean, or optimizer.name=adam (or adamw, rmsprop)"
         )
         conflicts.append(Conflict(text, ("fptt.metric", "optimizer.name")))

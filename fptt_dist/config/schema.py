@@ -21,6 +21,11 @@ class Fptt(Section):
     windows: int | None = Field(
         default=None, ge=1, description="parameter updates per sequence K, null = round(sqrt(sequence length))"
     )
+    remainder: Literal["spread", "extra"] = Field(
+        default="spread",
+        description="steps left over where K does not divide the length: spread over the windows, or one more, short "
+        "window (the authors' code)",
+    )
     dual_weight: float = Field(default=1.0, ge=0, description="factor of the dual in the force")
     prox_weight: float = Field(default=1.0, ge=0, description="factor of the quadratic term in the force")
     update: Literal["explicit", "prox", "algorithm2"] = Field(
@@ -60,7 +65,8 @@ class Evaluate(Section):
     every: int | None = Field(default=None, ge=1, description="batches between validations, null = at each epoch's end")
     weights: Literal["auto", "center", "weights"] = Field(
         default="auto",
-        description="center (the slow variable) or weights; auto: center where there is a force, else weights",
+        description="center (the slow variable) or weights; auto: center where there is a force, else weights; once "
+        "optimizer.name=nt_asgd averages, that mean",
     )
 
 
@@ -135,3 +141,10 @@ class Config(Section):
         if self.algorithm == "bptt":
             return 1
         return self.fptt.windows or max(1, round(self.task.sequence_length**0.5))
+
+    @property
+    def windows_run(self) -> int:
+        """Windows that a sequence is cut into: K, or with fptt.remainder=extra those for what is left over too."""
+        if self.fptt.remainder == "spread":
+            return self.windows
+        return -(-self.task.sequence_length // (self.task.sequence_length // self.windows))

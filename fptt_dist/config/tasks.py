@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fptt_dist.config.section import Conflict, Section, Variants, refuse
 
-PIXELS = 784  # of an image of MNIST and Fashion-MNIST
+PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 1024}  # of an image
 
 
 class AddingTask(Section):
@@ -39,9 +39,14 @@ class PixelsTask(Section):
     """Images read as sequences of pixels, one label each."""
 
     name: Literal["pixels"] = Field(default="pixels", description="the task")
-    dataset: Literal["mnist", "fashion-mnist"] = Field(default="mnist", description="which images, in data.root")
+    dataset: Literal["mnist", "fashion-mnist", "cifar10"] = Field(
+        default="mnist", description="which images, in data.root; a pixel of cifar10 has three channels"
+    )
     pixels_per_step: int = Field(
-        default=1, ge=1, le=PIXELS, description="pixels shown at each step, a divisor of 784; 28 is a row"
+        default=1,
+        ge=1,
+        le=max(PIXELS.values()),
+        description="pixels shown at each step, a divisor of 784 (cifar10: of 1024); 28 (32) is a row",
     )
     permutation: int | None = Field(
         default=None, ge=0, description="seed of the fixed permutation of the pixels, null = reading order"
@@ -50,22 +55,30 @@ class PixelsTask(Section):
     examples: int | None = Field(
         default=None, ge=1, description="training images used, null = all that are not held out"
     )
+    test: int | None = Field(default=None, ge=1, description="test images used, null = all")
+    augmentation: bool = Field(
+        default=False, description="shift training images by up to 2 pixels; cifar10: by up to 4, and mirror half"
+    )
     estimate: Literal["uniform", "class_mean", "example"] = Field(
         default="uniform", description="Q of the terminal loss: 1/10, or the last epoch's mean by label, or by example"
     )
     reads: Literal["last", "every"] = Field(
         default="last", description="steps of a window that the loss reads: its last one, or every one (the paper)"
     )
+    divergence: Literal["sum", "mean"] = Field(
+        default="sum", description="of the terminal loss over the classes: their sum (the paper), or mean (its code)"
+    )
 
     @model_validator(mode="after")
     def _steps_are_whole(self) -> Self:
         """Refuse steps that do not fill the image."""
-        if PIXELS % self.pixels_per_step:
+        pixels = PIXELS[self.dataset]
+        if pixels % self.pixels_per_step:
             near = min(
-                (d for d in range(1, PIXELS + 1) if PIXELS % d == 0), key=lambda d: abs(d - self.pixels_per_step)
+                (d for d in range(1, pixels + 1) if pixels % d == 0), key=lambda d: abs(d - self.pixels_per_step)
             )
             text = (
-                f"task.pixels_per_step={self.pixels_per_step} does not divide an image's {PIXELS} pixels: "
+                f"task.pixels_per_step={self.pixels_per_step} does not divide an image's {pixels} pixels: "
                 f"type a divisor such as task.pixels_per_step={near}"
             )
             refuse([Conflict(text, ("task.pixels_per_step",))])
@@ -74,12 +87,43 @@ class PixelsTask(Section):
     @property
     def sequence_length(self) -> int:
         """Steps of every sequence."""
-        return PIXELS // self.pixels_per_step
+        return PIXELS[self.dataset] // self.pixels_per_step
 
     @property
     def length_text(self) -> str:
         """What the number of steps follows from, for messages."""
-        return f"784 / task.pixels_per_step={self.pixels_per_step}"
+        return f"{PIXELS[self.dataset]} / task.pixels_per_step={self.pixels_per_step}"
+
+
+class LanguageTask(Section):
+    """The next word or character of a text, whose streams carry the recurrent state from sequence to sequence."""
+
+    name: Literal["language"] = Field(default="language", description="the task")
+    text: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder with train.txt, valid.txt and test.txt, null = the Penn Treebank in data.root/ptb",
+    )
+    units: Literal["words", "characters"] = Field(default="words", description="what a step reads and predicts")
+    length: int = Field(default=70, ge=2, description="steps of a sequence")
+    deviation: float = Field(
+        default=0.0,
+        ge=0,
+        description="standard deviation of the sequences' lengths; one in twenty is half as long, and a sequence's "
+        "learning rate is in proportion to its length (Merity et al. 2018)",
+    )
+    tokens: int | None = Field(default=None, ge=2, description="training tokens used, null = all")
+    held_out: int | None = Field(default=None, ge=2, description="tokens of valid and of test used each, null = all")
+
+    @property
+    def sequence_length(self) -> int:
+        """Steps of a usual sequence."""
+        return self.length
+
+    @property
+    def length_text(self) -> str:
+        """What the number of steps follows from, for messages."""
+        return f"task.length={self.length}"
 
 
 class CopyingTask(Section):
@@ -106,4 +150,4 @@ class CopyingTask(Section):
         return f"task.delay={self.delay} + 2 x task.symbols={self.symbols}"
 
 
-Task = Annotated[AddingTask | PixelsTask | CopyingTask, Variants("name")]
+Task = Annotated[AddingTask | PixelsTask | LanguageTask | CopyingTask, Variants("name")]

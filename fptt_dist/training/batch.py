@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fptt_dist.algorithm import FPTT, Procedure, Window, detach
+from fptt_dist.algorithm.windows import Remainder
+from fptt_dist.models import again, penalty_of
 from fptt_dist.parallel import Strategy
 from fptt_dist.tasks import Batch, Task, share
 
@@ -37,6 +39,7 @@ class WindowLoop:
         optimizer: the update.
         procedure: FPTT or a baseline.
         windows: K.
+        remainder: what becomes of steps left over, see `sequence_windows`.
         micro_batches: backward passes a worker's share of the batch is cut into.
         precision: "fp32", or "bf16" for autocast.
     """
@@ -50,6 +53,7 @@ class WindowLoop:
         procedure: Procedure,
         *,
         windows: int,
+        remainder: Remainder = "spread",
         micro_batches: int = 1,
         precision: str = "fp32",
     ) -> None:
@@ -59,20 +63,25 @@ class WindowLoop:
         self.optimizer = optimizer
         self.procedure = procedure
         self.windows = windows
+        self.remainder: Remainder = remainder
         self.micro_batches = micro_batches
         self.precision = precision
 
     @property
     def updates(self) -> int:
         """Parameter updates a batch."""
-        return self.windows if self.procedure.update_each_window else 1
+        return len(self.passes(self.task.length)) if self.procedure.update_each_window else 1
+
+    def passes(self, length: int) -> list[list[Window]]:
+        """The windows of each forward-and-backward pass over sequences of `length` steps."""
+        return self.procedure.passes(length, self.windows, self.remainder)
 
     def run(self, batch: Batch, states: list[Any] | None = None, *, measure: bool = False) -> tuple[BatchResult, dict]:
         """Train on one batch.
 
         Args:
             batch: this worker's share, on the model's device.
-            states: the incoming state of each micro-batch; None: zeros.
+            states: the incoming state of each micro-batch (what `hidden_of` gives where a stream goes on); None: zeros.
             measure: whether to read the optimizer's norms before the last update.
 
         Returns:
@@ -83,7 +92,7 @@ class WindowLoop:
         losses: list[Tensor] = []
         metrics: list[Tensor] = []
         norms: dict[str, Tensor] = {}
-        passes = self.procedure.passes(self.task.length, self.windows)
+        passes = self.passes(len(batch.inputs))
         for number, windows in enumerate(passes, 1):
             is_last = number == len(passes)
             update = is_last or self.procedure.update_each_window
@@ -92,7 +101,7 @@ class WindowLoop:
             losses.extend(window_losses)
             metrics.extend(window_metrics)
             if update:
-                closure = self._closure(parts, windows, incoming)
+                closure = self._closure(parts, windows, list(map(again, incoming, outgoing)))
                 norms = self.strategy.step(closure, measure=measure and is_last)
                 self.strategy.after_window()
             incoming = outgoing
@@ -114,9 +123,10 @@ class WindowLoop:
         for m, part in enumerate(parts):
             fraction = part.size / total
             with torch.set_grad_enabled(any(weights)):
-                values, scores, state = self._forward(part, windows, incoming[m], observe=True)
+                values, scores, state, penalties = self._forward(part, windows, incoming[m], observe=True)
             if any(weights):
-                objective = torch.stack([w * value for w, value in zip(weights, values, strict=True)]).sum()
+                terms = zip(weights, _with(penalties, values), strict=True)
+                objective = torch.stack([w * term for w, term in terms]).sum()
                 self.strategy.backward(objective * fraction, last=update and m == len(parts) - 1)
             for k, value in enumerate(values):
                 losses[k] += value.detach() * fraction
@@ -128,15 +138,17 @@ class WindowLoop:
 
     def _forward(
         self, part: Batch, windows: list[Window], state: Any, *, observe: bool
-    ) -> tuple[list[Tensor], list[Tensor], Any]:
-        """ℓ_k and, if the task has one, the metric of each window in one graph, and the state after the last."""
-        values, scores = [], []
+    ) -> tuple[list[Tensor], list[Tensor], Any, list[Tensor | None]]:
+        """Of the windows of one graph: ℓ_k, the metric where the task has one, the state after the last, and what the
+        network adds to each ℓ_k in the objective."""
+        values, scores, penalties = [], [], []
         autocast = (
             torch.autocast(part.inputs.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         )
         for window in windows:
             with autocast:
                 output, state = self.model(part.inputs[window.part], state)
+            penalties.append(penalty_of(state))
             value = self.task.loss(
                 output.float() if self.precision == "bf16" else output,
                 part.target(window.part),
@@ -148,7 +160,7 @@ class WindowLoop:
             score = self.task.window_metric(output.detach(), part.target(window.part)) if observe else None
             if score is not None:
                 scores.append(score)
-        return values, scores, state
+        return values, scores, state, penalties
 
     def _closure(self, parts: list[Batch], windows: list[Window], incoming: list[Any]) -> Any:
         """For update="algorithm2": the first call finds the gradients ready, the second computes them at W'."""
@@ -163,8 +175,13 @@ class WindowLoop:
                 return
             total = sum(part.size for part in parts)
             for m, part in enumerate(parts):
-                values, _, _ = self._forward(part, windows, incoming[m], observe=False)
-                objective = torch.stack(values).sum() * (part.size / total)
+                values, _, _, penalties = self._forward(part, windows, incoming[m], observe=False)
+                objective = torch.stack(_with(penalties, values)).sum() * (part.size / total)
                 self.strategy.backward(objective, last=m == len(parts) - 1)
 
         return closure
+
+
+def _with(penalties: list[Tensor | None], values: list[Tensor]) -> list[Tensor]:
+    """ℓ_k and what the network adds to it."""
+    return [value if penalty is None else value + penalty for penalty, value in zip(penalties, values, strict=True)]

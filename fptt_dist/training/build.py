@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 
 from fptt_dist import config as settings
 from fptt_dist.algorithm import FPTT, PROCEDURES, schedules
+from fptt_dist.algorithm.averaging import NonMonotonicTrigger, WeightAverage
 from fptt_dist.config import Config, ConfigError
-from fptt_dist.models import Network, chrono_initialisation, recurrent_layer
+from fptt_dist.models import AwdLstm, Network, chrono_initialisation, recurrent_layer
 from fptt_dist.parallel import LaunchEnvironment, device_index
-from fptt_dist.tasks import Adding, Copying, Pixels, Task
+from fptt_dist.tasks import Adding, Copying, Language, Pixels, Task
 
 
 def build_device(config: Config, environment: LaunchEnvironment) -> torch.device:
@@ -52,9 +54,25 @@ def build_task(config: Config) -> Task:
                 permutation=task.permutation,
                 validation=task.validation,
                 examples=task.examples,
+                test=task.test,
+                augmentation=task.augmentation,
                 estimate=task.estimate,
                 reads=task.reads,
+                divergence=task.divergence,
+                windows=config.windows_run,
+                seed=config.seed,
+            )
+        case settings.LanguageTask() as task:
+            return Language(
+                root=Path(config.data.root),
+                text=None if task.text is None else Path(task.text),
+                units=task.units,
+                length=task.length,
+                deviation=task.deviation,
+                streams=config.train.batch_size,
                 windows=config.windows,
+                tokens=task.tokens,
+                held_out=task.held_out,
                 seed=config.seed,
             )
         case settings.CopyingTask() as task:
@@ -69,7 +87,7 @@ def build_task(config: Config) -> Task:
             )
 
 
-def build_model(config: Config, task: Task) -> Network:
+def build_model(config: Config, task: Task) -> Network | AwdLstm:
     """The network, initialised from the run's seed: the same on every worker.
 
     Raises:
@@ -77,7 +95,14 @@ def build_model(config: Config, task: Task) -> Network:
     """
     torch.manual_seed(config.seed)
     model = config.model
-    layer = recurrent_layer(model.cell, task.inputs, model.hidden, layers=model.layers, dropout=model.dropout)
+    if isinstance(model, settings.AwdLSTM):
+        assert task.vocabulary_size is not None
+        return AwdLstm(task.vocabulary_size, **model.model_dump(exclude={"cell"}))
+    inputs = task.inputs if task.vocabulary_size is None else model.embedding or model.hidden
+    more: dict[str, Any] = {}
+    if isinstance(model, settings.Antisymmetric):
+        more = {"gated": model.gated, "diffusion": model.diffusion, "step_size": model.step_size}
+    layer = recurrent_layer(model.cell, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **more)
     match model:
         case settings.LSTM(initialisation="chrono") | settings.GRU(initialisation="chrono"):
             if task.length < 3:
@@ -86,7 +111,16 @@ def build_model(config: Config, task: Task) -> Network:
                     "task.length, or model.initialisation=default"
                 )
             chrono_initialisation(layer, task.length)
-    return Network(layer, model.hidden, task.outputs, reads=task.loss.reads)
+    return Network(
+        layer,
+        model.hidden,
+        task.outputs,
+        reads=task.loss.reads,
+        symbols=task.vocabulary_size,
+        embedding=None if task.vocabulary_size is None else inputs,
+        dropout=model.dropout,
+        logit_dropout=model.logit_dropout,
+    )
 
 
 def build_optimizer(config: Config, parameters: list[Tensor]) -> FPTT:
@@ -108,8 +142,19 @@ def build_optimizer(config: Config, parameters: list[Tensor]) -> FPTT:
     )
 
 
+def build_average(
+    config: Config, optimizer: FPTT, task: Task
+) -> tuple[WeightAverage, NonMonotonicTrigger] | tuple[None, None]:
+    """What averages the weights and what says when to begin, for optimizer.name=nt_asgd."""
+    if not isinstance(config.optimizer, settings.NtAsgd):
+        return None, None
+    trigger = NonMonotonicTrigger(config.optimizer.patience, higher_is_better=task.higher_is_better)
+    return WeightAverage(optimizer), trigger
+
+
 def _base_optimizer(
-    optimizer: settings.SGD | settings.Adam | settings.AdamW | settings.RMSprop, parameters: list[Tensor]
+    optimizer: settings.SGD | settings.Adam | settings.AdamW | settings.RMSprop | settings.NtAsgd,
+    parameters: list[Tensor],
 ) -> torch.optim.Optimizer:
     match optimizer:
         case settings.SGD() as sgd:
@@ -121,6 +166,8 @@ def _base_optimizer(
                 weight_decay=sgd.weight_decay,
                 foreach=True,
             )
+        case settings.NtAsgd() as sgd:
+            return torch.optim.SGD(parameters, lr=sgd.lr, weight_decay=sgd.weight_decay, foreach=True)
         case settings.Adam() | settings.AdamW() as adam:
             kind = torch.optim.AdamW if isinstance(adam, settings.AdamW) else torch.optim.Adam
             return kind(

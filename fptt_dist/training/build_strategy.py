@@ -61,7 +61,7 @@ def build_strategy(config: Config, environment: LaunchEnvironment, everyone: Com
 
 def updates_of(config: Config) -> int:
     """Parameter updates a batch."""
-    return config.windows if PROCEDURES[config.algorithm].update_each_window else 1
+    return config.windows_run if PROCEDURES[config.algorithm].update_each_window else 1
 
 
 def deal(task: Task, config: Config, rank: int, world: int) -> None:
@@ -163,8 +163,15 @@ def check_world(config: Config, world: int) -> None:
     """Refuse what cannot be trained by so many processes.
 
     Raises:
-        ConfigError: parallel.strategy=single with several, or a batch that cannot be shared out.
+        ConfigError: parallel.strategy=single with several, a batch that cannot be shared out, or an average of weights
+            that the workers do not hold alike.
     """
+    averages = isinstance(config.optimizer, settings.NtAsgd)
+    if world > 1 and averages and not isinstance(config.parallel, settings.GradientParallel):
+        raise ConfigError(
+            f"optimizer.name=nt_asgd averages weights that all {world} processes hold alike: type "
+            f"parallel.strategy=gradient, not {config.parallel.strategy}, or another optimizer"
+        )
     if world > 1 and isinstance(config.parallel, settings.SingleProcess):
         raise ConfigError(
             f"parallel.strategy=single, but {world} processes were started: type parallel.strategy=consensus or "

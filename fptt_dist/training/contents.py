@@ -69,6 +69,7 @@ def contents_of(trainer: "Trainer") -> tuple[Files, Files]:
             "position": asdict(trainer.position),
             "best": trainer.best and asdict(trainer.best),
             "lr_schedule": trainer.lr_schedule.state_dict(),
+            "validations": trainer.trigger and trainer.trigger.values,
         },
     }
     own: dict[str, Any] = {
@@ -93,6 +94,8 @@ def restore(trainer: "Trainer", folder: Path) -> None:
     trainer.position = Position(**values["position"])
     trainer.best = values["best"] and Best(**values["best"])
     trainer.lr_schedule.load_state_dict(values["lr_schedule"])
+    if trainer.trigger is not None:
+        trainer.trigger.values = values["validations"]
     trainer.task.load_state_dict(read_tensors(folder, "task.safetensors"))
     kept = StrategyState(shared=read_tensors(folder, "strategy.safetensors"))
     same_strategy = values["strategy"] == type(strategy).__name__

@@ -87,7 +87,7 @@ def dry_run(trainer: Trainer) -> DryRun:
     size = trainer.config.train.batch_size
     batch = trainer.task.train_batch(0, 0, size, trainer.share).to(trainer.device)
     part = batch.select(slice(0, batch.size // trainer.loop.micro_batches))
-    passes = trainer.loop.procedure.passes(trainer.task.length, trainer.loop.windows)
+    passes = trainer.loop.passes(len(batch.inputs))
     with trainer.strategy.guarding():
         output, loss, activations = _first_update(trainer, part, passes)
     plan = trainer.strategy.plan(trainer.loop.updates)
@@ -116,7 +116,7 @@ def dry_run(trainer: Trainer) -> DryRun:
     return DryRun(
         shapes={
             "inputs of the batch (steps, sequences, numbers)": tuple(batch.inputs.shape),
-            "inputs of the first graph": (sum(w.steps for w in first), part.size, trainer.task.inputs),
+            "inputs of the first graph": (sum(w.steps for w in first), *part.inputs.shape[1:]),
             "targets": tuple(batch.targets.shape),
             "output of a window": output,
         },
@@ -222,6 +222,8 @@ def training_of(config: Config, shapes: memory.Shapes, device: torch.device) -> 
     match config.optimizer:
         case optimizers.SGD() as sgd:
             moments, steps = int(sgd.momentum > 0.0), False
+        case optimizers.NtAsgd():
+            moments, steps = 1, False  # the mean of the weights, once it has begun
         case optimizers.Adam() | optimizers.AdamW() as adam:
             moments, steps = 2 + int(adam.amsgrad), True
         case optimizers.RMSprop() as rmsprop:

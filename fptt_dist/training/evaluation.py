@@ -1,5 +1,7 @@
 """The task's metric over a fixed set, which changes no weight and no random stream."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -32,20 +34,23 @@ def evaluate(model: nn.Module, task: Task, strategy: Strategy, split: Split, dev
     return task.value(total / items)
 
 
-def _outputs(model: nn.Module, task: Task, batch: Batch) -> torch.Tensor:
+def _outputs(model: nn.Module, task: Task, batch: Batch, state: Any) -> tuple[torch.Tensor, Any]:
     """What the task scores, (T or 1, B, O), a window at a time: memory stays flat in the sequence's length."""
-    state, outputs = None, []
-    for part in window_slices(task.length, -(-task.length // STEPS)):
+    outputs, length = [], len(batch.inputs)
+    for part in window_slices(length, -(-length // STEPS)):
         output, state = model(batch.inputs[part], state)
         outputs = [*outputs, output] if task.loss.reads == "every" else [output]
-    return torch.cat(outputs)
+    return torch.cat(outputs), state
 
 
 def _accumulate(
     model: nn.Module, task: Task, strategy: Strategy, split: Split, totals: torch.Tensor, device: torch.device
 ) -> None:
+    state = None
     for batch in task.evaluation_batches(split, strategy.rank, strategy.world):
         batch = batch.to(device)
-        total, items = task.score(_outputs(model, task, batch), batch)
+        output, after = _outputs(model, task, batch, state)
+        state = after if task.carries_state else None
+        total, items = task.score(output, batch)
         totals[0] += total
         totals[1] += items

@@ -4,16 +4,18 @@ import logging
 import math
 import shlex
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fptt_dist.algorithm import PROCEDURES
 from fptt_dist.config import ConfigError
+from fptt_dist.models import hidden_of
 from fptt_dist.parallel import LaunchEnvironment, Weights, beside, communicator, tighten
 from fptt_dist.parallel.collectives import checksum
 from fptt_dist.parallel.finite import LOSS, SUM
@@ -91,6 +93,7 @@ class Trainer:
             self.optimizer,
             procedure,
             windows=config.windows,
+            remainder=config.fptt.remainder,
             micro_batches=1 if micro is None else (self.share.stop - self.share.start) // micro,
             precision="fp32" if self.strategy.casts else config.train.precision,
         )
@@ -118,7 +121,8 @@ class Trainer:
         )
         force = procedure.has_force and config.fptt.alpha > 0.0
         chosen = config.evaluate.weights
-        self.weights: Weights = ("center" if force else "weights") if chosen == "auto" else chosen
+        self._weights: Weights = ("center" if force else "weights") if chosen == "auto" else chosen
+        self.average, self.trigger = build.build_average(config, self.optimizer, self.task)
         asynchronous = config.checkpoint.asynchronous
         # Collectives of the thread that writes must not meet those of the one that trains.
         self.savers = beside(self.strategy.everyone) if asynchronous else self.strategy.everyone
@@ -135,6 +139,18 @@ class Trainer:
         self.states: list[Any] | None = None  # carried from batch to batch, where the task is a stream
         self.watch = watch
         build.seed_worker(config.seed, self.strategy.rank)
+
+    @property
+    def weights(self) -> Literal["center", "weights", "average"]:
+        """Which weights are evaluated now: W̄, W, or W's mean over updates."""
+        averages = self.average is not None and self.average.started and self.config.evaluate.weights == "auto"
+        return "average" if averages else self._weights
+
+    def _evaluating(self, *, own: bool = False) -> AbstractContextManager[nn.Module]:
+        if self.weights != "average":
+            return self.strategy.evaluating(self.weights, own=own)
+        assert self.average is not None
+        return self.strategy.showing(self.average.values())
 
     @property
     def done(self) -> bool:
@@ -217,12 +233,12 @@ class Trainer:
             group["alpha"] = self.alpha_schedule(progress, group["lr"] / self.config.optimizer.lr)
         recorded = (position.batch + 1) % self.config.telemetry.every == 0
         batch = self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device)
-        with self.strategy.guarding():
+        rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
+        with self.strategy.guarding(), self._rate_in_proportion(len(batch.inputs)):
             result, norms = self.loop.run(batch, self.states, measure=recorded)
         self._check_finite()
         if self.task.carries_state:
-            self.states = result.states
-        rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
+            self.states = [hidden_of(state) for state in result.states]
         self.lr_schedule.after_batch()
         position.batch += 1
         position.cursor += size
@@ -236,6 +252,19 @@ class Trainer:
             self._end_epoch()
         if self.done:
             self.strategy.settle()
+
+    @contextmanager
+    def _rate_in_proportion(self, steps: int) -> Iterator[None]:
+        """The learning rate times steps / task.length within the context, where the task asks for it."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        if self.task.scales_rate:
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * steps / self.task.length
+        try:
+            yield
+        finally:
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
     def _end_epoch(self) -> None:
         """After an epoch's last update: the reset, the estimates, the next epoch's first example."""
@@ -341,7 +370,7 @@ class Trainer:
         needed = epoch_ended and self.lr_schedule.needs_validation
         if not (self._due(self.config.evaluate.every) or needed or self.done):
             return None
-        with self.strategy.evaluating(self.weights) as network:
+        with self._evaluating() as network:
             value = evaluate(network, self.task, self.strategy, "validation", self.device)
         sign = 1.0 if self.task.higher_is_better else -1.0
         improved = self.best is None or math.isnan(self.best.value) or sign * value > sign * self.best.value
@@ -350,6 +379,8 @@ class Trainer:
         self._report("validation", value, telemetry, best=improved)
         if epoch_ended:
             self.lr_schedule.after_epoch(value)
+        if self.average is not None and self.trigger is not None and self.trigger(value):
+            self.average.begin()
         return value
 
     def _report(self, split: str, value: float, telemetry: Telemetry, **more: Any) -> None:
@@ -390,8 +421,8 @@ class Trainer:
         load_agreed(self, folder)
 
     def evaluated_weights(self) -> AbstractContextManager[nn.Module]:
-        """A network with the weights that the run evaluates, W̄ or W, within the context; of this worker alone."""
-        return self.strategy.evaluating(self.weights, own=True)
+        """A network with the weights that the run evaluates (`weights`) within the context; of this worker alone."""
+        return self._evaluating(own=True)
 
     def test(self) -> dict[str, float]:
         """The metric on the validation and test sets, with weights that are equal on all workers."""

@@ -29,7 +29,7 @@ def test_variants_are_walked_and_their_tag_comes_once() -> None:
     assert [key.name for key in keys].count("optimizer.name") == 1
     assert (keys[0].name, keys[0].default, keys[0].variant) == ("optimizer.name", "adam", None)
     lr = {key.variant: key.default for key in keys if key.name == "optimizer.lr"}
-    assert lr == {"adam": "0.001", "adamw": "0.001", "sgd": "0.1", "rmsprop": "0.001"}
+    assert lr == {"adam": "0.001", "adamw": "0.001", "sgd": "0.1", "rmsprop": "0.001", "nt_asgd": "30.0"}
 
 
 def test_types_in_words() -> None:

@@ -47,16 +47,17 @@ def lines(text: str, *words: str) -> list[str]:
         ),
         (
             "optimizer:\n  name: sgdd",
-            "optimizer.name: sgdd is not allowed; allowed: one of adam, adamw, sgd, rmsprop; "
+            "optimizer.name: sgdd is not allowed; allowed: one of adam, adamw, sgd, rmsprop, nt_asgd; "
             "did you mean sgd? (a.yaml:2)",
         ),
         (
             "optimizer: {name: [1]}",
-            "optimizer.name: [1] is not allowed; allowed: one of adam, adamw, sgd, rmsprop (a.yaml:1)",
+            "optimizer.name: [1] is not allowed; allowed: one of adam, adamw, sgd, rmsprop, nt_asgd (a.yaml:1)",
         ),
         (
             "task: {name: ading}",
-            "task.name: ading is not allowed; allowed: one of adding, pixels, copying; did you mean adding? (a.yaml:1)",
+            "task.name: ading is not allowed; allowed: one of adding, pixels, language, copying; "
+            "did you mean adding? (a.yaml:1)",
         ),
         (
             "fptt: {schedule: {name: linaer}}",

@@ -113,3 +113,58 @@ def test_conflicts_do_not_hide_wrong_values() -> None:
     text = message(train__epochs=None, fptt__windows=300, fptt__alpha=-1, seed="x")
     assert "fptt.alpha: -1 is not allowed" in text
     assert "seed: x is not allowed" in text
+
+
+def test_a_language_model_needs_a_text() -> None:
+    text = message(model__cell="awd_lstm")
+    assert text.startswith("model.cell=awd_lstm is a language model, and task.name=adding is no text: ")
+    assert "type task.name=language, or model.cell=lstm" in text
+    assert apply_overrides(BASE, {"model.cell": "awd_lstm", "task.name": "language"}).model.cell == "awd_lstm"
+
+
+def test_an_embedding_needs_symbols() -> None:
+    text = message(model__embedding=5)
+    assert text.startswith("model.embedding=5 is for words or characters, and task.name=adding is no text: type")
+    assert apply_overrides(BASE, {"model.embedding": 5, "task.name": "language"})
+
+
+def test_a_tied_readout_has_the_embeddings_size() -> None:
+    text = message(task__name="language", model={"cell": "awd_lstm", "embedding": 5, "last_hidden": 6})
+    assert text.startswith("model.tied=true needs as many units in the last layer as the embedding has numbers")
+    for more in ({"tied": False}, {"experts": 2}, {"last_hidden": None}):
+        model = {"cell": "awd_lstm", "embedding": 5, "last_hidden": 6, **more}
+        assert apply_overrides(BASE, {"task.name": "language", "model": model})
+
+
+def test_streams_cannot_be_dealt() -> None:
+    assert message(task__name="language", data__shards="fixed").startswith("data.shards=fixed does not go with")
+    assert message(task__name="language", data__shards="by_label").startswith("data.shards=by_label needs a task with")
+
+
+def test_extra_windows_need_one_length() -> None:
+    text = message(task={"name": "language", "deviation": 5}, fptt__remainder="extra")
+    assert text.startswith("fptt.remainder=extra would give sequences of different lengths different numbers")
+    assert apply_overrides(BASE, {"task.name": "language", "fptt.remainder": "extra"})
+
+
+@pytest.mark.parametrize(
+    ("length", "windows", "remainder", "run"), [(784, 10, "extra", 11), (784, 10, "spread", 10), (780, 10, "extra", 10)]
+)
+def test_the_windows_that_are_run(length: int, windows: int, remainder: str, run: int) -> None:
+    config = apply_overrides(
+        BASE, {"task.length": length, "fptt.windows": windows, "fptt.remainder": remainder, "algorithm": "fptt"}
+    )
+    assert (config.windows, config.windows_run) == (windows, run)
+
+
+@pytest.mark.parametrize(("dataset", "pixels", "near"), [("mnist", 30, 28), ("cifar10", 28, 32), ("cifar10", 7, 8)])
+def test_steps_fill_the_image(dataset: str, pixels: int, near: int) -> None:
+    text = message(task={"name": "pixels", "dataset": dataset, "pixels_per_step": pixels})
+    size = 1024 if dataset == "cifar10" else 784
+    assert text.startswith(f"task.pixels_per_step={pixels} does not divide an image's {size} pixels: ")
+    assert f"type a divisor such as task.pixels_per_step={near}" in text
+
+
+def test_plain_sgd_has_no_preconditioner() -> None:
+    text = message(optimizer__name="nt_asgd", fptt__metric="preconditioned")
+    assert "optimizer.name=nt_asgd has none" in text
