@@ -30,7 +30,7 @@ data_app = typer.Typer(help="Public data sets: get them, check them.", no_args_i
 app.add_typer(data_app, name="data")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, or the name of a packaged one")]
-DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="mnist or fashion-mnist")]
+DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="mnist, fashion-mnist, cifar10 or ptb")]
 DataRoot = Annotated[Path, typer.Option(help="folder of the data sets, as data.root")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="e.g. fptt.alpha=0.3")]
 
@@ -152,6 +152,35 @@ def sweep(
 
 
 @app.command()
+def reproduce(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="table2 to table6, figure1 to figure3, or alpha")],
+    overrides: Overrides = None,
+    budget: Annotated[
+        Literal["smoke", "short", "full"],
+        typer.Option(help="smoke: seconds a row; short: minutes on a GPU; full: as in the paper"),
+    ] = "short",
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="runs a row, with the seeds 0, 1, … (default: 3; smoke: 1)")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="train the rows alone whose name contains it")
+    ] = None,
+) -> None:
+    """Train the rows of one of the paper's tables or figures, and print them beside the paper's figures.
+
+    Runs, table and picture are in run.dir/BUDGET (default: runs/paper); the same command again goes on with them.
+    """
+    from fptt_dist.launchers.reproduce import make_plan
+    from fptt_dist.launchers.reproduce import reproduce as start
+
+    plan = make_plan(target, overrides or [], budget=budget, seeds=seeds, only=only)
+    typer.echo(start(plan))
+    typer.echo(f"table: {plan.table_path}")
+    if plan.picture_path.is_file():
+        typer.echo(f"picture: {plan.picture_path}")
+
+
+@app.command()
 def jobs(
     folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="the folder above the runs' folders")] = Path(
         "runs"
@@ -176,11 +205,15 @@ def jobs(
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
     checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="a language model that goes on learning from the text (Krause 2018)")
+    ] = False,
 ) -> None:
     """Print the validation and test metric of a run's checkpoint, as JSON."""
+    from fptt_dist.training.dynamic import evaluate_dynamically
     from fptt_dist.training.run import evaluate_run
 
-    typer.echo(json.dumps(evaluate_run(run, checkpoint)))
+    typer.echo(json.dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint)))
 
 
 @app.command()
@@ -212,7 +245,7 @@ def export(
     folder = export_run(run, out or run / "export", checkpoint)
     typer.echo(
         f"from fptt_dist.models import load_network\nmodel = load_network({str(folder)!r})\n"
-        "output, state = model(x)  # x: steps, sequences, numbers a step"
+        "output, state = model(x)  # x: steps, sequences, numbers a step; of a text: steps, sequences (ids)"
     )
 
 
@@ -238,11 +271,11 @@ def data_fetch(name: DatasetName, root: DataRoot = Path("data")) -> None:
 
 @data_app.command("check")
 def data_check(name: DatasetName, root: DataRoot = Path("data")) -> None:
-    """Compare a data set on disk with its checksums; exit code 1 if it is not whole."""
+    """Compare a data set on disk with what is known of its files; exit code 1 if it is not whole."""
     from fptt_dist.tasks import download
 
     problems = download.check(name, root)
-    typer.echo("\n".join(problems) or f"{name} is whole in {root / name}")
+    typer.echo("\n".join(problems) or f"{name} is whole in {download.folder_of(name, root)}")
     raise typer.Exit(1 if problems else 0)
 
 

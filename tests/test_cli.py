@@ -60,6 +60,7 @@ VERBS = [
     "launch",
     "submit",
     "jobs",
+    "reproduce",
     "evaluate",
     "report",
     "config",
@@ -193,6 +194,7 @@ USAGE = {  # from typer, within a frame
     "evaluate": "Missing argument 'RUN'",
     "evaluate run --checkpoint first": "'first' is not one of 'best'",
     "report": "Missing argument 'RUN",
+    "reproduce": "Missing argument 'TARGET",
 }
 NO_RUN = "is not a run's folder: it has no config.yaml"
 ADD = "train add_task train.batches=1 device=cpu"
@@ -205,6 +207,11 @@ MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
     "train add_task train.bachsize=3": "train.bachsize: unknown key; did you mean train.batch_size",
     "train add_task train.batch_size=0": "train.batch_size: 0 is not allowed; allowed: int >= 1 (override",
     "train add_task train.batch_size=many": "train.batch_size: many is not allowed; allowed: int >= 1 (override",
+    "reproduce tabel4": "tabel4",
+    "reproduce table4 seed=3": "seed=3: reproduce trains every row with the seeds 0, 1, …: type --seeds 3 for three",
+    "reproduce table4 --budget smoke data.root=empty": "empty/ptb has no ptb.train.txt. Get the Penn Treebank with: ",
+    "train paper/ptb300_fptt data.root=empty": "empty/ptb has no ptb.train.txt. Get the Penn Treebank with: fptt-dist ",
+    "train add_task model.cell=awd_lstm": "model.cell=awd_lstm is a language model, and task.name=adding is no text: ",
     "train add_task word": "override word: not of the form key=value, such as optimizer.lr=1e-3",
     "train add_task seed=": "override seed=: the value is empty; type seed=null for none",
     "train add_task fptt.windows=500": "fptt.windows=500 is more than the steps of a sequence, task.length=200: type",

@@ -1,6 +1,7 @@
 """Real files in, a trained network out: the verbs `data`, `export` and `doctor`, and a run on images."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,11 +19,14 @@ from fptt_dist.config import Train as TrainSection
 from fptt_dist.models import load_network
 from fptt_dist.parallel import Communicator, LaunchEnvironment
 from fptt_dist.tasks import Pixels
+from fptt_dist.training.build import build_task
 from fptt_dist.training.build_strategy import build_strategy
+from fptt_dist.training.export import export_run
 from fptt_dist.training.run import evaluate_run, open_checkpoint
 from tests.tasks.test_pixels import some_images, write_images
 from tests.test_cli import Command, fptt_dist
 from tests.training.helpers import assert_same_run, isolated, records, resumed, tiny, train_until
+from tests.training.texts import AWD, tiny_text
 
 __all__ = ["fptt_dist"]
 
@@ -116,11 +120,12 @@ def test_an_estimate_by_example_needs_workers_that_keep_their_examples(
 
 
 @pytest.mark.parametrize("algorithm", ["fptt", "bptt"])
+@pytest.mark.parametrize("cell", ["lstm", "antisymmetric"])
 def test_an_exported_network_is_the_one_that_was_evaluated(
-    algorithm: str, root: Path, tmp_path: Path, fptt_dist: Command
+    cell: str, algorithm: str, root: Path, tmp_path: Path, fptt_dist: Command
 ) -> None:
     run = tmp_path / "run"
-    result = train(on_images(run, root, {"algorithm": algorithm}))
+    result = train(on_images(run, root, {"algorithm": algorithm, "model.cell": cell, "model.logit_dropout": 0.1}))
     code, out, _ = fptt_dist("export", str(run), "--out", str(tmp_path / "network"))
     assert code == 0
     assert f"load_network('{tmp_path / 'network'}')" in out
@@ -141,6 +146,23 @@ def test_an_exported_network_is_the_one_that_was_evaluated(
         assert not torch.equal(trainer.network(x)[0], expected), "W and W̄ differ"
 
 
+@pytest.mark.parametrize("keys", [{}, {"model.cell": "antisymmetric"}, AWD, {**AWD, "model.experts": 3}])
+def test_an_exported_language_model_is_the_one_that_was_evaluated(keys: dict[str, Any], tmp_path: Path) -> None:
+    config = tiny_text(tmp_path / "run", keys)
+    result = train(config)
+    model = load_network(export_run(tmp_path / "run", tmp_path / "network"))
+    description = json.loads((tmp_path / "network" / "model.json").read_text())
+    task = build_task(config)
+    assert sorted(description["input"]["vocabulary"]) == ["<eos>", *"abcdefgh"]
+    state, total, items = None, 0.0, 0
+    with torch.no_grad():
+        for batch in task.evaluation_batches("test", 0, 1):
+            output, state = model(batch.inputs, state)
+            likelihood, count = task.score(output, batch)
+            total, items = total + likelihood.item(), items + count
+    assert math.exp(total / items) == pytest.approx(result.value, rel=1e-6)
+
+
 def test_the_printed_lines_load_the_network(tmp_path: Path, fptt_dist: Command) -> None:
     train(tiny(tmp_path / "run"))
     _, out, _ = fptt_dist("export", str(tmp_path / "run"))
@@ -157,9 +179,23 @@ def test_data_check_says_what_is_missing(tmp_path: Path, fptt_dist: Command) -> 
     code, _, err = fptt_dist("data", "fetch", "cifar", "--root", str(tmp_path))
     assert (code, err) == (
         2,
-        "fptt-dist: cifar is no data set that can be fetched; there are: mnist, fashion-mnist\n",
+        "fptt-dist: cifar is no data set that can be fetched; there are: mnist, fashion-mnist, cifar10, ptb\n",
     )
     assert not list(tmp_path.iterdir())
+    code, out, _ = fptt_dist("data", "check", "cifar10", "--root", str(tmp_path))
+    assert code == 1
+    names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]
+    assert out.splitlines() == [f"{tmp_path}/cifar-10-batches-bin/{name}.bin: missing" for name in names]
+
+
+def test_data_check_says_where_a_whole_data_set_is(tmp_path: Path, fptt_dist: Command) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        (folder / f"{name}.bin").write_bytes(bytes(10000 * 3073))
+    for verb in ("check", "fetch"):  # which asks nobody for what is there
+        code, out, _ = fptt_dist("data", verb, "cifar10", "--root", str(tmp_path))
+        assert (code, out) == (0, f"cifar10 is whole in {folder}\n")
 
 
 def test_missing_data_is_one_message_and_leaves_no_folder(tmp_path: Path, fptt_dist: Command) -> None:

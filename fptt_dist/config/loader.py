@@ -15,8 +15,8 @@ from fptt_dist.config.yaml12 import parse
 
 PACKAGED = Path(__file__).parents[1] / "configs"
 """The folder of the configurations that come with the package."""
-OTHERS = ("clusters", "sweeps")
-"""Its folders of files that describe something else than a run."""
+OTHERS = ("clusters", "paper", "presets", "sweeps")
+"""Its folders of files that describe something else than a run, or are told apart from the others: the paper's rows."""
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -48,9 +48,15 @@ def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
 
 
 def packaged() -> list[str]:
-    """The configurations of runs that come with the package, as paths within its folder."""
+    """The configurations of runs that come with the package, as paths within its folder, but for the paper's."""
     files = [file.relative_to(PACKAGED) for file in PACKAGED.rglob("*.yaml")]
     return sorted(file.as_posix() for file in files if file.parts[0] not in OTHERS)
+
+
+def packaged_rows() -> list[str]:
+    """The configurations of the paper's rows, as paths within the package's folder."""
+    files = (PACKAGED / "paper").glob("*.yaml")
+    return sorted(file.relative_to(PACKAGED).as_posix() for file in files if file.name != "tables.yaml")
 
 
 def read_mapping(path: Path) -> Layer:
@@ -79,8 +85,10 @@ def _find(path: Path, name: str, named_at: str = "") -> Path:
         found = PACKAGED / (inner if inner.suffix == ".yaml" else f"{inner}.yaml")
         if os.path.isfile(found):
             return found
-    names = packaged()
-    known = f"; packaged: {', '.join(names)}{did_you_mean(str(wanted), names)}" if names else ""
+    names, rows = packaged(), packaged_rows()
+    paper = f", and the paper's {len(rows)} in paper/" if rows else ""
+    meant = did_you_mean(str(wanted), [*names, *rows])
+    known = f"; packaged: {', '.join(names)}{paper}{meant}" if names else ""
     prefix = f"{named_at}: " if named_at else ""
     raise ConfigError(f"{prefix}{path}: no such file{known}")
 

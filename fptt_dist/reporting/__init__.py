@@ -2,6 +2,8 @@
 
 from fptt_dist.reporting.convergence import draw_convergence
 from fptt_dist.reporting.history import History, last_words, read_runs
+from fptt_dist.reporting.paper_figures import draw_alpha, draw_curves
+from fptt_dist.reporting.paper_table import DYNAMIC, NOT_FINITE, PaperRow, PaperTable, paper_table
 from fptt_dist.reporting.sweep import SWEEP, TRIAL, is_sweep, read_sweep
 from fptt_dist.reporting.sweep_files import write_sweep
 from fptt_dist.reporting.sweep_results import Point, SweepResults, TrialRow
@@ -9,15 +11,22 @@ from fptt_dist.reporting.sweep_table import sweep_table
 from fptt_dist.reporting.table import results_table
 
 __all__ = [
+    "DYNAMIC",
+    "NOT_FINITE",
     "SWEEP",
     "TRIAL",
     "History",
+    "PaperRow",
+    "PaperTable",
     "Point",
     "SweepResults",
     "TrialRow",
+    "draw_alpha",
     "draw_convergence",
+    "draw_curves",
     "is_sweep",
     "last_words",
+    "paper_table",
     "read_runs",
     "read_sweep",
     "results_table",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fptt_dist.config import Config, ConfigError, apply_overrides, load
+from fptt_dist.config import Config, ConfigError, Run, SingleProcess, apply_overrides, load
 from fptt_dist.parallel import Communicator, LaunchEnvironment, process_group, resolve_environment
 from fptt_dist.training.build import build_device
 from fptt_dist.training.dry_run import DryRun, dry_run
@@ -103,8 +103,8 @@ def open_checkpoint(path: Path, which: str) -> Trainer:
     """
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run's folder: it has no config.yaml")
-    overrides = {"run.dir": str(path), "parallel": {"strategy": "single"}}
-    folder = RunFolder(load(path / "config.yaml", overrides))
+    config = load(path / "config.yaml")
+    folder = RunFolder(config.model_copy(update={"parallel": SingleProcess(), "run": Run(dir=str(path))}))
     environment = LaunchEnvironment()
     device = build_device(folder.config, environment)
     _prepare(device)

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from fptt_dist import train
-from tests.training.helpers import assert_same_run, resumed, tiny, train_until
+from fptt_dist.training.dynamic import evaluate_dynamically
+from tests.training.helpers import assert_same_run, checkpoints, content, differing, resumed, tiny, train_until
+from tests.training.test_language_runs import CASES
+from tests.training.texts import AWD, tiny_text
 
 pytestmark = pytest.mark.gpu
 
@@ -30,3 +33,21 @@ def test_the_gpu_trains_as_the_cpu_does(metric: str, tmp_path: Path) -> None:
         values[device] = train(config).value
     assert values["cuda"] == pytest.approx(values["cpu"], rel=1e-3)
     assert torch.cuda.max_memory_allocated() > 0
+
+
+@pytest.mark.parametrize("case", ["fptt", "awd", "awd_experts", "nt_asgd", "bf16", "antisymmetric"])
+def test_a_text_on_the_gpu_resumes_exactly(case: str, tmp_path: Path) -> None:
+    """The dropped weights, whose order is cuDNN's, included: a warning of torch's would fail the test."""
+    keys = {"device": "cuda", **CASES[case]}
+    train(tiny_text(tmp_path / "straight", keys))
+    parts = tiny_text(tmp_path / "parts", keys)
+    train_until(parts, 4)
+    train(resumed(parts))
+    newest = [checkpoints(tmp_path / name)[-1] for name in ("straight", "parts")]
+    assert differing(content(newest[0]), content(newest[1])) == []
+
+
+def test_dynamic_evaluation_differentiates_cudnns_layers(tmp_path: Path) -> None:
+    train(tiny_text(tmp_path / "run", {"device": "cuda", **AWD}))
+    found = evaluate_dynamically(tmp_path / "run")
+    assert found["validation"] <= found["static_validation"]

@@ -1,0 +1,136 @@
+"""The rows of the paper's tables and figures (`configs/paper/tables.yaml`), and each one's configuration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from fptt_dist.config import Config, ConfigError, load
+from fptt_dist.config.loader import PACKAGED, read_mapping
+from fptt_dist.config.merge import Layer
+from fptt_dist.config.messages import validated
+from fptt_dist.config.nearest import did_you_mean
+from fptt_dist.config.section import Section
+from fptt_dist.config.values import show
+
+Budget = Literal["smoke", "short", "full"]
+FOLDER = PACKAGED / "paper"
+TABLES = "tables.yaml"
+S = TypeVar("S", bound=Section)
+_Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class Row(Section):
+    """One row: a configuration, and what the paper prints for it."""
+
+    config: str = Field(min_length=1, description="file of the configuration, beside this one, without .yaml")
+    label: str = Field(min_length=1, description="what stands in the table")
+    heading: str = Field(default="", description="what stands above this row and those after it")
+    paper: str | None = Field(default=None, description="the paper's figure as printed, null = none")
+    params: str | None = Field(default=None, description="the paper's number of parameters as printed, null = none")
+    dynamic: bool = Field(default=False, description="whether dynamic evaluation is asked for too")
+    set: dict[str, Any] = Field(default={}, description="overrides, where rows share a file")
+
+    @property
+    def name(self) -> str:
+        """The file's name with what is set, such as adding200_fptt-windows10."""
+        return self.config + "".join(f"-{key.rpartition('.')[2]}{show(value)}" for key, value in self.set.items())
+
+
+class Target(Section):
+    """A table or figure."""
+
+    title: str = Field(min_length=1, description="what stands above it")
+    unit: str = Field(min_length=1, description="what its figures are")
+    picture: Literal["curves", "alpha"] | None = Field(default=None, description="what is drawn, null = nothing")
+    varies: _Texts = Field(description="keys that tell the rows apart, so that no override may set them")
+    notes: _Texts = Field(default=(), description="what stands below it")
+    rows: tuple[Row, ...] = Field(strict=False, description="its rows")
+
+    def named(self, text: str | None) -> list[Row]:
+        """The rows whose name contains `text`; all for None.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        found = [row for row in self.rows if text is None or text in row.name]
+        if not found:
+            names = [row.name for row in self.rows]
+            raise ConfigError(f"--only {text}: no row's name contains it; rows: {', '.join(names)}")
+        return found
+
+
+class Shortened(Section):
+    """How the rows of some families are cut short."""
+
+    families: _Texts = Field(min_length=1, description="what the names of their rows begin with")
+    smoke: dict[str, Any] = Field(description="overrides that leave a few seconds a row")
+    short: dict[str, Any] = Field(description="overrides that leave minutes a row")
+
+
+class Tables(Section):
+    """All of them."""
+
+    targets: dict[str, Target] = Field(min_length=1, description="tables and figures by their names")
+    budgets: tuple[Shortened, ...] = Field(strict=False, description="how rows are cut short, by their families")
+
+    def target(self, name: str) -> Target:
+        """The table or figure of that name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if name not in self.targets:
+            known = f"targets: {', '.join(self.targets)}{did_you_mean(name, self.targets)}"
+            raise ConfigError(f"{name}: no table or figure of the paper has this name; {known}")
+        return self.targets[name]
+
+    def overrides(self, row: Row, budget: Budget) -> dict[str, Any]:
+        """What a budget and the row itself set over the row's file.
+
+        Raises:
+            ConfigError: the row belongs to no family.
+        """
+        families = {family: short for short in self.budgets for family in short.families}
+        found = [family for family in families if row.config.startswith(f"{family}_")]
+        if not found:
+            raise ConfigError(f"{FOLDER / TABLES}: {row.config} is of none of the families {', '.join(families)}")
+        shortened: dict[str, Any] = {} if budget == "full" else getattr(families[max(found, key=len)], budget)
+        return {**shortened, **row.set}
+
+
+def load_tables(path: Path = FOLDER / TABLES) -> Tables:
+    """Read the file of all tables and figures.
+
+    Raises:
+        ConfigError: it cannot be read, or says something that it may not, with the place.
+    """
+    values = read_mapping(path).values
+    targets, budgets = values.get("targets"), values.get("budgets")
+    if not (isinstance(targets, Mapping) and isinstance(budgets, list)):
+        raise ConfigError(f"{path} is no file of tables, which has targets and budgets")
+    found: dict[str, Any] = {}
+    for name, target in targets.items():
+        rows = target.get("rows") if isinstance(target, Mapping) else None
+        if not isinstance(rows, list) or not rows:
+            raise ConfigError(f"{path}: {name} needs rows, a list")
+        each = [_checked(row, f"{path}, row {number} of {name}", Row) for number, row in enumerate(rows, 1)]
+        found[name] = _checked({**target, "rows": each}, f"{path}, {name}", Target)
+    shortened = [_checked(item, f"{path}, budget {number}", Shortened) for number, item in enumerate(budgets, 1)]
+    return _checked({**values, "targets": found, "budgets": shortened}, str(path), Tables)
+
+
+def row_config(tables: Tables, row: Row, budget: Budget) -> Config:
+    """The configuration of a row under a budget.
+
+    Raises:
+        ConfigError: its file is missing, or its values are not allowed.
+    """
+    return load(FOLDER / f"{row.config}.yaml", tables.overrides(row, budget))
+
+
+def _checked(values: Any, place: str, schema: type[S]) -> S:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{place}: {show(values)} is no mapping of keys to values")
+    return validated(Layer(dict(values), {(): place}), schema)

@@ -1,0 +1,278 @@
+"""Train the rows of one of the paper's tables or figures, one after another, and print them side by side."""
+
+import json
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fptt_dist.config import Config, ConfigError, apply_overrides, changes, load, parse_overrides
+from fptt_dist.config.overrides import override_layer
+from fptt_dist.config.section import leaves
+from fptt_dist.config.values import show
+from fptt_dist.launchers.paper_rows import Budget, Row, Tables, Target, load_tables, row_config
+from fptt_dist.launchers.sweep import said_once
+from fptt_dist.parallel import resolve_environment
+from fptt_dist.reporting import DYNAMIC, NOT_FINITE, PaperRow, PaperTable, draw_alpha, draw_curves, paper_table
+from fptt_dist.training import run as training
+from fptt_dist.training.build import build_task
+from fptt_dist.training.dynamic import evaluate_dynamically
+from fptt_dist.training.run_folder import Result, RunFolder, write_whole
+from fptt_dist.training.trainer import NonFiniteError
+
+LOG = logging.getLogger("fptt_dist")
+FOLDER = Path("runs") / "paper"
+"""Where the runs of all targets are, by default."""
+ROWS_DIFFER = ("algorithm", "model.cell", "task.name")
+"""Keys that tell the rows of every target apart."""
+NO_MATTER = (
+    *("checkpoint.", "telemetry.", "data.root", "run.dir", "resume"),
+    *("parallel.launcher", "parallel.timeout"),
+)
+"""Keys in which a finished run may differ from what is asked for."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a row.
+
+    Attributes:
+        row: what it belongs to.
+        seed: of the run.
+        config: with its folder, `<run.dir>/<budget>/<row>-seed<seed>`.
+    """
+
+    row: Row
+    seed: int
+    config: Config
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its files."""
+        return RunFolder(self.config)
+
+    @property
+    def result(self) -> Result | None:
+        """What came out, if it is finished with this very configuration."""
+        folder = self.folder
+        found = folder.read_result()
+        if found is None:
+            return None
+        differing = changes(load(folder.path / "config.yaml"), folder.config)
+        return None if any(not key.startswith(NO_MATTER) for key in differing) else found
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A target, checked.
+
+    Attributes:
+        name: the target's.
+        target: its rows, and what is said of them.
+        budget: how much each row may take.
+        folder: `<run.dir>/<budget>`, of the runs and the table.
+        seeds: runs a row.
+        runs: those of all rows, row by row.
+        wanted: names of the rows to train.
+        command: what was typed.
+    """
+
+    name: str
+    target: Target
+    budget: Budget
+    folder: Path
+    seeds: int
+    runs: list[PlannedRun]
+    wanted: list[str]
+    command: str
+
+    @property
+    def table(self) -> PaperTable:
+        """What the table is made from; of rows that this command does not train, what it would have kept."""
+        shown = [run for run in self.runs if run.row.name in self.wanted or run.result is not None]
+        paths = {row.name: [run.folder.path for run in shown if run.row is row] for row in self.target.rows}
+        rows = [
+            PaperRow(
+                label=row.label,
+                heading=row.heading,
+                paper=row.paper,
+                parameters=row.params,
+                dynamic=row.dynamic,
+                runs=paths[row.name],
+            )
+            for row in self.target.rows
+        ]
+        return PaperTable(self.target.title, self.target.unit, rows, self.target.notes, self.command, self.budget)
+
+    @property
+    def table_path(self) -> Path:
+        """Of the table."""
+        return self.folder / f"{self.name}.md"
+
+    @property
+    def picture_path(self) -> Path:
+        """Of the picture, where there is one."""
+        return self.folder / "figures" / f"{self.name}.png"
+
+
+@said_once()
+def make_plan(
+    name: str,
+    words: list[str],
+    *,
+    budget: Budget = "short",
+    seeds: int | None = None,
+    only: str | None = None,
+    tables: Tables | None = None,
+) -> Plan:
+    """What a target, a budget and the words after them ask for.
+
+    Args:
+        name: of the target, such as table2.
+        words: like optimizer.lr=1e-3, for all rows, over the budget's; or run.dir=…, the folder of all budgets.
+        budget: how much each row may take.
+        seeds: runs a row, with the seeds 0, 1, …; None: 1 for smoke, else 3.
+        only: train only the rows whose name contains it; the table has all.
+        tables: of the targets; None: the packaged ones.
+
+    Raises:
+        ConfigError: a mistake; all that is wrong with the configurations is found here.
+    """
+    tables = load_tables() if tables is None else tables
+    target = tables.target(name)
+    wanted = [row.name for row in target.named(only)]
+    count = (1 if budget == "smoke" else 3) if seeds is None else seeds
+    given = {".".join(path): value for path, value in leaves(override_layer(parse_overrides(words)).values)}
+    root = given.pop("run.dir", None)
+    _refuse_words(name, target, given)
+    folder = Path(FOLDER if root is None else str(root)) / budget
+    runs = []
+    for row in target.rows:
+        base = row_config(tables, row, budget)
+        try:
+            config = apply_overrides(base, given)
+            for seed in range(count):
+                own = {"run.dir": str(folder / f"{row.name}-seed{seed}"), "seed": seed, "resume": "auto"}
+                runs.append(PlannedRun(row, seed, apply_overrides(config, own)))
+        except ConfigError as error:
+            if row.name in wanted:
+                raise ConfigError(f"{error}\n  in the row {row.name}") from error
+    parts = ["fptt-dist", "reproduce", name, "--budget", budget, "--seeds", str(count)]
+    command = shlex.join([*parts, *(["--only", only] if only is not None else []), *words])
+    return Plan(name, target, budget, folder, count, runs, wanted, command)
+
+
+@said_once()
+def reproduce(plan: Plan) -> str:
+    """Train what is not finished, and write the table and the picture.
+
+    After each run the table is written anew. A run that meets what is not finite says so in its cell, and the others
+    go on.
+
+    Returns:
+        The table, as Markdown.
+
+    Raises:
+        ConfigError: several processes, or a folder that holds a run of another configuration.
+        DataError: data are missing; nothing has been trained.
+        Interrupted: a signal arrived; the run was saved, and the same command goes on with it.
+    """
+    world = resolve_environment("auto").world
+    if world > 1:
+        raise ConfigError(
+            f"reproduce trains in one process, and this is one of {world}: start it without torchrun or srun, or "
+            f"train its rows one by one, such as paper/{plan.target.rows[0].config}"
+        )
+    wanted = [run for run in plan.runs if run.row.name in plan.wanted]
+    _check(wanted)
+    try:
+        for number, run in enumerate(wanted, 1):
+            kept = run.result is not None
+            done = ", finished before" if kept else " …"
+            print(f"{number} of {len(wanted)}: {run.row.name}, seed {run.seed}{done}", file=sys.stderr, flush=True)
+            if not kept:
+                _train(run)
+            _evaluate_dynamically(run)
+            _write(plan)
+    finally:
+        text = _write(plan)
+        _draw(plan)
+    return text
+
+
+def _refuse_words(name: str, target: Target, given: Mapping[str, Any]) -> None:
+    for key, value in given.items():
+        word = f"{key}={show(value)}"
+        if key == "seed":
+            raise ConfigError(f"{word}: reproduce trains every row with the seeds 0, 1, …: type --seeds 3 for three")
+        if key == "resume":
+            raise ConfigError(f"{word}: reproduce always goes on with what is there: leave it out, or type run.dir=…")
+        if any(key == own or key.startswith(f"{own}.") or own.startswith(f"{key}.") for own in _varying(target)):
+            row = target.rows[-1].config
+            raise ConfigError(
+                f"{word}: {key} tells the rows of {name} apart: leave it out, or train one row alone, such as "
+                f"fptt-dist train paper/{row} {word}"
+            )
+
+
+def _varying(target: Target) -> tuple[str, ...]:
+    return (*ROWS_DIFFER, *target.varies)
+
+
+def _check(runs: list[PlannedRun]) -> None:
+    """Refuse what could not be trained to the end, before anything is trained."""
+    tasks: dict[str, Config] = {}
+    for run in runs:
+        if run.result is None:
+            run.folder.check()
+            source = {key: getattr(run.config.task, key, None) for key in ("name", "dataset", "units", "text")}
+            tasks.setdefault(json.dumps(source), run.config)
+    for config in tasks.values():
+        build_task(config)
+
+
+def _train(run: PlannedRun) -> None:
+    note = run.folder.path / NOT_FINITE
+    try:
+        training.train(run.config)
+    except NonFiniteError as error:
+        LOG.warning("%s, seed %d: %s", run.row.name, run.seed, error)
+        batch = re.search(r"batch (\d+)", str(error))
+        said = {"batch": int(batch[1]) if batch else None, "message": str(error)}
+        write_whole(note, json.dumps(said, indent=1) + "\n")
+    else:
+        note.unlink(missing_ok=True)
+
+
+def _evaluate_dynamically(run: PlannedRun) -> None:
+    """Once for each best checkpoint."""
+    result, path = run.result, run.folder.path
+    if not run.row.dynamic or result is None:
+        return
+    of = {"run_id": result.run_id, "best_batch": result.best_batch}
+    file = path / DYNAMIC
+    if file.is_file() and of.items() <= json.loads(file.read_text()).items():
+        return
+    write_whole(file, json.dumps({**evaluate_dynamically(path), **of}, indent=1) + "\n")
+
+
+def _write(plan: Plan) -> str:
+    text = paper_table(plan.table)
+    os.makedirs(plan.folder, exist_ok=True)
+    write_whole(plan.table_path, text)
+    return text
+
+
+def _draw(plan: Plan) -> None:
+    match plan.target.picture:
+        case "curves":
+            draw_curves(plan.table, plan.picture_path)
+        case "alpha":
+            draw_alpha(plan.table, plan.picture_path)
+        case None:
+            pass

@@ -1,0 +1,397 @@
+"""The paper's tables: which runs they ask for, what is refused, what is kept, and what a broken run leaves."""
+
+import json
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fptt_dist.cli import main
+from fptt_dist.config import ConfigError, load
+from fptt_dist.launchers.paper_rows import FOLDER, Row, Shortened, Tables, Target, load_tables
+from fptt_dist.launchers.reproduce import Plan, make_plan, reproduce
+from fptt_dist.tasks import DataError
+from tests.program import Program
+from tests.training.helpers import isolated, records, result
+
+SMALL = {
+    "task.length": 12,
+    "task.examples": 20,
+    "task.validation": 16,
+    "task.test": 16,
+    "model.hidden": 4,
+    "train.batch_size": 4,
+    "train.batches": 4,
+    "evaluate.every": 2,
+    "telemetry.tensorboard": False,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to be in."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    with isolated():
+        yield work
+
+
+def tables(*rows: Row, picture: Any = None, varies: tuple[str, ...] = ()) -> Tables:
+    """One target, "mine", of tiny adding tasks."""
+    target = Target(title="Mine", unit="error", picture=picture, varies=varies, rows=rows)
+    short = Shortened(families=("adding200", "adding500"), smoke=SMALL, short={**SMALL, "train.batches": 6})
+    return Tables(targets={"mine": target}, budgets=(short,))
+
+
+def row(config: str = "adding200_fptt", **more: Any) -> Row:
+    return Row(config=config, label=config, **more)
+
+
+TWO = tables(row("adding200_bptt"), row("adding200_fptt"))
+
+
+def plan_of(*words: str, of: Tables = TWO, **options: Any) -> Plan:
+    return make_plan("mine", list(words), tables=of, **{"budget": "smoke", **options})
+
+
+def refused(*words: str, name: str = "figure2", **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(name, list(words), **options)
+    return str(caught.value)
+
+
+def run(plan: Plan, index: int = 0) -> Path:
+    return plan.runs[index].folder.path
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """The table's rows by their first cell."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {line[0]: line[1:] for line in lines[2:]}
+
+
+# Which runs.
+
+
+def test_the_runs_of_a_target() -> None:
+    plan = make_plan("figure2", [], seeds=2)
+    names = [f"adding200_{name}" for name in ("bptt", "tbptt", "bptt_aux", "online", "fptt")]
+    names += [f"adding200_fptt-windows{k}" for k in (1, 3, 5, 10, 100, 200)]
+    assert [str(run.folder.path) for run in plan.runs] == [
+        f"runs/paper/short/{name}-seed{seed}" for name in names for seed in (0, 1)
+    ]
+    assert [run.config.seed for run in plan.runs] == [0, 1] * 11
+    assert {run.config.resume for run in plan.runs} == {"auto"}
+    assert plan.wanted == names
+    assert str(plan.table_path) == "runs/paper/short/figure2.md"
+    assert str(plan.picture_path) == "runs/paper/short/figures/figure2.png"
+
+
+@pytest.mark.parametrize(("budget", "seeds"), [("smoke", 1), ("short", 3), ("full", 3)])
+def test_the_seeds_of_a_budget(budget: Any, seeds: int) -> None:
+    plan = make_plan("table4", ["run.dir=a b"], budget=budget)
+    assert plan.seeds == seeds
+    assert len(plan.runs) == 5 * seeds
+    assert run(plan) == Path(f"a b/{budget}/ptb300_bptt-seed0")
+    assert plan.command == f"fptt-dist reproduce table4 --budget {budget} --seeds {seeds} 'run.dir=a b'"
+    assert len(make_plan("table4", [], budget=budget, seeds=5).runs) == 25
+
+
+def test_targets_share_their_runs() -> None:
+    one, other = make_plan("table2", []), make_plan("table3", [])
+    shared = {str(run.folder.path): run.config for run in one.runs}
+    assert {str(run.folder.path): run.config for run in other.runs}.items() <= shared.items()
+
+
+def test_words_hold_for_every_row_and_win_over_the_budget() -> None:
+    plan = make_plan("figure1", ["train.batches=7", "optimizer={lr: 0.5}"], budget="smoke")
+    assert {(run.config.train.batches, run.config.optimizer.lr, run.config.evaluate.every) for run in plan.runs} == {
+        (7, 0.5, 2)
+    }
+    whole = make_plan("figure1", [], budget="full", seeds=1)
+    assert {run.config.train.batches for run in whole.runs} == {10000}
+
+
+def test_only_some_rows() -> None:
+    plan = make_plan("table2", [], only="gru")
+    assert plan.wanted == [f"cifar_gru_{name}" for name in ("bptt", "tbptt", "bptt_aux", "online", "fptt")]
+    assert len(plan.runs) == 17 * 3, "the table has all"
+    assert plan.command.endswith(" --only gru")
+
+
+def test_what_is_set_need_only_suit_the_rows_that_are_trained() -> None:
+    """Seven pixels a step divide the images of MNIST, not those of CIFAR-10."""
+    plan = make_plan("table6", ["task.pixels_per_step=7"], only="pmnist")
+    assert {run.config.task.sequence_length for run in plan.runs if run.row.name in plan.wanted} == {112}
+    with pytest.raises(ConfigError, match=r"does not divide an image's 1024 pixels.*\n  in the row cifar_lstm_bptt"):
+        make_plan("table6", ["task.pixels_per_step=7"])
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("seed=3", "reproduce trains every row with the seeds 0, 1, …: type --seeds 3 for three"),
+        ("resume=never", "reproduce always goes on with what is there"),
+        ("algorithm=bptt", "algorithm tells the rows of figure2 apart"),
+        ("model.cell=gru", "model.cell tells the rows of figure2 apart"),
+        ("task.name=copying", "task.name tells the rows of figure2 apart"),
+        ("fptt.windows=7", "fptt.windows tells the rows of figure2 apart"),
+        ("fptt={windows: 7}", "fptt.windows tells the rows of figure2 apart"),
+        ("task.length=100", "task.length tells the rows of figure2 apart"),
+    ],
+)
+def test_a_word_that_tells_the_rows_apart(word: str, reason: str) -> None:
+    said = refused(word)
+    assert reason in said
+    key, _, value = word.replace("={", ".").strip("}").replace(": ", "=").partition("=")
+    assert said.startswith(f"{key}={value}: ")
+
+
+def test_a_word_that_is_wrong() -> None:
+    assert refused("optimizer.lrr=1") == (
+        "optimizer.lrr: unknown key; did you mean optimizer.lr? (override optimizer.lrr=1)\n  in the row adding200_bptt"
+    )
+    assert refused("model.initialisation=chrono", name="table2").endswith("  in the row cifar_antisymmetric_bptt")
+    assert refused("run.folder=x").startswith("run.folder: unknown key")
+    assert "given twice" in refused("train.epochs=1", "train={epochs: 2}")
+
+
+def test_names_that_are_not_there() -> None:
+    said = refused(name="figure4")
+    assert said.startswith("figure4: no table or figure of the paper has this name; targets: table2, table3, ")
+    assert "did you mean figure" in said
+    assert refused(only="lsmt", name="table4") == (
+        "--only lsmt: no row's name contains it; rows: ptb300_bptt, ptb300_tbptt, ptb300_online, ptb300_fptt, "
+        "ptb300_fptt_official"
+    )
+
+
+def test_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="trains in one process, and this is one of 2: start it without torchrun"):
+        reproduce(plan_of())
+    assert not Path("runs").exists()
+
+
+def test_missing_data_end_it_before_anything_is_trained(here: Path) -> None:
+    rows = [row("adding200_fptt"), row("smnist_lstm_fptt")]
+    target = Target(title="Mine", unit="error", varies=(), rows=tuple(rows))
+    short = [
+        Shortened(families=("adding200",), smoke=SMALL, short={}),
+        Shortened(families=("smnist_lstm",), smoke={}, short={}),
+    ]
+    plan = plan_of("data.root=nowhere", of=Tables(targets={"mine": target}, budgets=tuple(short)))
+    with pytest.raises(DataError, match="fptt-dist data fetch mnist"):
+        reproduce(plan)
+    assert list(here.iterdir()) == []
+    assert cells(reproduce(plan_of(of=Tables(targets={"mine": target}, budgets=tuple(short)), only="adding")))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("targets: {}\n", "is no file of tables, which has targets and budgets"),
+        ("targets: {one: {}}\nbudgets: []\n", "one needs rows, a list"),
+        ("targets: {one: {rows: [3]}}\nbudgets: []\n", r"row 1 of one: 3 is no mapping"),
+        (
+            "targets: {one: {rows: [{config: a, label: b, papr: c}]}}\nbudgets: []\n",
+            r"papr: unknown key; did you mean paper or params\? \(mine.yaml, row 1 of one\)",
+        ),
+        (
+            "targets: {one: {title: t, rows: [{config: a, label: b}]}}\nbudgets: []\n",
+            r"unit: must be set; .* \(mine.yaml, one\)\nvaries: must be set",
+        ),
+        (
+            "targets: {one: {title: t, unit: u, varies: [], rows: [{config: a, label: b}]}}\nbudgets: [{smoke: {}}]\n",
+            r"families: must be set; .* \(mine.yaml, budget 1\)",
+        ),
+    ],
+)
+def test_a_wrong_file_of_tables(text: str, message: str) -> None:
+    Path("mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_tables(Path("mine.yaml"))
+
+
+def test_a_row_of_no_family() -> None:
+    with pytest.raises(ConfigError, match="adding750_fptt is of none of the families adding200, adding500"):
+        plan_of(of=tables(row("adding750_fptt")))
+
+
+# Training.
+
+
+def test_the_table_and_what_is_kept(capfd: pytest.CaptureFixture[str]) -> None:
+    first = reproduce(plan_of(seeds=2))
+    said = capfd.readouterr().err
+    assert [line for line in said.splitlines() if "seed" in line] == [
+        "1 of 4: adding200_bptt, seed 0 …",
+        "2 of 4: adding200_bptt, seed 1 …",
+        "3 of 4: adding200_fptt, seed 0 …",
+        "4 of 4: adding200_fptt, seed 1 …",
+    ]
+    plan = plan_of(seeds=2)
+    assert plan.table_path.read_text() == first
+    assert [line[1].endswith("(2)") for line in cells(first).values()] == [True, True]
+    assert load(run(plan, 3) / "config.yaml") == plan.runs[3].config
+    before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
+    for each in range(4):
+        shutil.rmtree(run(plan, each) / "checkpoints")  # without which whoever trains begins anew
+    assert reproduce(plan) == first
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [f"{n} of 4: adding200_{a}, seed {s}, finished before" for n, (a, s) in enumerate(ORDER, 1)]
+    assert all(file.read_bytes() == content for file, content in before.items() if "checkpoints" not in file.parts)
+
+
+ORDER = [("bptt", 0), ("bptt", 1), ("fptt", 0), ("fptt", 1)]
+
+
+def test_a_run_of_another_configuration_is_refused_before_anything_is_trained() -> None:
+    reproduce(plan_of(only="fptt"))
+    table = plan_of().table_path.read_text()
+    with pytest.raises(ConfigError, match=r"holds a run with another configuration:\n  optimizer.lr: 0.001 there, 0.5"):
+        reproduce(plan_of("optimizer.lr=0.5"))
+    assert not run(plan_of()).exists(), "the first row, which is new"
+    assert plan_of().table_path.read_text() == table
+
+
+def test_a_longer_run_goes_on() -> None:
+    reproduce(plan_of(only="fptt"))
+    plan = plan_of("train.batches=8", only="fptt")
+    reproduce(plan)
+    assert result(run(plan, 1))["batches"] == 8
+    evaluations = [record["batch"] for record in records(run(plan, 1), "evaluation") if record["split"] == "validation"]
+    assert evaluations == [2, 4, 6, 8], "each once"
+
+
+def test_rows_that_are_not_wanted_say_so() -> None:
+    found = cells(reproduce(plan_of(only="bptt")))
+    assert found["adding200_bptt"][1].endswith("(1)")
+    assert found["adding200_fptt"][1] == "not run"
+    both = cells(reproduce(plan_of(only="fptt")))
+    assert both["adding200_bptt"] == found["adding200_bptt"], "earlier runs stay in the table"
+    assert both["adding200_fptt"][1].endswith("(1)")
+    others = cells(reproduce(plan_of("optimizer.lr=0.5", "run.dir=elsewhere", only="fptt")))
+    assert others["adding200_bptt"][1] == "not run"
+
+
+def test_rows_that_were_trained_otherwise_are_not_in_the_table() -> None:
+    """A figure stands beside the command that made it."""
+    reproduce(plan_of("optimizer.lr=0.5", only="bptt"))
+    assert cells(reproduce(plan_of(only="fptt")))["adding200_bptt"][1] == "not run"
+
+
+def test_a_run_that_is_not_finite_leaves_the_others_alone(caplog: pytest.LogCaptureFixture) -> None:
+    rows = tables(row("adding200_fptt", set={"optimizer.lr": 1e35}), row("adding200_online"))
+    found = cells(reproduce(plan_of(of=rows)))
+    assert list(found) == ["adding200_fptt", "adding200_online"]
+    assert found["adding200_fptt"][1].startswith("not finite (batch ")
+    assert found["adding200_online"][1].endswith("(1)")
+    assert any(message.startswith("adding200_fptt-lr1e+35, seed 0: ") for message in caplog.messages)
+    again = plan_of(of=rows)
+    assert cells(reproduce(again)) == found
+    note = json.loads((run(again) / "not_finite.json").read_text())
+    assert f"batch {note['batch']}" in note["message"]
+
+
+def test_the_pictures() -> None:
+    rows = tables(row("adding200_fptt"), row("adding200_fptt", set={"fptt.windows": 5}), picture="curves")
+    plan = plan_of(of=rows)
+    reproduce(plan)
+    assert plan.picture_path.read_bytes().startswith(b"\x89PNG")
+    alone = plan_of()
+    alone.picture_path.unlink()
+    reproduce(alone)
+    assert not alone.picture_path.exists()
+
+
+def test_dynamic_evaluation_once_for_each_best_checkpoint(here: Path) -> None:
+    rng = random.Random(0)
+    (here / "text").mkdir()
+    for name, count in (("train", 2100), ("valid", 300), ("test", 300)):
+        (here / "text" / f"{name}.txt").write_text(" ".join(rng.choice("abcde") for _ in range(count)) + "\n")
+    words = ["task.text=text", "device=cpu"]
+    plan = make_plan("table5", words, budget="smoke", only="ptbw_bptt")
+    text = reproduce(plan)
+    file = plan.runs[[r.row.name for r in plan.runs].index("ptbw_bptt")].folder.path / "dynamic.json"
+    said = json.loads(file.read_text())
+    found = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| BPTT")]
+    assert [line[3] for line in found] == ["–", f"{said['test']:.2f} (1)"]
+    file.write_text(json.dumps({**said, "test": 7.0}))
+    assert "| 7.00 (1) |" in reproduce(plan), "kept"
+    file.write_text(json.dumps({**said, "test": 7.0, "best_batch": 0}))
+    assert reproduce(plan) == text, "of another checkpoint"
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_the_table_so_far(tmp_path: Path, here: Path) -> None:
+    words = ["figure1", "--budget", "smoke", f"run.dir={here}/runs", "train.batches=40", "device=cpu"]
+    environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    program = Program(tmp_path / "log", ["-m", "fptt_dist", "reproduce", *words, "model.hidden=2"], environment)
+    folder = here / "runs" / "smoke"
+    metrics = folder / "adding500_tbptt-seed0" / "metrics.jsonl"
+    try:
+        program.wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0)
+        program.process.send_signal(signal.SIGINT)
+        assert program.end() == 130
+    finally:
+        program.kill()
+    assert "stopped by a signal after batch" in program.text()
+    found = cells((folder / "figure1.md").read_text())
+    assert found["BPTT"][1].endswith("(1)")
+    assert found["truncated BPTT, K = 22"][1].startswith("not finished (batch ")
+    assert found["FPTT, K = 22"][1] == "not run"
+
+
+# The command.
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["fptt-dist", "reproduce", *words])
+    with pytest.raises(SystemExit) as left:
+        main()
+    return int(left.value.code or 0)
+
+
+def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code = command(
+        monkeypatch, "figure1", "--budget", "smoke", "--only", "online", "run.dir=mine", "device=cpu", "train.batches=2"
+    )
+    out = capsys.readouterr().out
+    assert code == 0
+    table = Path("mine/smoke/figure1.md").read_text()
+    assert out == f"{table}\ntable: mine/smoke/figure1.md\npicture: mine/smoke/figures/figure1.png\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tabel4"], "fptt-dist: tabel4: no table or figure of the paper has this name; targets: table2, "),
+        (["table4", "seed=1"], "fptt-dist: seed=1: reproduce trains every row with the seeds"),
+        (["table4", "data.root=nowhere"], "fptt-dist: nowhere/ptb has no ptb.train.txt. Get the Penn Treebank with: "),
+    ],
+)
+def test_a_mistake_of_the_command(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert command(monkeypatch, *words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(message)
+    assert captured.out == ""
+    assert list(here.iterdir()) == []
+
+
+def test_the_packaged_file_is_read() -> None:
+    assert (FOLDER / "tables.yaml").is_file()
+    assert load_tables().targets["table4"].rows[0].config == "ptb300_bptt"
