@@ -88,6 +88,8 @@ def dry_run(trainer: Trainer) -> DryRun:
     batch = trainer.task.train_batch(0, 0, size, trainer.share).to(trainer.device)
     part = batch.select(slice(0, batch.size // trainer.loop.micro_batches))
     passes = trainer.loop.passes(len(batch.inputs))
+    if trainer.average is not None:
+        trainer.average.begin()  # it is held for most of a run
     with trainer.strategy.guarding():
         output, loss, activations = _first_update(trainer, part, passes)
     plan = trainer.strategy.plan(trainer.loop.updates)

@@ -13,7 +13,9 @@ from fptt_dist import train
 from fptt_dist.config import ConfigError, apply_overrides
 from fptt_dist.models import hidden_of
 from fptt_dist.tasks import DataError, Language
+from fptt_dist.training.dry_run import dry_run
 from fptt_dist.training.evaluation import evaluate
+from fptt_dist.training.memory import MOMENTS
 from fptt_dist.training.trainer import Trainer
 from tests.training.helpers import (
     checkpoints,
@@ -318,3 +320,9 @@ def test_a_text_too_short_says_what_is_needed(tmp_path: Path) -> None:
 def test_dealing_streams_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.shards=fixed does not go with task\.name=language"):
         apply_overrides(tiny_text(tmp_path / "run"), {"data.shards": "fixed"})
+
+
+def test_a_dry_run_counts_the_average(tmp_path: Path) -> None:
+    trainer = trainer_for(tiny_text(tmp_path / "run", NT_ASGD))
+    size = sum(p.numel() * 4 for p in trainer.network.parameters())
+    assert dry_run(trainer).memory[MOMENTS] == size

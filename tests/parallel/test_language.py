@@ -1,0 +1,469 @@
+"""Runs on a text by several workers: each carries its own streams' states, and together they are one process's run."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fptt_dist.config import Config, ConfigError
+from fptt_dist.models import hidden_of, penalty_of
+from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training import build
+from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.trainer import Trainer
+from tests.parallel.fault_driver import broken
+from tests.parallel.pool import Pool
+from tests.parallel.runs import Outcome, open_trainer, refusal, same_bits, train
+from tests.training.helpers import content, differing, isolated
+from tests.training.texts import AWD, tiny_text
+
+SGD: dict[str, Any] = {
+    "optimizer.name": "sgd",
+    "optimizer.lr": 0.5,
+    "fptt.alpha": 0.5,
+    "fptt.metric": "euclidean",
+    "train.max_norm": None,
+    "checkpoint.every": 100,  # and at the end
+    "evaluate.every": 100,
+}
+NAMES = ("weight_drop", *(f"dropout_{part}" for part in ("embedding", "input", "hidden", "output")))
+SILENT = {f"model.{name}": 0.0 for name in NAMES}  # no mask is drawn
+MODELS: dict[str, dict[str, Any]] = {
+    "lstm": {"model.embedding": 3},
+    "awd": {**AWD, **SILENT, "model.activation_penalty": 5.0, "model.temporal_penalty": 5.0},
+    "experts": {**AWD, **SILENT, "model.experts": 3, "model.last_hidden": 7},
+    "antisymmetric": {"model.cell": "antisymmetric", "model.layers": 2, "model.step_size": 0.2},
+    "lengths": {"task.deviation": 2.0},
+}
+ALGORITHMS = ("fptt", "online", "tbptt", "bptt")
+CLIPPED: dict[str, Any] = {"train.max_norm": 0.1}
+FIVE = {"train.batch_size": 5}
+CASES: dict[str, dict[str, Any]] = {
+    **{f"{model} {name}": {**MODELS[model], "algorithm": name} for model in MODELS for name in ALGORITHMS},
+    "awd fptt five": {**MODELS["awd"], **FIVE, **CLIPPED},
+    "experts bptt five": {**MODELS["experts"], **FIVE, "algorithm": "bptt"},
+    "lengths fptt five": {**MODELS["lengths"], **FIVE},
+    "awd fptt micro": {**MODELS["awd"], "train.micro_batch_size": 1},
+    "awd bptt_aux": {**MODELS["awd"], "algorithm": "bptt_aux"},
+    "awd algorithm2": {**MODELS["awd"], "fptt.update": "algorithm2"},
+}
+SLOW = {  # of cases like others
+    *(f"experts {name}" for name in ("online", "tbptt")),
+    *(f"antisymmetric {name}" for name in ("tbptt", "bptt")),
+    *(f"lengths {name}" for name in ("online", "bptt")),
+}
+FLAT, DDP = {"strategy": "gradient"}, {"strategy": "gradient", "reduce": "ddp"}
+BATCHES = 6
+Train = Callable[..., list[Outcome]]
+
+
+def step(folder: Path, batch: int) -> Path:
+    return folder / f"checkpoints/step-{batch:08d}"
+
+
+def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The telemetry's records of one kind."""
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if line["kind"] == kind]
+
+
+def state(outcome: Outcome) -> dict[str, Tensor]:
+    """Weights, W̄, u, moments and means."""
+    return {**outcome.weights, **{f"optimizer/{name}": tensor for name, tensor in outcome.optimizer.items()}}
+
+
+def assert_close(workers: list[Outcome], single: Outcome) -> None:
+    """Every worker ends where the one process ends, to rounding, and they are equal bit for bit."""
+    expected = state(single)
+    for worker in workers:
+        assert same_bits(state(worker), state(workers[0]))
+        assert worker.batch == single.batch
+        assert worker.values == pytest.approx(single.values, rel=1e-5)
+    found = state(workers[0])
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def trained(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Train:
+    """Train a case on so many workers, once."""
+    done: dict[str, list[Outcome]] = {}
+
+    def run(case: str, world: int, parallel: dict[str, Any]) -> list[Outcome]:
+        name = f"{case}-{world}-{'-'.join(map(str, parallel.values()))}".replace(" ", "-")
+        if name not in done:
+            config = tiny_text(
+                tmp_path_factory.mktemp(name) / "run", {**SGD, **CASES[case], "parallel": parallel}, batches=BATCHES
+            )
+            done[name] = pool.run(train, config, world=world)
+        return done[name]
+
+    return run
+
+
+def marked(case: str, *more: Any) -> Any:
+    return pytest.param(case, *more, marks=[pytest.mark.slow] if case in SLOW else [])
+
+
+RUNS = pytest.mark.parametrize(
+    ("case", "world", "parallel"),
+    [
+        *(marked(case, 2, FLAT) for case in CASES),
+        *((f"{model} fptt", 3, FLAT) for model in MODELS),  # shares of 2, 1 and 1 streams
+        *((case, 2, DDP) for case in ("awd fptt", "lengths fptt five", "lstm online", "awd bptt_aux")),
+        *(pytest.param(f"{model} fptt", 2, DDP, marks=pytest.mark.slow) for model in MODELS if model != "awd"),
+        *(pytest.param(case, 2, DDP, marks=pytest.mark.slow) for case in ("awd bptt", "lengths tbptt")),
+        ("experts bptt five", 3, DDP),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else str(value).replace(" ", "-"),
+)
+
+
+@RUNS
+def test_averaged_gradients_are_one_processes(trained: Train, case: str, world: int, parallel: dict[str, Any]) -> None:
+    """Losses, penalties and learning rates are those of all streams together."""
+    [single], workers = trained(case, 1, {"strategy": "single"}), trained(case, world, parallel)
+    name = "DdpAveraging" if parallel == DDP else "GradientAveraging"
+    assert [worker.strategy for worker in workers] == [name] * world
+    assert_close(workers, single)
+    mine, theirs = lines(workers[0].folder, "train"), lines(single.folder, "train")
+    assert len(mine) == len(theirs) == BATCHES
+    for one, other in zip(mine, theirs, strict=True):
+        for key in ("loss", "window_losses", "gradient_norm", "center_distance", "dual_norm"):
+            assert one[key] == pytest.approx(other[key], rel=2e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
+def test_the_cases_test_something(trained: Train, case: str) -> None:
+    """The weights move far beyond the tolerance, W̄ is not W, and a clip that is on changes every batch's update."""
+    [single] = trained(case, 1, {"strategy": "single"})
+    assert max(float((single.weights[name] - single.start[name]).abs().max()) for name in single.start) > 5e-3
+    records = lines(single.folder, "train")
+    if CASES[case].get("algorithm", "fptt") == "fptt":
+        assert min(record["center_distance"] for record in records) > 1e-3
+    if CASES[case].get("train.max_norm"):
+        assert min(record["gradient_norm"] for record in records) > CASES[case]["train.max_norm"]
+
+
+def test_the_penalties_weigh(pool: Pool, tmp_path: Path) -> None:
+    """A penalty left out, or doubled, is far beyond the tolerance."""
+    runs = []
+    for factor in (0.0, 5.0, 10.0):
+        keys = {**SGD, **MODELS["awd"], "model.activation_penalty": factor, "model.temporal_penalty": factor}
+        runs += pool.run(train, tiny_text(tmp_path / f"{factor}", keys, batches=BATCHES), world=1)
+    for one, other in ((runs[0], runs[1]), (runs[1], runs[2])):
+        assert max(float((one.weights[name] - other.weights[name]).abs().max()) for name in one.weights) > 1e-4
+
+
+class Nothing:
+    """Telemetry that records nothing."""
+
+    def training(self, record: dict[str, Any]) -> None:
+        """Called after each batch."""
+
+
+def train_batches(trainer: Trainer, number: int) -> None:
+    """Train so many batches more."""
+    for _ in range(number):
+        trainer._train_batch(Nothing())  # pyright: ignore[reportArgumentType]
+
+
+def carried(environment: LaunchEnvironment, config: Config, batches: int) -> list[list[Tensor]]:
+    """The states this worker holds after each batch, one tensor (layers, streams, units) after the other."""
+    trainer = open_trainer(environment, config)
+    found = []
+    for _ in range(batches):
+        train_batches(trainer, 1)
+        found.append([tensor.clone() for tensor in plain(trainer.states)])
+    return found
+
+
+def plain(states: Any) -> list[Tensor]:
+    """The tensors of a state, without what goes with it."""
+    states = hidden_of(states)
+    if states is None or isinstance(states, Tensor):
+        return [] if states is None else [states]
+    return [tensor for each in states for tensor in plain(each)]
+
+
+@pytest.mark.parametrize("model", ["lstm", "awd", "antisymmetric"])
+def test_the_workers_states_are_the_parts_of_the_one_processes(pool: Pool, tmp_path: Path, model: str) -> None:
+    """Streams are dealt in order, and a worker's state is that of its own streams."""
+    keys = {**SGD, **MODELS[model], "train.batch_size": 5}
+    [single] = pool.run(carried, tiny_text(tmp_path / "single", keys), 4, world=1)
+    workers = pool.run(carried, tiny_text(tmp_path / "run", {**keys, "parallel": FLAT}), 4, world=3)
+    for batch, whole in enumerate(single):
+        assert whole
+        for place, tensor in enumerate(whole):
+            parts = [worker[batch][place] for worker in workers]
+            assert sorted(part.shape[1] for part in parts) == [1, 2, 2]
+            torch.testing.assert_close(torch.cat(parts, dim=1), tensor, rtol=1e-4, atol=1e-6)
+
+
+# consensus
+
+
+def test_agreeing_after_each_window_is_averaging_for_plain_sgd(pool: Pool, tmp_path: Path) -> None:
+    """The mean of W − lr (g_r + force) over the workers is W − lr (mean g_r + force), window by window."""
+    for model in ("lstm", "awd"):
+        keys = {**SGD, **MODELS[model], "train.batch_size": 5, "task.deviation": 2.0}
+        gradient = pool.run(train, tiny_text(tmp_path / f"{model}-one", {**keys, "parallel": FLAT}, batches=BATCHES))
+        every = {"strategy": "consensus", "every": 1, "weights": "mean"}
+        consensus = pool.run(train, tiny_text(tmp_path / f"{model}-two", {**keys, "parallel": every}, batches=BATCHES))
+        assert [worker.strategy for worker in consensus] == ["Consensus"] * 2
+        for worker, other in zip(consensus, gradient, strict=True):
+            found = state(worker)
+            for name, tensor in state(other).items():
+                torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            assert worker.values == pytest.approx(other.values, rel=1e-5)
+
+
+CONSENSUS: dict[str, dict[str, Any]] = {
+    "each window": {"strategy": "consensus", "every": 1},
+    "each batch": {"strategy": "consensus"},
+    "two batches": {"strategy": "consensus", "every": 6},
+    "late": {"strategy": "consensus", "every": 5, "delay": 2},
+    "duals": {"strategy": "consensus", "dual": "worker"},
+}
+DROPPED: dict[str, dict[str, Any]] = {
+    "lstm": {"model.dropout": 0.3, "optimizer.name": "adam"},
+    "awd": {**AWD, "model.experts": 2, "model.dropout_latent": 0.2},
+    "antisymmetric": {**MODELS["antisymmetric"], "model.dropout": 0.3, "optimizer.name": "adam"},
+}
+
+
+def agreed(environment: LaunchEnvironment, config: Config) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """W̄ before the agreement that ends the second batch and after it, and the states that go on."""
+    trainer = open_trainer(environment, config)
+    real, before = trainer.strategy.after_window, []
+
+    def noted() -> None:
+        before[:] = [center.clone() for center in trainer.optimizer.slow()[1]]
+        real()
+
+    trainer.strategy.after_window = noted
+    train_batches(trainer, 2)
+    return before, [center.clone() for center in trainer.optimizer.slow()[1]], plain(trainer.states)
+
+
+@pytest.mark.parametrize("model", DROPPED)
+@pytest.mark.parametrize("how", ["each window", "each batch", "two batches"])
+def test_an_agreement_makes_the_centers_the_mean_and_leaves_the_states(
+    pool: Pool, tmp_path: Path, model: str, how: str
+) -> None:
+    """After 2 batches of 3 windows each rule has just agreed; equal shares."""
+    keys = {**DROPPED[model], "parallel": CONSENSUS[how]}
+    (one, after, states), (other, there, others) = pool.run(agreed, tiny_text(tmp_path / "run", keys))
+    for mine, theirs, center, its in zip(one, other, after, there, strict=True):
+        torch.testing.assert_close(its, center, rtol=1e-6, atol=1e-7)
+        if how != "each window":  # W̄ travels: a mean of copies
+            assert torch.equal(its, center)
+            torch.testing.assert_close(center, (mine + theirs) / 2, rtol=1e-6, atol=1e-7)
+    assert any(not torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    assert states
+    assert not any(torch.equal(mine, theirs) for mine, theirs in zip(states, others, strict=True))
+
+
+def weights_after(environment: LaunchEnvironment, config: Config, batches: int) -> list[Tensor]:
+    """W after so many batches."""
+    trainer = open_trainer(environment, config)
+    train_batches(trainer, batches)
+    return [p.detach().clone() for p in trainer.network.parameters()]
+
+
+@pytest.mark.parametrize("model", ["lstm", "awd", "lengths"])
+@pytest.mark.parametrize("every", [50, 5, 3, 1])
+def test_a_worker_trains_its_own_streams_and_agrees_on_the_mean(
+    pool: Pool, tmp_path: Path, model: str, every: int
+) -> None:
+    """By hand: networks apart, each with its streams and its state, W ← W − lr T/12 ∇(ℓ + penalty) a window, and every
+    H windows their mean, weighted by their shares of 5 streams. 4 batches of 3 windows.
+    """
+    keys = {**SGD, **MODELS[model], **FIVE, "algorithm": "online", "fptt.windows": 3}
+    config = tiny_text(tmp_path / "run", {**keys, "parallel": {"strategy": "consensus", "every": every}})
+    workers = pool.run(weights_after, config, 4)
+    task = build.build_task(config)
+    with isolated():
+        networks = [build.build_model(config, task).train() for _ in range(2)]
+    states: list[Any] = [None, None]
+    updates = 0
+    for number in range(4):
+        parts = [task.train_batch(0, 5 * number, 5, part) for part in (slice(0, 2), slice(2, 5))]
+        steps = len(parts[0].inputs)
+        assert steps == len(parts[1].inputs)
+        edges = [steps * k // 3 for k in range(4)]
+        for window in map(slice, edges, edges[1:]):
+            for rank, (network, part) in enumerate(zip(networks, parts, strict=True)):
+                output, state = network(part.inputs[window], states[rank])
+                log = output.log_softmax(-1).gather(-1, part.targets[window].unsqueeze(-1))
+                objective = -log.mean()
+                objective = objective + (penalty_of(state) if model == "awd" else 0.0)
+                network.zero_grad()
+                objective.backward()
+                states[rank] = cut(hidden_of(state))
+                with torch.no_grad():
+                    for p in network.parameters():
+                        assert p.grad is not None
+                        p -= 0.5 * (steps / 12 if model == "lengths" else 1.0) * p.grad
+            updates += 1
+            if updates % every == 0:
+                with torch.no_grad():
+                    for one, other in zip(*(network.parameters() for network in networks), strict=True):
+                        mean = 0.4 * one + 0.6 * other
+                        one.copy_(mean)
+                        other.copy_(mean)
+    for network, worker in zip(networks, workers, strict=True):
+        for p, found in zip(network.parameters(), worker, strict=True):
+            torch.testing.assert_close(found, p.detach(), rtol=1e-4, atol=1e-6)
+    same_everywhere = all(torch.equal(one, other) for one, other in zip(*workers, strict=True))
+    assert same_everywhere == (updates % every == 0)
+
+
+def cut(state: Any) -> Any:
+    """A state apart from the graph that made it."""
+    return state.detach() if isinstance(state, Tensor) else tuple(cut(each) for each in state)
+
+
+# going on with a run
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "gradient": FLAT,
+    "ddp": DDP,
+    **{name: CONSENSUS[name] for name in ("each batch", "late", "duals")},
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "model"),
+    [
+        *((how, "awd") for how in ("gradient", "ddp", "each batch", "late")),
+        *((how, "lstm") for how in ("each batch", "duals")),
+        ("each batch", "antisymmetric"),
+        *(pytest.param(how, "lstm", marks=pytest.mark.slow) for how in ("gradient", "ddp", "late")),
+        pytest.param("duals", "awd", marks=pytest.mark.slow),
+        pytest.param("gradient", "antisymmetric", marks=pytest.mark.slow),
+    ],
+)
+def test_goes_on_bit_for_bit_in_the_middle_of_an_epoch(pool: Pool, tmp_path: Path, how: str, model: str) -> None:
+    keys = {**DROPPED[model], "task.deviation": 2.0, "parallel": RESUMED[how], "checkpoint.every": 3}
+    pool.run(train, tiny_text(tmp_path / "straight", keys, batches=8))
+    pool.run(broken, tiny_text(tmp_path / "run", keys, batches=8), 3)
+    assert all(content(step(tmp_path / "run", 3))[f"rank/{rank}/state.json"]["carried"] for rank in range(2))
+    pool.run(train, tiny_text(tmp_path / "run", {**keys, "resume": "auto"}, batches=8))
+    one, other = (content(step(tmp_path / name, 8)) for name in ("straight", "run"))
+    assert differing(one, other) == []
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (2, 3)])
+def test_other_workers_go_on_at_an_epochs_end_alone(pool: Pool, tmp_path: Path, before: int, now: int) -> None:
+    """At its end there is no state, and a global batch is the same streams: it is one process's run to rounding."""
+    keys = {**SGD, **MODELS["awd"], "parallel": FLAT, "checkpoint.every": 3}
+    [single] = pool.run(train, tiny_text(tmp_path / "single", keys, batches=15), world=1)
+    ends = [line["batch"] for line in lines(tmp_path / "single", "train") if line["epoch"] == 0][-1]
+    config = tiny_text(tmp_path / "run", keys, batches=15)
+    again = tiny_text(tmp_path / "run", {**keys, "resume": "auto"}, batches=15)
+    pool.run(broken, config, 3, world=before)
+    message = (
+        f"{step(tmp_path / 'run', 3)} was written by {before} process{'es' if before > 1 else ''}, this run has {now}, "
+        f"and the recurrent states that go from batch to batch cannot be dealt anew: start {before}, or save at an "
+        "epoch's end, where there are none"
+    )
+    assert pool.run(refusal, again, world=now) == [message] * now
+    pool.run(broken, again, ends, world=before)
+    assert_close(pool.run(train, again, world=now), single)
+
+
+# the mean of the weights
+
+NT_ASGD: dict[str, Any] = {
+    "optimizer.name": "nt_asgd",
+    "optimizer.lr": 8.0,
+    "optimizer.patience": 1,
+    "fptt.alpha": 0.05,
+    "fptt.metric": "euclidean",
+    "evaluate.every": 2,
+    "task.deviation": 2.0,
+}
+
+
+def test_the_mean_of_the_weights_is_one_processes(pool: Pool, tmp_path: Path) -> None:
+    """It begins at the same validation, is the same mean, and is what is evaluated."""
+    keys = {**NT_ASGD, "train.batch_size": 5}
+    [single] = pool.run(train, tiny_text(tmp_path / "single", keys, batches=16), world=1)
+    evaluated = lines(tmp_path / "single", "evaluation")
+    assert {line["weights"] for line in evaluated} == {"center", "average"}
+    assert any(name.endswith("/average") for name in single.optimizer)
+    for world, parallel in ((2, FLAT), (2, DDP), (3, FLAT)):
+        folder = tmp_path / f"{world}-{parallel.get('reduce')}"
+        workers = pool.run(train, tiny_text(folder, {**keys, "parallel": parallel}, batches=16), world=world)
+        assert_close(workers, single)
+        found = lines(folder, "evaluation")
+        assert [(line["batch"], line["weights"]) for line in found] == [
+            (line["batch"], line["weights"]) for line in evaluated
+        ]
+        assert [line["value"] for line in found] == pytest.approx([line["value"] for line in evaluated], rel=1e-5)
+
+
+def test_the_mean_of_the_weights_goes_on_bit_for_bit(pool: Pool, tmp_path: Path) -> None:
+    keys = {**NT_ASGD, "parallel": FLAT, "checkpoint.every": 1, "checkpoint.keep_last": 20}
+    pool.run(train, tiny_text(tmp_path / "straight", keys, batches=16))
+    marks = [(line["batch"], line["weights"]) for line in lines(tmp_path / "straight", "evaluation")]
+    first = next(batch for batch, weights in marks if weights == "average")
+    pool.run(broken, tiny_text(tmp_path / "run", keys, batches=16), first - 2)  # it has just been decided
+    again = tiny_text(tmp_path / "run", {**keys, "resume": "auto"}, batches=16)
+    pool.run(broken, again, first + 1)
+    names = content(step(tmp_path / "run", first + 1))
+    assert any(name.endswith("/average") for name in names)
+    pool.run(train, again)
+    one, other = (content(step(tmp_path / name, 16)) for name in ("straight", "run"))
+    assert differing(one, other) == []
+
+
+@pytest.mark.parametrize("strategy", ["auto", "consensus", "hierarchical", "fsdp", "deepspeed"])
+def test_the_mean_of_the_weights_needs_equal_workers(pool: Pool, tmp_path: Path, strategy: str) -> None:
+    keys = {**NT_ASGD, "parallel.strategy": strategy}
+    message = (
+        "optimizer.name=nt_asgd averages weights that all 2 processes hold alike: type "
+        f"parallel.strategy=gradient, not {strategy}, or another optimizer"
+    )
+    assert pool.run(nothing_opened, tiny_text(tmp_path / "run", keys)) == [message] * 2
+    assert not (tmp_path / "run").exists()
+
+
+def nothing_opened(environment: LaunchEnvironment, config: Config) -> str:
+    """Why the run is refused as the program starts it, which writes nothing before all is built."""
+    try:
+        Trainer(RunFolder(config), environment, torch.device("cpu"))
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+# evaluation
+
+
+def measured(environment: LaunchEnvironment, config: Config) -> dict[str, float]:
+    """The metric of the untrained network."""
+    return open_trainer(environment, config).test()
+
+
+@pytest.mark.parametrize(
+    ("units", "held_out"), [("words", None), ("words", 3), ("words", 8), ("characters", None), ("characters", 23)]
+)
+def test_the_metric_is_the_same_on_any_number_of_workers(
+    pool: Pool, tmp_path: Path, held_out: int | None, units: str
+) -> None:
+    """3 tokens are 2 streams of one prediction: fewer than the workers."""
+    keys = {"task.held_out": held_out, "task.units": units, "train.batch_size": 4}
+    [single] = pool.run(measured, tiny_text(tmp_path / "1", keys), world=1)
+    for world in (2, 3, 4):
+        workers = pool.run(
+            measured, tiny_text(tmp_path / str(world), {**keys, "parallel.strategy": "gradient"}), world=world
+        )
+        assert workers == [workers[0]] * world
+        assert workers[0] == pytest.approx(single, rel=1e-6)
