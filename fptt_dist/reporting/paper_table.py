@@ -27,7 +27,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
 }
 BUDGETS = {
     "smoke": "smoke: tiny slices; these figures mean nothing but that the rows run.",
-    "short": "short: trained for less than the paper's rows; not comparable with the paper's figures.",
+    "short": "short: rows that take long are cut short, and are then not comparable with the paper's figures.",
     "full": "full: the configurations as they stand.",
 }
 
