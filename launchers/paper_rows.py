@@ -25,7 +25,7 @@ class Row(Section):
     """One row: a configuration, and what the paper prints for it."""
 
     config: str = Field(min_length=1, description="file of the configuration, beside this one, without .yaml")
-    label: str = Field(min_length=1, description="what stands in the table")
+    label: str = Field(min_length=1, description="what stands in the table; {K} is the number of windows")
     heading: str = Field(default="", description="what stands above this row and those after it")
     paper: str | None = Field(default=None, description="the paper's figure as printed, null = none")
     params: str | None = Field(default=None, description="the paper's number of parameters as printed, null = none")

@@ -79,6 +79,7 @@ class Plan:
         seeds: runs a row.
         runs: those of all rows, row by row.
         wanted: names of the rows to train.
+        labels: of the rows, by their names.
         command: what was typed.
     """
 
@@ -89,6 +90,7 @@ class Plan:
     seeds: int
     runs: list[PlannedRun]
     wanted: list[str]
+    labels: dict[str, str]
     command: str
 
     @property
@@ -98,7 +100,7 @@ class Plan:
         paths = {row.name: [run.folder.path for run in shown if run.row is row] for row in self.target.rows}
         rows = [
             PaperRow(
-                label=row.label,
+                label=self.labels[row.name],
                 heading=row.heading,
                 paper=row.paper,
                 parameters=row.params,
@@ -151,11 +153,13 @@ def make_plan(
     root = given.pop("run.dir", None)
     _refuse_words(name, target, given)
     folder = Path(FOLDER if root is None else str(root)) / budget
-    runs = []
+    runs, labels = [], {}
     for row in target.rows:
         base = row_config(tables, row, budget)
+        labels[row.name] = row.label.format(K=base.windows)
         try:
             config = apply_overrides(base, given)
+            labels[row.name] = row.label.format(K=config.windows)
             for seed in range(count):
                 own = {"run.dir": str(folder / f"{row.name}-seed{seed}"), "seed": seed, "resume": "auto"}
                 runs.append(PlannedRun(row, seed, apply_overrides(config, own)))
@@ -164,7 +168,7 @@ def make_plan(
                 raise ConfigError(f"{error}\n  in the row {row.name}") from error
     parts = ["fptt-dist", "reproduce", name, "--budget", budget, "--seeds", str(count)]
     command = shlex.join([*parts, *(["--only", only] if only is not None else []), *words])
-    return Plan(name, target, budget, folder, count, runs, wanted, command)
+    return Plan(name, target, budget, folder, count, runs, wanted, labels, command)
 
 
 @said_once()

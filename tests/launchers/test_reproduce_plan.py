@@ -130,6 +130,9 @@ def test_what_is_set_need_only_suit_the_rows_that_are_trained() -> None:
     """Seven pixels a step divide the images of MNIST, not those of CIFAR-10."""
     plan = make_plan("table6", ["task.pixels_per_step=7"], only="pmnist")
     assert {run.config.task.sequence_length for run in plan.runs if run.row.name in plan.wanted} == {112}
+    labels = [row.label for row in plan.table.rows]
+    assert labels.count("FPTT, K = 11") == 2, "of 112 steps: permuted, and not"
+    assert labels.count("FPTT, K = 32") == 1
     with pytest.raises(ConfigError, match=r"does not divide an image's 1024 pixels.*\n  in the row cifar_lstm_bptt"):
         make_plan("table6", ["task.pixels_per_step=7"])
 
