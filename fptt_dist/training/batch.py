@@ -42,6 +42,9 @@ class WindowLoop:
         remainder: what becomes of steps left over, see `sequence_windows`.
         micro_batches: backward passes a worker's share of the batch is cut into.
         precision: "fp32", or "bf16" for autocast.
+
+    Attributes:
+        updates: parameter updates a batch.
     """
 
     def __init__(
@@ -66,11 +69,7 @@ class WindowLoop:
         self.remainder: Remainder = remainder
         self.micro_batches = micro_batches
         self.precision = precision
-
-    @property
-    def updates(self) -> int:
-        """Parameter updates a batch."""
-        return len(self.passes(self.task.length)) if self.procedure.update_each_window else 1
+        self.updates = len(self.passes(task.length)) if procedure.update_each_window else 1
 
     def passes(self, length: int) -> list[list[Window]]:
         """The windows of each forward-and-backward pass over sequences of `length` steps."""

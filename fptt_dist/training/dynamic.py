@@ -6,7 +6,7 @@ then, g the gradient of its mean loss and θ₀ the trained weights,
     θ ← θ − η g / (r + ε) + min(1, δ r / mean r) · (θ₀ − θ)        r = √(mean of g² over the training text)
 
 η and δ are the best of a small grid on the beginning of the validation text, η = δ = 0 (the ordinary evaluation of
-one stream) among them; the test text is gone through once.
+one stream) among them. The test text is read with these, and without, and decides nothing.
 """
 
 import copy
