@@ -98,10 +98,10 @@ def test_the_runs_of_a_target() -> None:
 def test_the_seeds_of_a_budget(budget: Any, seeds: int) -> None:
     plan = make_plan("table4", ["run.dir=a b"], budget=budget)
     assert plan.seeds == seeds
-    assert len(plan.runs) == 5 * seeds
+    assert len(plan.runs) == 6 * seeds
     assert run(plan) == Path(f"a b/{budget}/ptb300_bptt-seed0")
     assert plan.command == f"fptt-dist reproduce table4 --budget {budget} --seeds {seeds} 'run.dir=a b'"
-    assert len(make_plan("table4", [], budget=budget, seeds=5).runs) == 25
+    assert len(make_plan("table4", [], budget=budget, seeds=5).runs) == 30
 
 
 def test_targets_share_their_runs() -> None:
@@ -175,7 +175,7 @@ def test_names_that_are_not_there() -> None:
     assert "did you mean figure" in said
     assert refused(only="lsmt", name="table4") == (
         "--only lsmt: no row's name contains it; rows: ptb300_bptt, ptb300_tbptt, ptb300_online, ptb300_fptt, "
-        "ptb300_fptt_official"
+        "ptb300_online_official, ptb300_fptt_official"
     )
 
 
