@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from fptt_dist.algorithm.windows import Remainder, sequence_windows
 from fptt_dist.config import Config, ConfigError, Train, apply_overrides
 
 BASE = Config(train=Train(epochs=1))
@@ -155,6 +156,16 @@ def test_the_windows_that_are_run(length: int, windows: int, remainder: str, run
         BASE, {"task.length": length, "fptt.windows": windows, "fptt.remainder": remainder, "algorithm": "fptt"}
     )
     assert (config.windows, config.windows_run) == (windows, run)
+
+
+@pytest.mark.parametrize("length", [7, 49, 112])
+@pytest.mark.parametrize("remainder", ["extra", "spread"])
+def test_as_many_windows_as_the_sequence_is_cut_into(length: int, remainder: Remainder) -> None:
+    for windows in range(1, length + 1):
+        config = apply_overrides(
+            BASE, {"task.length": length, "fptt.windows": windows, "fptt.remainder": remainder, "algorithm": "fptt"}
+        )
+        assert config.windows_run == len(sequence_windows(length, windows, remainder))
 
 
 @pytest.mark.parametrize(("dataset", "pixels", "near"), [("mnist", 30, 28), ("cifar10", 28, 32), ("cifar10", 7, 8)])

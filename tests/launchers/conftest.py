@@ -9,12 +9,19 @@ from tests.training.helpers import isolated
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to be in, on a machine without SLURM."""
-    work, programs = tmp_path / "work", tmp_path / "bin"
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to be in, with what a run changes in its process put back."""
+    work = tmp_path / "work"
     work.mkdir()
-    programs.mkdir()
     monkeypatch.chdir(work)
-    monkeypatch.setenv("PATH", str(programs))
     with isolated():
         yield work
+
+
+@pytest.fixture
+def place(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same on a machine without SLURM."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    return here

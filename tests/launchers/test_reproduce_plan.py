@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fptt_dist.launchers.paper_rows import FOLDER, Row, Shortened, Tables, Targe
 from fptt_dist.launchers.reproduce import Plan, make_plan, reproduce
 from fptt_dist.tasks import DataError
 from tests.program import Program
-from tests.training.helpers import isolated, records, result
+from tests.training.helpers import records, result
 
 SMALL = {
     "task.length": 12,
@@ -33,14 +32,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to be in."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    with isolated():
-        yield work
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def tables(*rows: Row, picture: Any = None, varies: tuple[str, ...] = ()) -> Tables:

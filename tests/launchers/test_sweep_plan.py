@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,19 +28,11 @@ from fptt_dist.launchers.sweep_folder import (
 )
 from tests.reporting.sweeps import make_sweep, run
 from tests.tasks.test_pixels import write_images
-from tests.training.helpers import isolated
 
 GRID = "{grid: [0.1, 1.0]}"  # 1.0 is what add_task says
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to be in, which a plan leaves as it was."""
-    work = tmp_path / "work"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    with isolated():
-        yield work
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def plan_of(space: str, *words: str, more: str = "", config: str = "add_task", processes: int | None = None) -> Plan:
