@@ -9,7 +9,12 @@ import pytest
 
 from tests.parallel.pool import Pool
 
-WRITTEN_BY_OTHERS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+WRITTEN_BY_OTHERS = {
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+}
 
 MARKS = {"slurm": ("slurm", "slow"), "ray_sweeps": ("ray", "slow")}  # of all tests in a folder
 

@@ -25,7 +25,7 @@ def test_the_arguments() -> None:
     assert list(inspect.signature(fptt_dist.train).parameters) == ["config", "watch"]
     assert list(inspect.signature(fptt_dist.window_slices).parameters) == ["length", "windows"]
     assert list(inspect.signature(fptt_dist.FPTT).parameters) == [
-        *("base", "alpha", "beta", "dual_weight", "prox_weight", "update", "metric", "max_norm", "clip"),
+        *("base", "alpha", "beta", "dual_weight", "prox_weight", "update", "metric", "max_norm", "clip", "fused"),
     ]
 
 

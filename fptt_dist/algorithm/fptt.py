@@ -19,7 +19,7 @@ One update, W̄ the slow variable (`center`), u = λ/α the scaled dual (`scaled
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, overload
 
 import torch
@@ -28,6 +28,8 @@ from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from fptt_dist.algorithm import update as updates
 from fptt_dist.algorithm.anchor import Anchor
+from fptt_dist.algorithm.fused import FusedUpdate
+from fptt_dist.algorithm.kernel import Constants, refusal
 from fptt_dist.algorithm.metric import has_second_moments, host_number, mean_squared_scale, preconditioner
 from fptt_dist.algorithm.stability import explicit_limit, pull_dynamics
 
@@ -57,6 +59,9 @@ class FPTT(Optimizer):
         metric: "euclidean", or "preconditioned": the force is multiplied by (√v̂ + ε)/η of an Adam-type base.
         max_norm: bound of the gradient's global 2-norm over all groups; None: no clipping.
         clip: "total" bounds gradient + force, "gradient" the gradient alone.
+        fused: the whole update in two passes over memory, compiled at the second step (seconds; it needs a C++
+            compiler, or Triton on a GPU; without one the plain path runs and a warning says so). SGD, Adam and AdamW
+            with update="explicit"; equal to the plain path to rounding.
 
     Attributes:
         norm_reduce: maps this process's sum of squares (0-dim float64) to the global one; for sharded parameters.
@@ -91,6 +96,7 @@ class FPTT(Optimizer):
         metric: Literal["euclidean", "preconditioned"] = "euclidean",
         max_norm: float | None = None,
         clip: Literal["total", "gradient"] = "total",
+        fused: bool = False,
     ) -> None:
         if not isinstance(base, Optimizer):
             raise ValueError(f"base={base!r} must be a torch.optim.Optimizer")
@@ -113,6 +119,9 @@ class FPTT(Optimizer):
                 raise ValueError(f'metric="preconditioned" works with update="explicit" only, not update="{update}"')
         if update == "algorithm2":
             _require("alpha", alpha, alpha > 0.0, '> 0 with update="algorithm2", whose dual is u = g/α')
+        problem = refusal(base, update) if fused else None
+        if problem is not None:
+            raise ValueError(f"fused=True: {problem}")
 
         for group in base.param_groups:
             _check_group(group)
@@ -127,6 +136,8 @@ class FPTT(Optimizer):
         self.clip = clip
         self.norm_reduce: Callable[[Tensor], Tensor] | None = None
         self.anchor: Anchor | None = None
+        self.fused = fused
+        self._fused = FusedUpdate(CENTER, SCALED_DUAL)
         self._warned_unstable = False
         self._provisional: set[Tensor] = set()  # their state was made by a step that only makes state
 
@@ -148,7 +159,8 @@ class FPTT(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of W, u and W̄ from the gradients in `.grad`, which afterwards hold gradient + force.
+        """One update of W, u and W̄ from the gradients in `.grad`, which afterwards hold gradient + force (with
+        `fused`, the gradients still, unclipped).
 
         Parameters without a gradient are left untouched, their state too.
 
@@ -176,6 +188,11 @@ class FPTT(Optimizer):
                 "loss"
             )
 
+        if self.fused:
+            if self._fused_step():
+                return loss
+            if self._fused.follows:
+                raise RuntimeError("an update that was planned cannot be fused: a parameter has no gradient")
         active = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         active = [(group, params) for group, params in active if params]
         self._check(active)
@@ -208,6 +225,31 @@ class FPTT(Optimizer):
             for _, params in active:
                 updates.renew(params, *self._slow(params), beta=self.beta)
         return loss
+
+    @torch.no_grad()
+    def plan(self, updates: int) -> Tensor | None:
+        """What the next `updates` fused updates take from the groups (updates, groups, coefficients) and the counts of
+        steps, on the host; None where they would not be fused. For CUDA graphs, with `following` and `count`."""
+        return self._fused.plan(self.param_groups, self.state, updates) if self.fused else None
+
+    def following(self, rows: list[Tensor]) -> AbstractContextManager[None]:
+        """Within the context `step` reads the next of `rows`, each (groups, coefficients) on the device, and counts no
+        step.
+
+        Raises:
+            RuntimeError: (by `step`) an update that cannot be fused.
+        """
+        return self._fused.following(rows)
+
+    @torch.no_grad()
+    def count(self, updates: int) -> None:
+        """Let the base optimizer's counts of steps go on by `updates`, which a graph has done."""
+        self._fused.count(updates)
+
+    @property
+    def fusing_problem(self) -> str | None:
+        """Why updates that were to be `fused` no longer are, or None."""
+        return self._fused.problem
 
     @torch.no_grad()
     def recenter(self, *, weights: bool = True, dual: bool = True) -> None:
@@ -422,6 +464,27 @@ class FPTT(Optimizer):
         if self.metric == "preconditioned":
             torch._foreach_mul_(pull, preconditioner(self.base, group, params))
         return params, pull
+
+    def _fused_step(self) -> bool:
+        """The whole update in one, or False with nothing changed."""
+        if self._provisional or self._fused.problem is not None:
+            return False
+        if self.anchor is not None or self.norm_reduce is not None:
+            return self._fused.give_up("a second pull (consensus with worker duals), or sharded weights")
+        if self.base._optimizer_step_pre_hooks or self.base._optimizer_step_post_hooks:
+            return self._fused.give_up("the base optimizer has hooks")
+        for group in self.param_groups:
+            if not self._warned_unstable:
+                self._warn_if_unstable(group)
+        constants = Constants(
+            beta=self.beta,
+            dual_weight=self.dual_weight,
+            prox_weight=self.prox_weight,
+            preconditioned=self.metric == "preconditioned",
+            max_norm=self.max_norm,
+            clips_total=self.clip == "total",
+        )
+        return self._fused.run(self.param_groups, self.state, constants)
 
     def _add_force(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         everything = [p for _, params in active for p in params]

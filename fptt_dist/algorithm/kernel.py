@@ -1,0 +1,231 @@
+"""FPTT's whole update in two passes over memory, compiled by torch's inductor: C++ on a CPU, Triton on a GPU.
+
+    ‖v‖             reads W, g, W̄, u                            16 bytes a parameter, where there is a clip
+    the update      reads W, g, m, v, W̄, u, writes W, m, v, W̄, u  44 bytes a parameter
+
+The same operations in the same order as the plain path, which is the reference; the compiler keeps what lies between
+them in registers. It works on the tensors as they are: weights are not moved into a buffer of their own (cuDNN would
+lose its own), and gradients need not be gathered.
+
+What changes from update to update comes in as a tensor of coefficients, so that nothing is compiled anew and a CUDA
+graph can be told of it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+COEFFICIENTS = ("alpha", "step", "root", "decay", "root_before", "inverse_lr")
+CONSTANT = ("betas", "eps", "momentum", "dampening", "nesterov", "weight_decay")  # of a group: compiled in
+MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
+
+Group = dict[str, Any]
+Lists = dict[str, list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is constant in one group's update.
+
+    Attributes:
+        kind: the base optimizer's.
+        betas: Adam's.
+        eps: Adam's.
+        momentum: SGD's.
+        dampening: SGD's.
+        nesterov: SGD's.
+        weight_decay: what is added to the gradient, times W; AdamW's own is a coefficient.
+    """
+
+    kind: Literal["adam", "momentum", "sgd"]
+    betas: tuple[float, float] = (0.0, 0.0)
+    eps: float = 0.0
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What is constant in FPTT's own part; see `FPTT`."""
+
+    beta: float
+    dual_weight: float
+    prox_weight: float
+    preconditioned: bool
+    max_norm: float | None
+    clips_total: bool
+
+
+def refusal(base: Optimizer, update: str) -> str | None:
+    """Why the update of this base optimizer cannot be fused, or None."""
+    if type(base) not in (SGD, Adam, AdamW):
+        return f"SGD, Adam and AdamW can be fused, not {type(base).__name__}"
+    if update != "explicit":
+        return f'update="explicit" can be fused, not "{update}"'
+    if any(group.get(flag) for group in base.param_groups for flag in ("amsgrad", "capturable", "differentiable")):
+        return "amsgrad, capturable and differentiable base optimizers cannot be fused"
+    return None
+
+
+def rule_of(group: Group) -> Rule:
+    """The constants of a group of SGD, Adam or AdamW."""
+    if "betas" in group:
+        decay = 0.0 if _is_decoupled(group) else group["weight_decay"]
+        return Rule("adam", betas=tuple(group["betas"]), eps=group["eps"], weight_decay=decay)
+    return Rule(
+        "momentum" if group["momentum"] else "sgd",
+        momentum=group["momentum"],
+        dampening=group["dampening"],
+        nesterov=group["nesterov"],
+        weight_decay=group["weight_decay"],
+    )
+
+
+def coefficients(group: Group, step: float) -> list[float]:
+    """`COEFFICIENTS` of a group's update number `step` (from 1), in double precision as the plain path has them."""
+    lr, alpha = float(group["lr"]), float(group["alpha"])
+    if "betas" not in group:
+        return [alpha, lr, 1.0, 1.0, 1.0, 0.0]
+    first, second = group["betas"]
+    before = 1.0 - second ** (step - 1)
+    return [
+        alpha,
+        lr / (1.0 - first**step),
+        math.sqrt(1.0 - second**step),
+        1.0 - lr * group["weight_decay"] if _is_decoupled(group) else 1.0,
+        math.sqrt(before) if before > 0.0 else 1.0,
+        1.0 / lr if lr != 0.0 and before > 0.0 else 0.0,
+    ]
+
+
+class Kernel:
+    """The compiled update of tensors of given shapes.
+
+    Args:
+        rules: of each tensor.
+        owner: the row of the coefficients that belongs to each tensor.
+        constants: FPTT's.
+        lists: tensors like those that it will be called with, by name, each list as long as the others: "w", "g",
+            "center", "dual", and "moment0", "moment1" where the rules have moments.
+        rates: (groups, coefficients) float64, on the tensors' device.
+
+    Raises:
+        Exception: whatever the compiler raises, e.g. where there is none.
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], owner: Sequence[int], constants: Constants, lists: Lists, rates: Tensor
+    ) -> None:
+        self.rules, self.owner, self.constants = rules, owner, constants
+        self._names = list(lists)
+        self._counts = [len(tensors) for tensors in lists.values()]
+        tensors = [tensor for each in lists.values() for tensor in each]
+        self._norm = None
+        if constants.max_norm is not None:
+            self._norm = _compiled(self._scale_of, [*tensors, rates])
+        scale = torch.ones((), dtype=torch.float64, device=rates.device)
+        self._update = _compiled(self._update_all, [*tensors, rates, scale])
+        self._one = scale
+
+    def __call__(self, tensors: list[Tensor], rates: Tensor) -> None:
+        """Update in place. `tensors`: all lists, one behind the other."""
+        scale = self._one if self._norm is None else self._norm(*tensors, rates)[0]
+        self._update(*tensors, rates, scale)
+
+    def _unpack(self, tensors: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """The tensors of each parameter, by name."""
+        parts, start = {}, 0
+        for name, count in zip(self._names, self._counts, strict=True):
+            parts[name] = tensors[start : start + count]
+            start += count
+        return [{name: part[i] for name, part in parts.items()} for i in range(self._counts[0])]
+
+    def _scale_of(self, *tensors: Tensor) -> tuple[Tensor]:
+        """min(1, max_norm / (‖·‖ + 1e-6)) of gradient + force, or of the gradient alone."""
+        rates, squares = tensors[-1], []
+        for each, rule, row in zip(self._unpack(tensors[:-1]), self.rules, self.owner, strict=True):
+            value = each["g"]
+            if self.constants.clips_total:
+                value = value + self._force(each, rule, rates[row])
+            squares.append(value.square().sum(dtype=torch.float64))
+        assert self.constants.max_norm is not None
+        norm = torch.stack(squares).sum().sqrt()
+        return (torch.clamp(self.constants.max_norm / (norm + 1e-6), max=1.0),)
+
+    def _update_all(self, *tensors: Tensor) -> tuple[()]:
+        rates, scale = tensors[-2:]
+        for each, rule, row in zip(self._unpack(tensors[:-2]), self.rules, self.owner, strict=True):
+            self._update_one(each, rule, rates[row], scale)
+        return ()
+
+    def _force(self, each: dict[str, Tensor], rule: Rule, rate: Tensor) -> Tensor:
+        """α D [c (W − W̄) − κ u]."""
+        alpha, like = rate[0], each["w"].dtype
+        pull = (each["w"] - each["center"]) * (alpha * self.constants.prox_weight).to(like)
+        pull = pull - each["dual"] * (alpha * self.constants.dual_weight).to(like)
+        if self.constants.preconditioned:
+            pull = pull * ((each["moment1"].sqrt() / rate[4].to(like) + rule.eps) * rate[5].to(like))
+        return pull
+
+    def _update_one(self, each: dict[str, Tensor], rule: Rule, rate: Tensor, scale: Tensor) -> None:
+        w, like = each["w"], each["w"].dtype
+        scale = scale.to(like)
+        pull = self._force(each, rule, rate)
+        g = (each["g"] + pull) * scale if self.constants.clips_total else each["g"] * scale + pull
+        if rule.weight_decay:
+            g = g + rule.weight_decay * w
+        moved = _adam(each, rule, rate, g) if rule.kind == "adam" else _sgd(each, rule, rate, g)
+        dual = each["dual"] - (moved - each["center"])
+        center = (1.0 - self.constants.beta) * each["center"] + self.constants.beta * (moved - dual)
+        w.copy_(moved)
+        each["dual"].copy_(dual)
+        each["center"].copy_(center)
+
+
+def _is_decoupled(group: Group) -> bool:
+    """Whether the weights decay apart from the gradient (AdamW)."""
+    return group["decoupled_weight_decay"]
+
+
+def _adam(each: dict[str, Tensor], rule: Rule, rate: Tensor, g: Tensor) -> Tensor:
+    """W after a step of Adam or AdamW; renews the moments."""
+    like = g.dtype
+    first, second = rule.betas
+    m = each["moment0"] + (1.0 - first) * (g - each["moment0"])
+    v = second * each["moment1"] + (1.0 - second) * g * g
+    moved = each["w"] * rate[3].to(like) - rate[1].to(like) * (m / (v.sqrt() / rate[2].to(like) + rule.eps))
+    each["moment0"].copy_(m)
+    each["moment1"].copy_(v)
+    return moved
+
+
+def _sgd(each: dict[str, Tensor], rule: Rule, rate: Tensor, g: Tensor) -> Tensor:
+    """W after a step of SGD; renews the momentum."""
+    if rule.kind == "momentum":
+        momentum = rule.momentum * each["moment0"] + (1.0 - rule.dampening) * g
+        g = g + rule.momentum * momentum if rule.nesterov else momentum
+        each["moment0"].copy_(momentum)
+    return each["w"] - rate[1].to(g.dtype) * g
+
+
+def _compiled(function: Callable[..., Any], tensors: list[Tensor]) -> Callable[..., Any]:
+    """Compile without guards: whoever calls sees to it that shapes, types and strides stay what they were.
+
+    `torch.compile` would look at each of them again at every call, which takes longer than the update of a small
+    network.
+    """
+    import torch._inductor
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad():
+        like = [torch.empty_like(t) for t in tensors]
+        # Its own look at the sizes at each call costs as much as a small network's update.
+        compiled: Any = torch._inductor.compile(make_fx(function)(*like), [*like], options={"size_asserts": False})
+        return compiled

@@ -1,0 +1,273 @@
+"""The fused update against the numpy reference and the plain path; when it is not taken, and what is said then."""
+
+import copy
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor import config as inductor
+from torch.nn import Parameter
+from torch.optim import SGD, Adam, AdamW, RMSprop
+
+from fptt_dist.algorithm import FPTT
+from fptt_dist.algorithm.fused import MOST_KERNELS
+from fptt_dist.algorithm.kernel import Kernel
+
+from .helpers import BASES, noise, parameters, same_bits, set_gradients, snapshot, two_groups
+from .test_golden import CLIPS, compare
+
+FUSIBLE = ("sgd", "sgd_momentum", "sgd_nesterov", "sgd_dampening", "adam", "adamw")
+OPTIONS: dict[str, Any] = {"alpha": 0.4, "max_norm": 1.5}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Kernel]:
+    """The kernels that ran, one entry an update."""
+    found: list[Kernel] = []
+    run = Kernel.__call__
+
+    def counted(self: Kernel, tensors: list[Tensor], rates: Tensor) -> None:
+        found.append(self)
+        run(self, tensors, rates)
+
+    monkeypatch.setattr(Kernel, "__call__", counted)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_warning(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.WARNING, logger="fptt_dist")
+    yield
+    caplog.clear()
+
+
+def drive(optimizer: FPTT, params: list[Parameter], start: int, stop: int) -> None:
+    """Updates from gradients that are a function of the update's number."""
+    for t in range(start, stop):
+        set_gradients(params, noise(t, params))
+        optimizer.step()
+
+
+def near(left: list[Tensor], right: list[Tensor]) -> None:
+    torch.testing.assert_close(left, right, rtol=3e-6, atol=3e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FUSIBLE)
+def test_it_is_the_reference(name: str, calls: list[Kernel]) -> None:
+    """Two groups with rates of their own, α that changes, resets: 30 updates, W, W̄ and λ at each."""
+    compare(BASES[name], torch.float64, 1e-11, 1e-12, fused=True, **OPTIONS)
+    assert len(calls) == 29
+    assert len(set(map(id, calls))) == 1, "a change of lr or α compiles nothing anew"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("adam", CLIPS["unclipped"]),
+        ("adam", CLIPS["gradient"]),
+        ("sgd_momentum", CLIPS["gradient"]),
+        ("adam", {"metric": "preconditioned", **CLIPS["total"]}),
+        ("adamw", {"metric": "preconditioned", "beta": 0.6, "dual_weight": 0.8, "prox_weight": 1.2}),
+    ],
+)
+def test_every_variant_is_the_reference(name: str, options: dict[str, Any], calls: list[Kernel]) -> None:
+    compare(BASES[name], torch.float64, 1e-11, 1e-12, fused=True, alpha=0.4, **options)
+    assert len(calls) == 29
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sgd_nesterov", "adam"])
+def test_it_is_as_exact_as_the_plain_path(name: str) -> None:
+    """In float32 it is as near to the float64 trajectory as the plain path is, and near to that."""
+    shapes = ((64, 48), (200,), (1,), ())
+    ends = []
+    for dtype, fused in ((torch.float32, True), (torch.float32, False), (torch.float64, False)):
+        params = parameters(dtype, shapes)
+        optimizer = two_groups(params, BASES[name], fused=fused, **OPTIONS)
+        drive(optimizer, params, 0, 40)
+        ends.append([t.double() for p in params for t in (p.detach(), *optimizer.slow()[1:][0])][: len(params)])
+    fused, plain, exact = ends
+    error = [max(float((a - b).abs().max()) for a, b in zip(each, exact, strict=True)) for each in (fused, plain)]
+    assert error[0] <= 2.0 * error[1] + 1e-7
+    near(fused, plain)
+
+
+@pytest.mark.slow
+def test_without_a_pull_it_is_the_base_optimizer(calls: list[Kernel]) -> None:
+    params, others = parameters(), parameters()
+    optimizer, base = FPTT(AdamW(params, lr=0.05), alpha=0.0, fused=True), AdamW(others, lr=0.05)
+    for t in range(10):
+        for each, own in ((optimizer, params), (base, others)):
+            set_gradients(own, noise(t, own))
+            each.step()
+    near([p.detach() for p in params], [p.detach() for p in others])
+    assert len(calls) == 9
+
+
+@pytest.mark.slow
+def test_a_parameter_without_a_gradient_is_left_alone(calls: list[Kernel]) -> None:
+    """Its update, and those after it while the counts of steps differ, are the plain path's."""
+    ends = []
+    for fused in (True, False):
+        params = parameters()
+        optimizer = two_groups(params, BASES["adam"], fused=fused, **OPTIONS)
+        drive(optimizer, params, 0, 4)
+        before = snapshot(optimizer, params[1:2])
+        set_gradients(params, [g if i != 1 else None for i, g in enumerate(noise(4, params))])
+        optimizer.step()
+        assert same_bits(before, snapshot(optimizer, params[1:2]))
+        drive(optimizer, params, 5, 8)
+        ends.append(snapshot(optimizer, params))
+    assert len(calls) == 3
+    near(*ends)
+
+
+@pytest.mark.slow
+def test_saved_and_loaded_it_goes_on_bit_for_bit(calls: list[Kernel]) -> None:
+    params = parameters()
+    optimizer = two_groups(params, BASES["adam"], fused=True, **OPTIONS)
+    drive(optimizer, params, 0, 4)
+    weights, state = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict())
+    drive(optimizer, params, 4, 9)
+    expected = snapshot(optimizer, params)
+
+    again = parameters(seed=5)
+    other = two_groups(again, BASES["adam"], fused=True, **OPTIONS)
+    drive(other, again, 0, 2)  # it has compiled, and holds tensors that loading replaces
+    with torch.no_grad():
+        for p, value in zip(again, weights, strict=True):
+            p.copy_(value)
+    other.load_state_dict(state)
+    drive(other, again, 4, 9)
+    assert same_bits(expected, snapshot(other, again))
+    assert len(calls) == 3 + 5 + 1 + 5
+
+
+@pytest.mark.slow
+def test_a_plan_is_the_steps_themselves(calls: list[Kernel]) -> None:
+    """Coefficients worked out before, read row by row, and the counts moved on after: the same bits."""
+    ends = []
+    for planned in (True, False):
+        params = parameters()
+        optimizer = two_groups(params, BASES["adam"], fused=True, **OPTIONS)
+        drive(optimizer, params, 0, 3)
+        rates = optimizer.plan(4)
+        assert rates is not None
+        if planned:
+            with optimizer.following(list(rates.unbind())):
+                drive(optimizer, params, 3, 7)
+            optimizer.count(4)
+        else:
+            drive(optimizer, params, 3, 7)
+        drive(optimizer, params, 7, 9)
+        ends.append(snapshot(optimizer, params))
+    assert same_bits(*ends)
+    assert len(calls) == 2 * 8
+
+
+@pytest.mark.slow
+def test_a_plan_that_cannot_be_kept_is_an_error() -> None:
+    params = parameters()
+    optimizer = two_groups(params, BASES["adam"], fused=True, **OPTIONS)
+    assert optimizer.plan(2) is None
+    drive(optimizer, params, 0, 3)
+    rates = optimizer.plan(1)
+    assert rates is not None
+    params[0].grad = None
+    with optimizer.following(list(rates.unbind())), pytest.raises(RuntimeError, match="planned cannot be fused"):
+        optimizer.step()
+
+
+@pytest.mark.slow
+def test_gradients_that_lie_otherwise_in_memory(calls: list[Kernel]) -> None:
+    ends = []
+    for fused in (True, False):
+        params = parameters(shapes=((6, 5), (4, 3)))
+        optimizer = FPTT(Adam(params, lr=0.05), fused=fused, **OPTIONS)
+        for t in range(5):
+            for p, g in zip(params, noise(t, params), strict=True):
+                p.grad = g.t().contiguous().t() if t % 2 else g
+            optimizer.step()
+        ends.append(snapshot(optimizer, params))
+    near(*ends)
+    assert len(calls) == 4
+
+
+@pytest.mark.slow
+def test_copies_compile_for_themselves() -> None:
+    params = parameters()
+    optimizer = FPTT(Adam(params, lr=0.05), fused=True, **OPTIONS)
+    drive(optimizer, params, 0, 3)
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        own = [p for group in other.param_groups for p in group["params"]]
+        drive(other, own, 3, 5)
+        assert other.fusing_problem is None
+    assert same_bits([p.detach() for p in params], [p.detach() for p in params])
+
+
+@pytest.mark.slow
+def test_without_a_compiler_the_plain_path_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    ends = []
+    with inductor.patch({"cpp.cxx": ("/nowhere/g++",), "fx_graph_cache": False}):
+        for fused in (True, False):
+            params = parameters(shapes=((7, 3), (11,)))  # shapes that no other test has compiled
+            optimizer = FPTT(Adam(params, lr=0.05), fused=fused, **OPTIONS)
+            drive(optimizer, params, 0, 5)
+            ends.append(snapshot(optimizer, params))
+            assert (optimizer.fusing_problem is not None) == fused
+    assert same_bits(*ends)
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["the update is not fused"]
+
+
+@pytest.mark.slow
+def test_constants_that_keep_changing_are_left_to_the_plain_path(
+    calls: list[Kernel], caplog: pytest.LogCaptureFixture
+) -> None:
+    params = parameters(shapes=((3,),))
+    optimizer = FPTT(SGD(params, lr=0.05, momentum=0.9), fused=True, **OPTIONS)
+    for t in range(8):
+        optimizer.param_groups[0]["momentum"] = 0.9 - 0.01 * t
+        drive(optimizer, params, t, t + 1)
+    assert len(calls) == MOST_KERNELS
+    assert "change from update to update" in str(optimizer.fusing_problem)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (RMSprop, {}, "SGD, Adam and AdamW can be fused, not RMSprop"),
+        (SGD, {"update": "prox"}, 'update="explicit" can be fused, not "prox"'),
+        (lambda p, lr: Adam(p, lr=lr, amsgrad=True), {}, "amsgrad, capturable and differentiable"),
+    ],
+)
+def test_what_cannot_be_fused_is_refused(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FPTT(make(parameters(), lr=0.1), alpha=0.5, fused=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: setattr(o, "norm_reduce", lambda total: total), "sharded weights"),
+        (lambda o: o.base.register_step_pre_hook(lambda *_: None), "the base optimizer has hooks"),
+        (lambda o: o.param_groups[0].update(lr=torch.tensor(0.05)), "a learning rate that is a tensor"),
+    ],
+)
+def test_what_comes_up_later_is_said_once(change: Any, message: str, caplog: pytest.LogCaptureFixture) -> None:
+    params = parameters()
+    optimizer = FPTT(Adam(params, lr=0.05), fused=True, **OPTIONS)
+    change(optimizer)
+    drive(optimizer, params, 0, 4)
+    assert message in str(optimizer.fusing_problem)
+    assert len(caplog.records) == 1
