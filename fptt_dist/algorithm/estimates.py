@@ -13,7 +13,13 @@ from torch import Tensor
 
 
 class LabelEstimate(Protocol):
-    """What a terminal loss asks of Q. B: batch, C: classes."""
+    """What a terminal loss asks of Q. B: batch, C: classes.
+
+    Attributes:
+        learns: whether Q comes from what is observed.
+    """
+
+    learns: bool
 
     def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
         """Q (B, C) for window `window` (from 1), labels (B,) and global example ids (B,)."""
@@ -47,12 +53,14 @@ class LabelEstimate(Protocol):
 class UniformEstimate:
     """Q = 1/C, for ever."""
 
+    learns = False
+
     def __init__(self, classes: int) -> None:
-        self.classes = classes
+        self.table = torch.full((classes,), 1.0 / classes)
 
     def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
         """Q (B, C), every entry 1/C."""
-        return torch.full((len(labels), self.classes), 1.0 / self.classes, device=labels.device)
+        return self.table.expand(len(labels), -1)
 
     def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
         """Nothing to learn."""
@@ -61,7 +69,8 @@ class UniformEstimate:
         """Nothing to take over."""
 
     def to(self, device: torch.device) -> None:
-        """Nothing to move."""
+        """Move the one row there is."""
+        self.table = self.table.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing to keep."""
@@ -84,6 +93,8 @@ class ClassMeanEstimate:
         classes: C.
         windows: K.
     """
+
+    learns = True
 
     def __init__(self, classes: int, windows: int) -> None:
         self.table = torch.full((windows, classes, classes), 1.0 / classes)  # (K, label, C)
@@ -134,6 +145,8 @@ class ExampleEstimate:
         classes: C.
         windows: K.
     """
+
+    learns = True
 
     def __init__(self, examples: int, classes: int, windows: int) -> None:
         self.table = torch.full((examples, windows, classes), 1.0 / classes)  # (N, K, C)

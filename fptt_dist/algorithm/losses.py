@@ -97,6 +97,12 @@ class RegressionLoss(InstantaneousLoss):
 class TerminalLoss(InstantaneousLoss):
     """A label per sequence, approached through the estimate Q.
 
+    Both terms are one cross-entropy with the soft target t = β onehot(y) + (1 − β) Q:
+
+        ℓ = − Σ_c t(c) log P̂(c)        with divergence "mean" Q/C stands for Q
+
+    In the last window (β = 1) t is the label alone, and ℓ is torch's cross-entropy, bit for bit.
+
     Args:
         estimate: Q.
         reads: "last": at the window's last step with β_k = k/K; "every": at every step τ with β_τ = τ/T, mean over the
@@ -119,21 +125,25 @@ class TerminalLoss(InstantaneousLoss):
         self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
     ) -> Tensor:
         """ℓ_k from logits (S, B, C) and labels (B,)."""
-        log_probability = functional.log_softmax(output if self.reads == "every" else output[-1:], dim=-1)  # (S, B, C)
-        trusted = self.estimate(window.index, target, examples).detach()  # (B, C)
-        spread = -(trusted * log_probability)
-        divergence = (spread.sum(-1) if self.divergence == "sum" else spread.mean(-1)).mean(1)  # (S,)
-        labels = target.expand(len(log_probability), -1).unsqueeze(-1)
-        cross_entropy = -log_probability.gather(-1, labels).squeeze(-1).mean(1)  # (S,)
-        beta = self._beta(window, output.device)
-        if observe:
-            self.estimate.observe(window.index, target, examples, log_probability.detach().exp().mean(0))
-        return (beta * cross_entropy + (1.0 - beta) * divergence).mean()
+        logits = output if self.reads == "every" or len(output) == 1 else output[-1:]  # (S, B, C)
+        if observe and self.estimate.learns:
+            seen = functional.softmax(logits.detach(), dim=-1).mean(0)
+            self.estimate.observe(window.index, target, examples, seen)
+        if self.reads == "last" and window.index == window.count:
+            return functional.cross_entropy(logits.squeeze(0), target)
+        weights = self._soft_target(target, window, examples).mul_(-1.0 / logits[..., 0].numel())
+        return (functional.log_softmax(logits, dim=-1) * weights).sum()
 
-    def _beta(self, window: Window, device: torch.device) -> Tensor:
+    def _soft_target(self, target: Tensor, window: Window, examples: Tensor | None) -> Tensor:
+        """t, (B, C) with one β for the window, or (S, B, C) with one for each of its steps."""
+        trusted = self.estimate(window.index, target, examples).detach()
+        if self.divergence == "mean":
+            trusted = trusted / trusted.shape[-1]
+        label = torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
         if self.reads == "last":
-            return torch.tensor([window.index / window.count], device=device)
-        return torch.arange(window.part.start + 1, window.part.stop + 1, device=device) / window.length
+            return torch.lerp(trusted, label, window.index / window.count)
+        steps = torch.arange(window.part.start + 1, window.part.stop + 1, dtype=trusted.dtype, device=trusted.device)
+        return torch.lerp(trusted, label, (steps / window.length).view(-1, 1, 1))
 
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Q takes over what this epoch showed."""

@@ -9,10 +9,11 @@
 | fptt     | K, state detached | ℓ_k                                            | K       | yes   |
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from fptt_dist.algorithm.windows import Remainder, Window, sequence_windows
+from fptt_dist.algorithm.windows import Remainder, Window, each_window
 
 ProcedureName = Literal["fptt", "online", "tbptt", "bptt_aux", "bptt"]
 
@@ -33,10 +34,13 @@ class Procedure:
     update_each_window: bool = False
     has_force: bool = False
 
-    def passes(self, length: int, windows: int, remainder: Remainder = "spread") -> list[list[Window]]:
+    def passes(self, length: int, windows: int, remainder: Remainder = "spread") -> Iterator[list[Window]]:
         """The windows of each forward-and-backward pass, in order; the state is detached between passes."""
-        parts = sequence_windows(length, 1 if self.name == "bptt" else windows, remainder)
-        return [parts] if self.one_graph else [[window] for window in parts]
+        parts = each_window(length, 1 if self.name == "bptt" else windows, remainder)
+        if self.one_graph:
+            yield list(parts)
+        else:
+            yield from ([window] for window in parts)
 
     def weight(self, window: Window, *, terminal: bool) -> float:
         """The factor of ℓ_k in the loss that is differentiated; 0 means that the pass needs no gradient."""

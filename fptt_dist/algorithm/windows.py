@@ -1,7 +1,7 @@
 """The windows of a sequence, and the state that passes between them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 from torch import Tensor
@@ -51,10 +51,20 @@ def window_slices(length: int, windows: int) -> list[slice]:
     >>> window_slices(7, 3)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
     """
+    return [window.part for window in each_window(length, windows)]
+
+
+def each_window(length: int, windows: int, remainder: Remainder = "spread") -> Iterator[Window]:
+    """The windows of a sequence one after the other; see `sequence_windows`."""
     if not 1 <= windows <= length:
         raise ValueError(f"windows={windows}: a sequence of length={length} has between 1 and {length} windows")
-    edges = [k * length // windows for k in range(windows + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
+    size = length // windows
+    for k in range(windows if remainder == "spread" else -(-length // size)):
+        if remainder == "spread":
+            part = slice(k * length // windows, (k + 1) * length // windows)
+        else:
+            part = slice(k * size, min((k + 1) * size, length))
+        yield Window(k + 1, windows, part, length)
 
 
 def sequence_windows(length: int, windows: int, remainder: Remainder = "spread") -> list[Window]:
@@ -69,11 +79,7 @@ def sequence_windows(length: int, windows: int, remainder: Remainder = "spread")
     Raises:
         ValueError: `windows` is not between 1 and `length`.
     """
-    parts = window_slices(length, windows)
-    if remainder == "extra":
-        size = length // windows
-        parts = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-    return [Window(k, windows, part, length) for k, part in enumerate(parts, 1)]
+    return list(each_window(length, windows, remainder))
 
 
 def detach(state: Any) -> Any:

@@ -11,8 +11,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_
 from torch.nn.parallel import DistributedDataParallel
 
 from fptt_dist.parallel.collectives import GroupCommunicator, Traffic
-from fptt_dist.parallel.finite import largest_gradients
-from fptt_dist.parallel.strategy import OptimizerView, Plan, Strategy
+from fptt_dist.parallel.strategy import Plan, Strategy
 
 VOTE_EVERY = 100  # updates between votes on stopping: the gradients' own messages are torch's
 
@@ -49,11 +48,6 @@ class DdpAveraging(Strategy):
         self.module = wrapped = DistributedDataParallel(model, process_group=self.group, **settings)
         wrapped.register_comm_hook(self, self._hook())
 
-    def attach(self, optimizer: OptimizerView) -> None:
-        """See `Strategy.attach`."""
-        super().attach(optimizer)
-        self._finite = torch.ones((), dtype=torch.bool, device=self._parameters()[0].device)
-
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Differentiate; torch averages on the way. See `Strategy.backward`."""
         began = time.monotonic()
@@ -64,9 +58,7 @@ class DdpAveraging(Strategy):
             if any(map(_failed, self._travelling)):
                 raise self.everyone.lost("gradients", time.monotonic() - began, error) from error
             raise
-        self._note(loss)
-        gradients = [p.grad for p in self._parameters()]
-        self._finite &= torch.isfinite(torch.stack(largest_gradients(gradients))).all()
+        self._look(loss)
 
     def after_window(self) -> None:
         """Ask now and then whether to stop."""
@@ -81,7 +73,7 @@ class DdpAveraging(Strategy):
 
     def healthy(self) -> bool:
         """Whether all averaged gradients were finite."""
-        return bool(self._finite)
+        return bool(self._watch.gradients_finite())
 
     def stopping(self) -> bool:
         """Whether any worker had been asked to stop at the last vote."""

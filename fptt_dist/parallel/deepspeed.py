@@ -111,7 +111,8 @@ class DeepspeedZero(Sharded):
         self._loss += loss.detach()
         self._differentiated = True
         if last:
-            self._finite &= self._watch.note(self._loss, self.window, [None] * len(self._pieces))
+            self._watch.note(self._loss, [None] * len(self._pieces))
+            self._finite &= self._watch.finite()
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
@@ -169,7 +170,7 @@ class DeepspeedZero(Sharded):
         if averaged:
             flat = torch.cat([gradient.reshape(-1) for gradient in averaged])
             held = [flat[piece.at] if piece.at.stop <= len(flat) else None for piece in self._pieces]
-            self._watch.note(self._loss, self.window, held)
+            self._watch.note(self._loss, held)
 
     def _fragments(self) -> list[Piece]:
         """Stages 1 and 2: a partition of all parameters one after the other."""

@@ -1,5 +1,6 @@
 """Watching for numbers that are not finite, without waiting for the device at every window."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +29,10 @@ class Sighting:
 
 
 class FirstSight:
-    """Remembers on the device in which window the loss, or a parameter's gradient, was first not finite.
+    """Remembers on the device how many windows ago the loss, or a parameter's gradient, was first not finite.
+
+    A window costs a few operations on a vector of two numbers a parameter, whose order never depends on the window, and
+    no look from the host: `finite` and `agree` are for the batch's end.
 
     Args:
         names: of the parameters.
@@ -37,33 +41,62 @@ class FirstSight:
 
     def __init__(self, names: list[str], device: torch.device) -> None:
         self._names = [LOSS, *names]
-        self._first = torch.full((len(self._names),), NEVER, dtype=torch.int64, device=device)
+        numbers = 2 * len(self._names) + 1
+        self._zero = torch.zeros((), device=device)
+        self._spoilt = torch.zeros(numbers, device=device)  # 0, or NaN for ever
+        self._sound = torch.zeros(numbers, dtype=torch.int64, device=device)  # windows before it was; the last: all
 
     @torch.no_grad()
-    def note(self, loss: Tensor, window: int, gradients: list[Tensor | None]) -> Tensor:
-        """Look at the loss and the gradients (of each parameter) of `window`; whether all are finite (0-dim bool)."""
-        seen = [i for i, g in enumerate(gradients, 1) if g is not None and g.numel() > 0]
-        largest = largest_gradients(gradients)
-        finite = torch.isfinite(torch.stack([loss.detach().double().to(self._first.device), *largest]))
-        if len(seen) < len(gradients):
-            everything = finite.new_ones(len(self._names))
-            everything[[0, *seen]] = finite
-            finite = everything
-        self._first = torch.where(finite, self._first, self._first.clamp(max=window))
-        return finite.all()
+    def note(self, loss: Tensor, gradients: list[Tensor | None]) -> None:
+        """Look at the loss and the gradients (of each parameter) of the window that is under way."""
+        loss = loss.detach().to(self._zero.device)
+        seen = torch.stack([loss, loss, *extremes(gradients, self._zero), self._zero])
+        self._spoilt += seen * 0.0  # NaN where it is NaN or infinite
 
-    def agree(self, everyone: Communicator) -> Sighting:
-        """The earliest window of all workers, there a worker whose loss it was rather than a gradient."""
-        index = int(self._first.argmin())
-        mine = [int(self._first[index]), index > 0, everyone.rank, self._names[index]]
-        window, _, rank, tensor = min(everyone.gather(mine, name="first sight"))
-        return Sighting(rank, window, tensor)
+    def next_window(self) -> None:
+        """The window is over."""
+        self._sound += self._spoilt == 0.0
+
+    def finite(self) -> Tensor:
+        """Whether loss and gradients have been finite so far (0-dim bool)."""
+        return (self._spoilt == 0.0).all()
+
+    def gradients_finite(self) -> Tensor:
+        """Whether the gradients have, whatever the loss was (0-dim bool)."""
+        return (self._spoilt[2:] == 0.0).all()
+
+    def agree(self, everyone: Communicator, window: int) -> Sighting:
+        """The earliest window of all workers, there a worker whose loss it was rather than a gradient.
+
+        Args:
+            everyone: all workers.
+            window: the one that is under way, or that comes next, from 0 at the run's start.
+        """
+        *sound, all_windows = self._sound.tolist()
+        spoilt = (self._spoilt != 0.0).tolist()
+        first = [window - (all_windows - n) if bad else NEVER for n, bad in zip(sound, spoilt[:-1], strict=True)]
+        index = first.index(min(first)) // 2
+        mine = [min(first), index > 0, everyone.rank, self._names[index]]
+        earliest, _, rank, tensor = min(everyone.gather(mine, name="first sight"))
+        return Sighting(rank, earliest, tensor)
 
 
-def largest_gradients(gradients: list[Tensor | None]) -> list[Tensor]:
-    """The largest |g| of each gradient that has elements (0-dim, float64).
+def extremes(gradients: list[Tensor | None], zero: Tensor) -> list[Tensor]:
+    """Two numbers for each gradient (0-dim), finite where all its elements are; `zero` for one that has none.
 
-    NaN and infinity survive a maximum, which is several times faster than a norm.
+    They are the smallest and the largest element, or twice the largest size: both let NaN and infinity through. On a
+    CPU `aminmax` is one pass without a copy, many times faster than a norm; on a GPU a norm is one pass for all.
     """
-    found = [g for g in gradients if g is not None and g.numel() > 0]
-    return [value.double() for value in torch._foreach_max(torch._foreach_abs(found))] if found else []
+    if zero.is_cuda:
+        held = [g for g in gradients if g is not None and g.numel() > 0]
+        sizes = iter(torch._foreach_norm(held, math.inf) if held else [])
+        each = [next(sizes) if g is not None and g.numel() > 0 else zero for g in gradients]
+        return [size for size in each for _ in range(2)]
+    pairs = [torch.aminmax(g) if g is not None and g.numel() > 0 else (zero, zero) for g in gradients]
+    return [number for pair in pairs for number in pair]
+
+
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether all elements are finite (0-dim bool), without a copy of the tensor; it must have some."""
+    smallest, largest = torch.aminmax(tensor)
+    return torch.isfinite(smallest) & torch.isfinite(largest)

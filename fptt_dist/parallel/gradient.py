@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fptt_dist.parallel.collectives import Communicator
+from fptt_dist.parallel.finite import all_finite
 from fptt_dist.parallel.strategy import OptimizerView, Plan, Strategy
 
 
@@ -45,6 +46,7 @@ class GradientAveraging(Strategy):
         self._loss = torch.zeros((), dtype=widest, device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._agreed_stop = torch.zeros((), dtype=widest, device=device)
+        self._asked = torch.zeros((), dtype=widest, device=device)  # to stop; on the device, for who captures a batch
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Differentiate, and before an update average over the workers; see `Strategy.backward`."""
@@ -52,15 +54,16 @@ class GradientAveraging(Strategy):
         self._loss += loss.detach()
         if not last:
             return
-        self._note(self._loss)
+        self._look(self._loss)
         parameters = self._parameters()
         self._fill(parameters)
         self.everyone.sum(self._buffer, name="gradients")
-        self._finite &= torch.isfinite(self._buffer.abs().amax())
+        self._finite &= all_finite(self._buffer)
         torch._foreach_div_(self._gradients, float(self.world))
-        for p, present in zip(parameters, self._presence.tolist(), strict=True):
-            if present and p.grad is None:
-                p.grad = torch.empty_like(p)
+        if any(p.grad is None for p in parameters):  # only then does it matter here what the others have
+            for p, present in zip(parameters, self._presence.tolist(), strict=True):
+                if present and p.grad is None:
+                    p.grad = torch.empty_like(p)
         views, gradients = self._present(parameters)
         if gradients:
             torch._foreach_copy_(gradients, views)
@@ -70,6 +73,11 @@ class GradientAveraging(Strategy):
     def healthy(self) -> bool:
         """Whether all losses and gradients, and their sums, were finite."""
         return bool(self._finite)
+
+    def request_stop(self) -> None:
+        """See `Strategy.request_stop`."""
+        super().request_stop()
+        self._asked.fill_(1.0)
 
     def stopping(self) -> bool:
         """Whether any worker had been asked to stop when the last gradients were sent."""
@@ -97,6 +105,9 @@ class GradientAveraging(Strategy):
             torch._foreach_copy_(views, gradients)
         if self._relative_weight != 1.0:
             torch._foreach_mul_(self._gradients, self._relative_weight)
-        self._presence.copy_(torch.tensor([float(p.grad is not None) for p in parameters]))
+        if len(gradients) < len(parameters):
+            self._presence.copy_(torch.tensor([float(p.grad is not None) for p in parameters]))
+        else:
+            self._presence.fill_(1.0)
         self._tail[0] = self._loss
-        self._tail[1] = float(self._stop)
+        self._tail[1] = self._asked

@@ -1,10 +1,9 @@
 """One process holds everything; nothing travels."""
 
-import torch
 from torch import Tensor
 
 from fptt_dist.parallel.collectives import Communicator
-from fptt_dist.parallel.strategy import OptimizerView, Strategy
+from fptt_dist.parallel.strategy import Strategy
 
 
 class Single(Strategy):
@@ -13,17 +12,12 @@ class Single(Strategy):
     def __init__(self) -> None:
         super().__init__(Communicator())
 
-    def attach(self, optimizer: OptimizerView) -> None:
-        """See `Strategy.attach`."""
-        super().attach(optimizer)
-        self._finite = torch.ones((), dtype=torch.bool, device=self._parameters()[0].device)
-
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Differentiate; see `Strategy.backward`."""
         loss.backward()
         if last:
-            self._finite = self._finite & self._note(loss)
+            self._look(loss)
 
     def healthy(self) -> bool:
         """Whether loss and gradients were finite."""
-        return bool(self._finite)
+        return bool(self._watch.finite())

@@ -157,6 +157,7 @@ class Strategy(ABC):
         self.optimizer = optimizer
         pieces = self.pieces()
         self._watch = FirstSight([piece.name for piece in pieces], optimizer.param_groups[0]["params"][0].device)
+        self._holds_all = all(piece.of(piece.tensor) is piece.tensor for piece in pieces)
 
     def pieces(self) -> list[Piece]:
         """What this worker holds of each parameter; the same list at each call, from `attach` on."""
@@ -192,7 +193,8 @@ class Strategy(ABC):
         """
         norms = self.optimizer.norms() if measure else {}
         self.optimizer.step(closure)
-        self.optimizer.zero_grad()
+        for p in self._parameters():
+            p.grad = None
         return norms
 
     def guarding(self) -> AbstractContextManager[None]:
@@ -202,6 +204,7 @@ class Strategy(ABC):
     def after_window(self) -> None:
         """Called after each window's update; a place to agree with the other workers."""
         self.window += 1
+        self._watch.next_window()
 
     def settle(self) -> None:
         """All workers agree now: at an epoch's reset and at the end."""
@@ -238,7 +241,7 @@ class Strategy(ABC):
 
     def first_sight(self) -> Sighting:
         """Where something was first not finite; called by all workers once `healthy` says no."""
-        seen = self._watch.agree(self.everyone)
+        seen = self._watch.agree(self.everyone, self.window)
         return seen if seen.window < NEVER else Sighting(seen.rank, self.window - 1, SUM)
 
     def request_stop(self) -> None:
@@ -290,11 +293,17 @@ class Strategy(ABC):
         """Bring back what `state_dict` gave at update `window`; `own` is empty after a change of the world's size."""
         self.window = window
 
-    def _note(self, loss: Tensor) -> Tensor:
-        """Look at this update's loss and gradients; whether all are finite (0-dim bool)."""
+    def _look(self, loss: Tensor) -> None:
+        """Look at this update's loss and gradients."""
         gradients = [piece.tensor.grad for piece in self.pieces()]
-        own = [None if g is None else piece.of(g) for piece, g in zip(self.pieces(), gradients, strict=True)]
-        return self._watch.note(loss, self.window, own)
+        if not self._holds_all:
+            gradients = [None if g is None else p.of(g) for p, g in zip(self.pieces(), gradients, strict=True)]
+        self._watch.note(loss, gradients)
+
+    def _note(self, loss: Tensor) -> Tensor:
+        """The same; whether all have been finite so far (0-dim bool)."""
+        self._look(loss)
+        return self._watch.finite()
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]

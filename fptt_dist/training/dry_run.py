@@ -85,9 +85,9 @@ def dry_run(trainer: Trainer) -> DryRun:
         trainer: as built for the run; its weights are changed, so it is not to be trained on.
     """
     size = trainer.config.train.batch_size
-    batch = trainer.task.train_batch(0, 0, size, trainer.share).to(trainer.device)
+    batch = trainer.task.train_batch(0, 0, size, trainer.share)
     part = batch.select(slice(0, batch.size // trainer.loop.micro_batches))
-    passes = trainer.loop.passes(len(batch.inputs))
+    passes = list(trainer.loop.passes(len(batch.inputs)))
     if trainer.average is not None:
         trainer.average.begin()  # it is held for most of a run
     with trainer.strategy.guarding():

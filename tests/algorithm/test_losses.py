@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,61 @@ def test_the_last_window_is_the_cross_entropy_alone(random: np.random.Generator)
     window = sequence_windows(9, 3)[-1]
     loss = TerminalLoss(UniformEstimate(CLASSES))(logits, labels, window)
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits[0], labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, STEPS])
+@pytest.mark.parametrize("divergence", ["sum", "mean"])
+def test_one_window_is_plain_bptt_bit_for_bit(divergence: Any, steps: int, random: np.random.Generator) -> None:
+    """Loss and gradient of K = 1 are those of torch's cross-entropy at the last step."""
+    labels = torch.tensor(random.integers(0, CLASSES, BATCH))
+    values = torch.tensor(random.normal(size=(steps, BATCH, CLASSES)), dtype=torch.float32)
+    ours, plain = values.clone().requires_grad_(), values.clone().requires_grad_()
+    loss = TerminalLoss(UniformEstimate(CLASSES), divergence=divergence)(ours, labels, sequence_windows(9, 1)[0])
+    expected = torch.nn.functional.cross_entropy(plain[-1], labels)
+    loss.backward()
+    expected.backward()
+    assert torch.equal(loss, expected)
+    assert ours.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(ours.grad, plain.grad)
+
+
+@pytest.mark.parametrize("reads", ["last", "every"])
+@pytest.mark.parametrize("divergence", ["sum", "mean"])
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_the_gradient_is_the_softmax_less_the_soft_target(
+    k: int, divergence: Any, reads: Any, random: np.random.Generator
+) -> None:
+    """dℓ/dz = (P̂ Σ_c t(c) − t)/(S B), t = β onehot(y) + (1 − β) Q, or with Q/C."""
+    logits, labels = random.normal(size=(STEPS, BATCH, CLASSES)), random.integers(0, CLASSES, BATCH)
+    q = random.dirichlet(np.ones(CLASSES), size=(4, BATCH))
+    loss = TerminalLoss(FixedEstimate(torch.tensor(q)), divergence=divergence, reads=reads)
+    output = torch.tensor(logits, requires_grad=True)
+    loss(output, torch.tensor(labels), sequence_windows(4 * STEPS, 4)[k - 1]).backward()
+    expected = np.zeros_like(logits)
+    for s in range(STEPS) if reads == "every" else [STEPS - 1]:
+        beta = ((k - 1) * STEPS + s + 1) / (4 * STEPS) if reads == "every" else k / 4
+        target = (1.0 - beta) * q[k - 1] / (CLASSES if divergence == "mean" else 1)
+        target[np.arange(BATCH), labels] += beta
+        share = np.exp(log_softmax(logits[s])) * target.sum(-1, keepdims=True) - target
+        expected[s] = share / (BATCH * (STEPS if reads == "every" else 1))
+    assert output.grad is not None
+    np.testing.assert_allclose(output.grad.numpy(), expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("reads", ["last", "every"])
+def test_what_is_observed_is_the_windows_mean_probability(reads: Any, random: np.random.Generator) -> None:
+    logits = random.normal(size=(STEPS, 2, CLASSES))
+    estimate = ExampleEstimate(examples=2, classes=CLASSES, windows=2)
+    loss = TerminalLoss(estimate, reads=reads)
+    ids, labels = torch.tensor([1, 0]), torch.tensor([2, 3])
+    for window in sequence_windows(2 * STEPS, 2):  # the last one too, whose loss asks for no Q
+        loss(torch.tensor(logits), labels, window, examples=ids)
+    loss.end_epoch(lambda tensor: tensor)
+    probability = np.exp(log_softmax(logits))
+    expected = probability.mean(0) if reads == "every" else probability[-1]
+    for k in (1, 2):
+        np.testing.assert_allclose(estimate(k, labels, ids).numpy(), expected, rtol=1e-6)
 
 
 def test_terminal_loss_at_every_step_weighs_each_by_its_time(random: np.random.Generator) -> None:

@@ -13,7 +13,7 @@ from fptt_dist.algorithm.schedules import constant, cosine, inverse_lr, linear
 )
 def test_passes_and_updates(name: str, passes: int, updates: bool) -> None:
     procedure = PROCEDURES[name]
-    graphs = procedure.passes(22, 4)
+    graphs = list(procedure.passes(22, 4))
     assert len(graphs) == passes
     assert procedure.update_each_window is updates
     covered = [step for graph in graphs for window in graph for step in range(22)[window.part]]
