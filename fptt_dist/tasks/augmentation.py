@@ -34,24 +34,25 @@ class Augmentation:
         Args:
             images: (B, side · side, channels), before normalisation, in reading order.
             epoch: from 0.
-            examples: (B,) their ids.
+            examples: (B,) their ids, on the images' device.
         """
         side, shift = self._side, self._shift
         places = 2 * shift + 1
-        draw = self._draws(epoch)[examples]
-        corner = torch.arange(side)
+        draw = self._draws(epoch, images.device)[examples]
+        corner = torch.arange(side, device=images.device)
         rows = (draw % places)[:, None] + corner
         columns = (draw // places % places)[:, None] + corner
         mirrored = draw // places**2 == 1
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
         padded = functional.pad(images.unflatten(1, (side, side)), (0, 0, shift, shift, shift, shift))
-        image = torch.arange(len(images))[:, None, None]
+        image = torch.arange(len(images), device=images.device)[:, None, None]
         return padded[image, rows[:, :, None], columns[:, None, :]].flatten(1, 2)
 
-    def _epoch_draws(self, epoch: int) -> Tensor:
+    def _epoch_draws(self, epoch: int, device: torch.device) -> Tensor:
         """(N,) one number an image: row and column where its crop begins, and whether it is mirrored.
 
         One number each, so that an image's draw does not depend on how many images follow it.
         """
         rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(STREAM, epoch)))
-        return torch.from_numpy(rng.integers(0, (2 * self._shift + 1) ** 2 * (1 + self._mirror), self._examples))
+        draws = rng.integers(0, (2 * self._shift + 1) ** 2 * (1 + self._mirror), self._examples)
+        return torch.from_numpy(draws).to(device)

@@ -29,11 +29,16 @@ class GeneratedTask(Task):
         self.train_examples = self._examples = examples
         self.sizes = {"validation": validation, "test": test}
         self.seed = seed
+        self._device = torch.device("cpu")
         self._shard: Shard | None = None
 
     @abstractmethod
     def generate(self, seed: list[int], size: int) -> Batch:
         """`size` sequences, a pure function of `seed`."""
+
+    def to(self, device: torch.device) -> None:
+        """Sequences are drawn on the host, whose random numbers are the same everywhere; each batch is moved."""
+        self._device = device
 
     def deal(self, shards: Shards, rank: int, world: int) -> None:
         """As for every task; "fixed" makes the sequences a finite set, the same at every epoch.
@@ -54,13 +59,13 @@ class GeneratedTask(Task):
         Where they are dealt, this worker's own: each is generated from its id, again at every epoch, so none is kept.
         """
         if self._shard is None:
-            return self.generate([STREAMS["train"], self.seed, epoch, cursor], size).select(part)
+            return self.generate([STREAMS["train"], self.seed, epoch, cursor], size).select(part).to(self._device)
         examples = self._shard.batch(epoch, cursor, size, part)
         sequences = [self.generate([STREAMS["fixed"], self.seed, example], 1) for example in examples.tolist()]
         inputs = torch.cat([sequence.inputs for sequence in sequences], dim=1)
         in_time = sequences[0].targets_in_time
         targets = torch.cat([sequence.targets for sequence in sequences], dim=1 if in_time else 0)
-        return Batch(inputs, targets, examples, in_time)
+        return Batch(inputs, targets, examples, in_time).to(self._device)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of the fixed set, at most 500 sequences at a time."""
@@ -68,4 +73,4 @@ class GeneratedTask(Task):
             size = min(EVALUATION_BATCH, self.sizes[split] - start)
             batch = self.generate([STREAMS[split], start], size).select(share(size, rank, world))
             if batch.size:
-                yield batch
+                yield batch.to(self._device)

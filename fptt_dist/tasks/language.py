@@ -84,13 +84,12 @@ class Language(Task):
         self._train_path = read.paths[0]
         asked = (("task.tokens", tokens), ("task.held_out", held_out), ("task.held_out", held_out))
         self._ids = {
-            split: torch.from_numpy(_first(ids, path, *limit))
+            split: torch.from_numpy(_first(ids, path, *limit).astype(_smallest(self.vocabulary_size)))
             for split, ids, path, limit in zip(SPLITS, read.ids, read.paths, asked, strict=True)
         }
         self._shortest = max(SHORTEST, windows)
         self._check_length()
         column = len(self._ids["train"]) // streams
-        self._columns = self._ids["train"][: streams * column].view(streams, column)
         self._predictions = column - 1
         self._sequences = self._predictions // length
         if self.scales_rate:
@@ -98,6 +97,14 @@ class Language(Task):
             self._sequences = min(max(1, round(self._predictions / mean)), self._predictions // self._shortest)
         self.train_examples = self._sequences * streams
         self._bounds = lru_cache(maxsize=2)(self._epoch_bounds)
+        self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device) -> None:
+        """Move the whole text, as ids of a byte each where there are at most 256 symbols."""
+        self._device = device
+        self._ids = {split: ids.to(device) for split, ids in self._ids.items()}
+        column = self._predictions + 1
+        self._columns = self._ids["train"][: self.streams * column].view(self.streams, column)
 
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
         """The columns of `part`, at sequence cursor / size of the epoch: inputs and targets (T, B) int64.
@@ -142,9 +149,9 @@ class Language(Task):
         wanted = shares[part]
         if not wanted:
             return
-        first, last = torch.tensor([[own.start, own.stop] for own in wanted]).unbind(1)
+        first, last = torch.tensor([[own.start, own.stop] for own in wanted], device=self._device).unbind(1)
         for start in range(0, longest, steps):
-            place = first + torch.arange(start, min(start + steps, longest)).unsqueeze(1)
+            place = first + torch.arange(start, min(start + steps, longest), device=self._device).unsqueeze(1)
             scored = place < last
             place = torch.where(scored, place, 0)
             inputs, targets = ids[place].long(), ids[place + 1].long()
@@ -220,6 +227,11 @@ class Language(Task):
             beyond = np.arange(1, count + 1)
         beyond = (beyond * (predictions - count * self._shortest) + beyond[-1] // 2) // beyond[-1]
         return np.concatenate([[0], beyond + self._shortest * np.arange(1, count + 1)])
+
+
+def _smallest(symbols: int) -> type[np.integer]:
+    """The smallest type of integers that holds the ids of so many symbols."""
+    return np.uint8 if symbols <= 256 else np.int16 if symbols <= 1 << 15 else np.int32
 
 
 def _first(ids: NDArray[np.int32], path: Path, key: str, limit: int | None) -> NDArray[np.int32]:

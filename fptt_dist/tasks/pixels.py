@@ -68,9 +68,9 @@ IMAGES: dict[Dataset, Images] = {
 class Pixels(Task):
     """Sequential (or permuted) MNIST, Fashion-MNIST and CIFAR-10: p pixels at each of 784 / p (1024 / p) steps.
 
-    A pixel of CIFAR-10 has three channels, which stand together: 3 p numbers a step. Images stay in memory as bytes
-    and are gathered for each batch. The validation set is held out of the training images; both are the same whatever
-    the run's seed is.
+    A pixel of CIFAR-10 has three channels, which stand together: 3 p numbers a step. Images stay in the device's memory
+    as bytes and are gathered there for each batch. The validation set is held out of the training images; both are the
+    same whatever the run's seed is.
 
     Args:
         root: folder that holds `mnist/` or `fashion-mnist/` with the four IDX files, plain or gzipped, or
@@ -140,15 +140,17 @@ class Pixels(Task):
         if permutation is not None:
             self.permutation = torch.from_numpy(np.random.default_rng(permutation).permutation(kind.pixels))
         self.mean, self.deviation = kind.mean, kind.deviation
+        self._values = _normalised(kind)
+        self._channels = 256 * torch.arange(kind.channels, dtype=torch.int32)  # where each one's values begin
         self._images = {
             "train": _bytes(images[rest], kind),
             "validation": _bytes(images[held_out], kind),
             "test": _bytes(test_images, kind),
         }
         self._labels = {
-            "train": torch.from_numpy(labels[rest].astype(np.int64)),
-            "validation": torch.from_numpy(labels[held_out].astype(np.int64)),
-            "test": torch.from_numpy(test_labels.astype(np.int64)),
+            "train": torch.from_numpy(labels[rest].astype(np.uint8)),
+            "validation": torch.from_numpy(labels[held_out].astype(np.uint8)),
+            "test": torch.from_numpy(test_labels.astype(np.uint8)),
         }
         self.loss = TerminalLoss(self._estimate(estimate, windows), reads=reads, divergence=divergence)
         self._augmentation = (
@@ -158,31 +160,48 @@ class Pixels(Task):
         )
         self._order = lru_cache(maxsize=2)(self._epoch_order)
         self._shard: Shard | None = None
+        self.to(torch.device("cpu"))
+
+    def to(self, device: torch.device) -> None:
+        """Move all images and labels, and what inputs are made with; an epoch's order goes there as it is drawn."""
+        self._device = device
+        self._images = {split: images.to(device) for split, images in self._images.items()}
+        self._labels = {split: labels.to(device) for split, labels in self._labels.items()}
+        self._values, self._channels = self._values.to(device), self._channels.to(device)
+        if self._shard is not None:
+            self._shard.to(device)
+        self._place_permutation()
+
+    def _place_permutation(self) -> None:
+        in_order = self.permutation.tolist() == list(range(len(self.permutation)))
+        self._shown = None if in_order else self.permutation.to(self._device)
 
     def deal(self, shards: Shards, rank: int, world: int) -> None:
         """As for every task; the labels are the images' digits or kinds of things."""
-        labels = self._labels["train"]
-        by = labels if shards == "by_label" else None
-        self._shard = None if shards == "shuffled" else Shard(len(labels), rank, world, seed=self.seed, labels=by)
+        labels, self._shard = self._labels["train"], None
+        if shards != "shuffled":
+            by = labels.cpu() if shards == "by_label" else None
+            self._shard = Shard(len(labels), rank, world, seed=self.seed, labels=by).to(self._device)
         self.train_examples = self._shard.dealt if self._shard else len(labels)
 
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
         """Images `part` of the global batch at `cursor` of the epoch's own order, or this worker's own."""
         if self._shard is None:
-            indices = self._order(epoch)[cursor : cursor + size][part]
+            indices = self._order(epoch, self._device)[cursor : cursor + size][part]
         else:
             indices = self._shard.batch(epoch, cursor, size, part)
-        images = self._images["train"][indices]
+        images = self._images["train"].index_select(0, indices)
         if self._augmentation is not None:
             images = self._augmentation(images, epoch, indices)
-        return self._batch("train", images, indices)
+        return self._batch(images, self._labels["train"].index_select(0, indices), indices)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of the held-out or test images, at most 500 at a time."""
-        indices = torch.arange(len(self._labels[split]))[share(len(self._labels[split]), rank, world)]
-        for part in indices.split(EVALUATION_BATCH):
-            if len(part):
-                yield self._batch(split, self._images[split][part], part)
+        images, labels, own = self._images[split], self._labels[split], share(len(self._labels[split]), rank, world)
+        for start in range(own.start, own.stop, EVALUATION_BATCH):
+            stop = min(start + EVALUATION_BATCH, own.stop)
+            indices = torch.arange(start, stop, device=self._device)
+            yield self._batch(images[start:stop], labels[start:stop], indices)
 
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """Number of images whose label the last step names, and number of images."""
@@ -198,7 +217,8 @@ class Pixels(Task):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the permutation of the run."""
-        self.permutation = state["permutation"]
+        self.permutation = state["permutation"].cpu()
+        self._place_permutation()
 
     def input_description(self) -> dict[str, Any]:
         """From bytes (pixels, channels) to inputs.
@@ -218,14 +238,19 @@ class Pixels(Task):
         """(B,) whether the last step of (S, B, C) names the label."""
         return output[-1].argmax(-1) == target
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        return torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(self.train_examples))
+    def _epoch_order(self, epoch: int, device: torch.device) -> Tensor:
+        return torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(self.train_examples)).to(device)
 
-    def _batch(self, split: str, images: Tensor, indices: Tensor) -> Batch:
-        pixels = images[:, self.permutation].float().div_(255.0)
-        pixels.sub_(torch.tensor(self.mean)).div_(torch.tensor(self.deviation))
-        sequences = pixels.view(len(indices), self.length, self.inputs).transpose(0, 1).contiguous()
-        return Batch(sequences, self._labels[split][indices], indices)
+    def _batch(self, images: Tensor, labels: Tensor, indices: Tensor) -> Batch:
+        pixels = images.transpose(0, 1)  # (P, B, C): as bytes, time-major costs little
+        if self._shown is not None:
+            pixels = pixels.index_select(0, self._shown)
+        steps = pixels.unflatten(0, (self.length, self.pixels_per_step)).transpose(1, 2)  # (T, B, p, C)
+        places = steps.to(torch.int32, memory_format=torch.contiguous_format)
+        if len(self._channels) > 1:
+            places += self._channels
+        inputs = self._values.index_select(0, places.flatten()).view(self.length, len(labels), self.inputs)
+        return Batch(inputs, labels.long(), indices)
 
     def _estimate(self, name: str, windows: int) -> LabelEstimate:
         match name:
@@ -253,6 +278,16 @@ def _read(root: Path, dataset: Dataset) -> tuple[NDArray, NDArray, NDArray, NDAr
             size = f"{found.shape[1]} × {found.shape[2]} pixels, expected {side} × {side}"
             raise DataError(f"{folder}/{where}-images-idx3-ubyte: {size}")
     return images, labels, test_images, test_labels
+
+
+def _normalised(kind: Images) -> Tensor:
+    """(C · 256,) what each byte of each channel becomes.
+
+    Looked up and not computed for each batch: a GPU divides by multiplying with the reciprocal, which rounds otherwise.
+    """
+    values = torch.arange(256).float().div_(255.0)
+    constants = zip(torch.tensor(kind.mean), torch.tensor(kind.deviation), strict=True)
+    return torch.cat([values.sub(mean).div_(deviation) for mean, deviation in constants])
 
 
 def _bytes(images: NDArray, kind: Images) -> Tensor:

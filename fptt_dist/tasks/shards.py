@@ -42,7 +42,13 @@ class Shard:
         if labels is not None:
             order = order[np.argsort(labels.numpy()[order], kind="stable")]
         self._own = order.reshape(world, -1)[rank]
+        self._device = torch.device("cpu")
         self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+    def to(self, device: torch.device) -> "Shard":
+        """The same shard, whose ids lie on `device`."""
+        self._device = device
+        return self
 
     def batch(self, epoch: int, cursor: int, size: int, part: slice) -> Tensor:
         """Ids of this worker's examples of the global batch, a pure function of the arguments.
@@ -65,10 +71,11 @@ class Shard:
         if cursor + size > self.dealt:
             raise ValueError(f"a batch of {size} at example {cursor} is beyond the {self.dealt} examples of an epoch")
         first = cursor // world
-        return torch.from_numpy(self._order(epoch)[first : first + own])
+        return self._order(epoch, self._device)[first : first + own]
 
-    def _epoch_order(self, epoch: int) -> NDArray:
-        return self._own[self._permutation(len(self._own), ORDER, self._rank, epoch)]
+    def _epoch_order(self, epoch: int, device: torch.device) -> Tensor:
+        order = self._own[self._permutation(len(self._own), ORDER, self._rank, epoch)]
+        return torch.from_numpy(order).to(device)
 
     def _permutation(self, size: int, *stream: int) -> NDArray:
         return np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=stream)).permutation(size)

@@ -41,7 +41,7 @@ class Batch:
         return Batch(self.inputs[:, part], targets, examples, self.targets_in_time)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same sequences on `device`."""
+        """The same sequences on `device`; nothing is copied of what is there."""
         examples = None if self.examples is None else self.examples.to(device)
         return Batch(self.inputs.to(device), self.targets.to(device), examples, self.targets_in_time)
 
@@ -101,6 +101,13 @@ class Task(ABC):
         """
         if shards != "shuffled":
             raise ValueError(f"the examples of the task {self.name} can only be shuffled, not dealt as {shards}")
+
+    def to(self, device: torch.device) -> None:
+        """Keep the data on `device`, so that batches are put together there; said once, before the first batch.
+
+        A task that does not override it gives its batches on the CPU, and the loop moves each. Batches are the same
+        numbers on any device.
+        """
 
     @abstractmethod
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fptt_dist.algorithm.windows import sequence_windows
 from fptt_dist.tasks import Batch, DataError, Pixels, Split, share
 from fptt_dist.tasks.download import check
 from fptt_dist.tasks.idx import read_labelled_images
-from fptt_dist.tasks.pixels import Dataset
+from fptt_dist.tasks.pixels import IMAGES, Dataset
 from tests.tasks.test_cifar import some_records, write_cifar
 
 TRAIN, TEST, HELD_OUT = 40, 10, 8
@@ -132,6 +133,18 @@ def test_the_channels_of_a_pixel_stand_together(colours: Path, step: int, permut
             value = (planes[:, channel, pixel] / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
             assert np.array_equal(found[shown // step, :, 3 * (shown % step) + channel], value)
     assert batch.targets.tolist() == list(range(8))
+
+
+def test_each_channel_has_its_own_constants(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mean, deviation = (0.1, 0.25, 0.7), (0.5, 0.3, 0.9)
+    monkeypatch.setitem(IMAGES, "cifar10", replace(IMAGES["cifar10"], mean=mean, deviation=deviation))
+    task = pixels(colours, dataset="cifar10", pixels_per_step=4, permutation=3)
+    planes = cifar_planes(5)[:, :, np.random.default_rng(3).permutation(1024)].transpose(0, 2, 1)
+    values = (planes.astype(np.float32) / np.float32(255) - np.asarray(mean, dtype=np.float32)) / np.asarray(
+        deviation, dtype=np.float32
+    )
+    found = next(task.evaluation_batches("test", 0, 1)).inputs.numpy()
+    assert np.array_equal(found, values.reshape(8, 256, 12).transpose(1, 0, 2))
 
 
 def test_the_splits_of_coloured_images(colours: Path) -> None:
