@@ -6,6 +6,7 @@ from fptt_dist.models.carried import Carried, again, hidden_of, penalty_of
 from fptt_dist.models.network import Network
 from fptt_dist.models.recurrent import CellName, chrono_initialisation, recurrent_layer
 from fptt_dist.models.saved import load_network, save_network
+from fptt_dist.models.unroll import Stepped, compile_steps, unroll
 
 __all__ = [
     "AntisymmetricRNN",
@@ -13,11 +14,14 @@ __all__ = [
     "Carried",
     "CellName",
     "Network",
+    "Stepped",
     "again",
     "chrono_initialisation",
+    "compile_steps",
     "hidden_of",
     "load_network",
     "penalty_of",
     "recurrent_layer",
     "save_network",
+    "unroll",
 ]

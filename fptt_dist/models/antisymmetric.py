@@ -5,16 +5,19 @@ axis: signals neither explode nor die out over a long sequence.
 """
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fptt_dist.models.unroll import Stepped, unroll
+
 INPUT_DEVIATION, RECURRENT_DEVIATION = 1.0, 1.0  # σ_v, σ_w of the paper's appendix C, times 1/√inputs and 1/√hidden
 
 
-class AntisymmetricRNN(nn.Module):
+class AntisymmetricRNN(Stepped):
     """A stack of antisymmetric layers `(x (S, B, I), state (L, B, H)) → (y (S, B, H), state)`, time-major.
 
     With M = W − Wᵀ − γI, one M a layer:
@@ -80,8 +83,8 @@ class AntisymmetricRNN(nn.Module):
         """M = W − Wᵀ − γI (H, H) of a layer; its eigenvalues all have the real part −γ."""
         weight = self._parameters_of(layer)[1]
         size = self.hidden_size
-        row, column = torch.triu_indices(size, size, offset=1, device=weight.device)
-        upper = weight.new_zeros(size, size).index_put((row, column), weight)
+        upper = weight.new_zeros(size * size).index_copy(0, _upper_triangle(size, weight.device), weight)
+        upper = upper.view(size, size)
         return upper - upper.T - self.diffusion * torch.eye(size, dtype=weight.dtype, device=weight.device)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -100,17 +103,28 @@ class AntisymmetricRNN(nn.Module):
         # h grows by ε at a step, which half precision would round away.
         wide = torch.promote_types(transition.dtype, torch.float32)
         h = torch.zeros(x.shape[1], self.hidden_size, dtype=wide, device=x.device) if h is None else h.to(wide)
-        outputs = []
-        for step in functional.linear(x, inward, bias).unbind():
-            recurrent = functional.linear(h.to(transition.dtype), transition)
-            if self.gated:
-                gate, candidate = step.chunk(2, dim=-1)
-                change = torch.sigmoid(recurrent + gate) * torch.tanh(recurrent + candidate)
-            else:
-                change = torch.tanh(recurrent + step)
-            h = h + self.step_size * change
-            outputs.append(h)
-        return torch.stack(outputs).to(transition.dtype), h
+        drive, step = functional.linear(x, inward, bias), _gated_step if self.gated else _plain_step
+        output, h = unroll(step, drive, h, transition, self.step_size, compiled=self.compiled)
+        return output.to(transition.dtype), h
 
     def _parameters_of(self, layer: int) -> tuple[Any, Any, Any]:
         return tuple(getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias"))
+
+
+def _gated_step(h: Tensor, drive: Tensor, transition: Tensor, step_size: float) -> Tensor:
+    recurrent = functional.linear(h.to(transition.dtype), transition)
+    gate, candidate = drive.chunk(2, dim=-1)
+    return torch.addcmul(h, torch.sigmoid(recurrent + gate), torch.tanh(recurrent + candidate), value=step_size)
+
+
+def _plain_step(h: Tensor, drive: Tensor, transition: Tensor, step_size: float) -> Tensor:
+    recurrent = functional.linear(h.to(transition.dtype), transition)
+    return torch.add(h, torch.tanh(recurrent + drive), alpha=step_size)
+
+
+@lru_cache(maxsize=8)
+def _upper_triangle(size: int, device: torch.device) -> Tensor:
+    """Where the strictly upper triangle's numbers lie in a matrix row by row, of int64."""
+    with torch.inference_mode(False):  # autograd may keep it
+        row, column = torch.triu_indices(size, size, offset=1, device=device)
+        return row * size + column

@@ -1,7 +1,8 @@
 """Recurrent layers `(x, state) → (y, state)`, time-major: x (S, B, I), y (S, B, H).
 
 A state of None is zeros. The state that comes out is attached to the graph; whoever cuts the sequence detaches it.
-LSTM, GRU and tanh-RNN run on cuDNN on a GPU; the antisymmetric layer is a loop over the steps.
+LSTM, GRU and tanh-RNN run on cuDNN on a GPU; the antisymmetric layer is a loop over the steps, which `compile_steps`
+compiles.
 """
 
 from typing import Any, Literal, get_args
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from fptt_dist.models.antisymmetric import AntisymmetricRNN
+from fptt_dist.models.lstm import LSTM
 
 CellName = Literal["lstm", "gru", "rnn", "antisymmetric"]
-LAYERS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+LAYERS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 def recurrent_layer(
