@@ -1,7 +1,8 @@
 """From a configuration to a finished run."""
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from fptt_dist.config import Config, ConfigError, Run, SingleProcess, apply_overrides, load
 from fptt_dist.parallel import Communicator, LaunchEnvironment, process_group, resolve_environment
+from fptt_dist.parallel.environment import FROM_SLURM
 from fptt_dist.training.build import build_device
 from fptt_dist.training.dry_run import DryRun, dry_run
 from fptt_dist.training.position import Watch
@@ -107,7 +109,7 @@ def open_checkpoint(path: Path, which: str) -> Trainer:
     folder = RunFolder(config.model_copy(update={"parallel": SingleProcess(), "run": Run(dir=str(path))}))
     environment = LaunchEnvironment()
     device = build_device(folder.config, environment)
-    _prepare(device)
+    _prepare(device, environment)
     trainer = Trainer(folder, environment, device)
     checkpoint = trainer.store.pointed("best") if which == "best" else trainer.store.newest()
     if checkpoint is None:
@@ -121,12 +123,38 @@ def _connected(environment: LaunchEnvironment, device: torch.device, evidence: P
     """The processes connected, and torch set up for training."""
     if environment.world > 1:
         LOG.warning("%s, on %s", environment, device)
-    _prepare(device)
+    _prepare(device, environment)
     with process_group(environment, device, evidence) as everyone:
         yield everyone
 
 
-def _prepare(device: torch.device) -> None:
+def threads(environment: LaunchEnvironment, cores: int, environ: Mapping[str, str] = os.environ) -> int | None:
+    """How many threads this process may take: the machine's cores, shared out to the processes on it.
+
+    Two processes that each take all cores wait for each other at every operation, and are ten times slower for it.
+
+    Args:
+        environment: this process's place.
+        cores: that this process may run on.
+        environ: the environment variables.
+
+    Returns:
+        At least 1; None where the user, or who started the process, has said how many.
+    """
+    if "OMP_NUM_THREADS" in environ or "MKL_NUM_THREADS" in environ:
+        return None
+    given = environ.get("SLURM_CPUS_PER_TASK", "")
+    own = given.isdecimal() and int(given) > 0
+    if own:
+        cores = min(cores, int(given))
+    shared = 1 if own and environment.source == FROM_SLURM else environment.local_world  # a task of SLURM's has its own
+    return max(1, cores // shared)
+
+
+def _prepare(device: torch.device, environment: LaunchEnvironment) -> None:
+    allowed = threads(environment, len(os.sched_getaffinity(0)))
+    if allowed is not None and allowed < torch.get_num_threads():
+        torch.set_num_threads(allowed)  # never more: torch knows the real cores, and a program may want fewer
     if device.type == "cpu":
         # A long backward pass is full of denormal gradients, on which CPUs are several times slower.
         torch.set_flush_denormal(True)
