@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def conflicts_of(config: "Config") -> list[Conflict]:
     """Everything in `config` that does not fit together."""
     conflicts = [*_length_of_run(config), *_batch_split(config), *_windows(config), *_shards(config), *_text(config)]
-    conflicts += parallel_conflicts(config)
+    conflicts += [*_graph(config), *parallel_conflicts(config)]
     if config.algorithm == "fptt":
         conflicts += [*_metric(config), *_algorithm2(config)]
     return conflicts
@@ -40,6 +40,14 @@ def _batch_split(config: "Config") -> list[Conflict]:
         f"type a divisor such as train.micro_batch_size={below}, or train.micro_batch_size=null"
     )
     return [Conflict(text, ("train.micro_batch_size", "train.batch_size"))]
+
+
+def _graph(config: "Config") -> list[Conflict]:
+    """A graph holds the learning rate it was captured with, unless the update is compiled for one that changes."""
+    if not config.train.graph or config.train.compile:
+        return []
+    text = "train.graph=true needs the compiled update: type train.compile=true, or train.graph=false"
+    return [Conflict(text, ("train.graph", "train.compile"))]
 
 
 def _windows(config: "Config") -> list[Conflict]:

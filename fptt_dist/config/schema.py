@@ -57,6 +57,16 @@ class Train(Section):
     )
     max_norm: float | None = Field(default=1.0, gt=0, description="largest norm (see fptt.clip), null = no clipping")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of forward and backward")
+    compile: bool = Field(
+        default=False,
+        description="compile the update, on a GPU also the steps of cells that cuDNN does not have: some seconds at "
+        "the start, less time an update; needs a C++ compiler, or Triton on a GPU",
+    )
+    graph: bool = Field(
+        default=False,
+        description="capture the windows of a batch, forward, backward and update, in one CUDA graph; needs "
+        "train.compile",
+    )
 
 
 class Evaluate(Section):

@@ -1,5 +1,6 @@
 """From a configuration to the objects of a run: one `match` each."""
 
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from torch import Tensor
 from fptt_dist import config as settings
 from fptt_dist.algorithm import FPTT, PROCEDURES, schedules
 from fptt_dist.algorithm.averaging import NonMonotonicTrigger, WeightAverage
+from fptt_dist.algorithm.kernel import refusal
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.models import AwdLstm, Network, chrono_initialisation, recurrent_layer
 from fptt_dist.parallel import LaunchEnvironment, device_index
 from fptt_dist.tasks import Adding, Copying, Language, Pixels, Task
+
+LOG = logging.getLogger("fptt_dist")
 
 
 def build_device(config: Config, environment: LaunchEnvironment) -> torch.device:
@@ -124,11 +128,14 @@ def build_model(config: Config, task: Task) -> Network | AwdLstm:
 
 
 def build_optimizer(config: Config, parameters: list[Tensor]) -> FPTT:
-    """FPTT around the base optimizer; the baselines are FPTT with α = 0, which is the base optimizer bit for bit."""
+    """FPTT around the base optimizer; the baselines are FPTT with α = 0, which is the base optimizer bit for bit (to
+    rounding where train.compile fuses the update)."""
     base = _base_optimizer(config.optimizer, parameters)
     fptt = config.fptt
-    if not PROCEDURES[config.algorithm].has_force:
-        return FPTT(base, alpha=0.0, max_norm=config.train.max_norm)
+    has_force = PROCEDURES[config.algorithm].has_force
+    fused = config.train.compile and _can_be_fused(base, fptt.update if has_force else "explicit")
+    if not has_force:
+        return FPTT(base, alpha=0.0, max_norm=config.train.max_norm, fused=fused)
     return FPTT(
         base,
         alpha=fptt.alpha,
@@ -139,7 +146,16 @@ def build_optimizer(config: Config, parameters: list[Tensor]) -> FPTT:
         metric=fptt.metric,
         max_norm=config.train.max_norm,
         clip=fptt.clip,
+        fused=fused,
     )
+
+
+def _can_be_fused(base: torch.optim.Optimizer, update: str) -> bool:
+    """Whether the update can be compiled; says why not."""
+    problem = refusal(base, update)
+    if problem is not None:
+        LOG.warning("train.compile=true leaves the update as it is: %s", problem)
+    return problem is None
 
 
 def build_average(

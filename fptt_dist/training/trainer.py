@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from fptt_dist.algorithm import PROCEDURES
 from fptt_dist.config import ConfigError
-from fptt_dist.models import hidden_of
+from fptt_dist.models import compile_steps, hidden_of
 from fptt_dist.parallel import LaunchEnvironment, Weights, beside, communicator, tighten
 from fptt_dist.parallel.collectives import checksum
 from fptt_dist.parallel.finite import LOSS, SUM
 from fptt_dist.tasks import share
-from fptt_dist.training import build, snapshot
+from fptt_dist.training import build, graph, snapshot
 from fptt_dist.training.background import BackgroundStore
 from fptt_dist.training.batch import BatchResult, WindowLoop
 from fptt_dist.training.build_strategy import build_strategy, deal, shares
@@ -71,7 +71,10 @@ class Trainer:
         self.strategy = build_strategy(config, environment, communicator(environment, device))
         self.shares = shares(config, self.strategy.world)
         deal(self.task, config, self.strategy.rank, self.strategy.world)
+        self.task.to(device)
         self.network = build.build_model(config, self.task).to(device)
+        if config.train.compile and device.type == "cuda":
+            compile_steps(self.network)  # on a CPU nothing is gained by it
         self.counts = self.network.parameter_counts()  # an engine may leave the network without its weights
         tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         self.shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
@@ -97,6 +100,8 @@ class Trainer:
             micro_batches=1 if micro is None else (self.share.stop - self.share.start) // micro,
             precision="fp32" if self.strategy.casts else config.train.precision,
         )
+
+        self.runner = self._runner()
 
         # how long
         self.batches_per_epoch = self.task.train_examples // config.train.batch_size
@@ -139,6 +144,16 @@ class Trainer:
         self.states: list[Any] | None = None  # carried from batch to batch, where the task is a stream
         self.watch = watch
         build.seed_worker(config.seed, self.strategy.rank)
+
+    def _runner(self) -> WindowLoop | graph.BatchGraph:
+        """What runs a batch: the loop, or the CUDA graph of it."""
+        if not self.config.train.graph:
+            return self.loop
+        problem = graph.refusal(self.strategy, self.device)
+        if problem is not None:
+            LOG.warning("train.graph=true has no effect: %s", problem)
+            return self.loop
+        return graph.BatchGraph(self.loop, graph.CudaCapture(self.device))
 
     @property
     def weights(self) -> Literal["center", "weights", "average"]:
@@ -232,10 +247,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["alpha"] = self.alpha_schedule(progress, group["lr"] / self.config.optimizer.lr)
         recorded = (position.batch + 1) % self.config.telemetry.every == 0
-        batch = self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device)
+        batch = self.task.train_batch(position.epoch, position.cursor, size, self.share)
         rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
         with self.strategy.guarding(), self._rate_in_proportion(len(batch.inputs)):
-            result, norms = self.loop.run(batch, self.states, measure=recorded)
+            result, norms = self.runner.run(batch, self.states, measure=recorded)
         self._check_finite()
         if self.task.carries_state:
             self.states = [hidden_of(state) for state in result.states]

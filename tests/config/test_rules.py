@@ -179,3 +179,10 @@ def test_steps_fill_the_image(dataset: str, pixels: int, near: int) -> None:
 def test_plain_sgd_has_no_preconditioner() -> None:
     text = message(optimizer__name="nt_asgd", fptt__metric="preconditioned")
     assert "optimizer.name=nt_asgd has none" in text
+
+
+def test_a_graph_needs_the_compiled_update() -> None:
+    assert message(train__graph=True).startswith(
+        "train.graph=true needs the compiled update: type train.compile=true, or train.graph=false"
+    )
+    assert apply_overrides(BASE, {"train.graph": True, "train.compile": True}).train.graph

@@ -16,6 +16,7 @@ from torch import Tensor
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training.build import build_device
 from fptt_dist.training.run_folder import RunFolder
 from fptt_dist.training.signals import Interrupted, StopFlag
 from fptt_dist.training.trainer import Trainer
@@ -83,7 +84,7 @@ class StopAt(StopFlag):
 def trainer_for(config: Config) -> Trainer:
     """The trainer of a run that starts or goes on, before its first batch."""
     folder = RunFolder(config)
-    trainer = Trainer(folder, LaunchEnvironment(), torch.device("cpu"))
+    trainer = Trainer(folder, LaunchEnvironment(), build_device(config, LaunchEnvironment()))
     folder.open()
     newest = trainer.store.newest()
     if newest is not None:

@@ -1,6 +1,7 @@
 """On an NVIDIA GPU: `pytest -m gpu`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +52,35 @@ def test_dynamic_evaluation_differentiates_cudnns_layers(tmp_path: Path) -> None
     train(tiny_text(tmp_path / "run", {"device": "cuda", **AWD}))
     found = evaluate_dynamically(tmp_path / "run")
     assert found["validation"] <= found["static_validation"]
+
+
+@pytest.mark.parametrize("keys", [{}, {"algorithm": "online"}, {"algorithm": "bptt"}, {"model.dropout": 0.3}], ids=str)
+def test_a_captured_run_is_the_run_itself(
+    keys: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Weights, moments, W̄, u and the metric of a run whose batches are replayed, against one window after another."""
+    fast = {"device": "cuda", "model.layers": 2, "telemetry.every": 4, "train.compile": True, **keys}
+    for name, captured in (("graph", True), ("eager", False)):
+        train(tiny(tmp_path / name, {**fast, "train.graph": captured}, batches=20))
+    newest = [checkpoints(tmp_path / name)[-1] for name in ("graph", "eager")]
+    assert differing(content(newest[0]), content(newest[1])) == []
+    assert "not captured" not in caplog.text
+
+
+def test_a_captured_run_resumes_exactly(tmp_path: Path) -> None:
+    keys = {"device": "cuda", "telemetry.every": 4, "train.compile": True, "train.graph": True, "model.cell": "gru"}
+    train(tiny(tmp_path / "straight", keys, batches=20))
+    parts = tiny(tmp_path / "parts", keys, batches=20)
+    train_until(parts, 9)
+    train(resumed(parts))
+    newest = [checkpoints(tmp_path / name)[-1] for name in ("straight", "parts")]
+    assert differing(content(newest[0]), content(newest[1])) == []
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_the_compiled_update_is_the_plain_one(optimizer: str, tmp_path: Path) -> None:
+    values = {}
+    for compiled in (True, False):
+        keys = {"device": "cuda", "optimizer.name": optimizer, "optimizer.lr": 1e-3, "train.compile": compiled}
+        values[compiled] = train(tiny(tmp_path / str(compiled), keys)).value
+    assert values[True] == pytest.approx(values[False], rel=1e-4)
