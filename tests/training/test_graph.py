@@ -87,6 +87,7 @@ def same(left: Run, right: Run) -> None:
         {"train.max_norm": None, "fptt.metric": "preconditioned", "optimizer.name": "adamw"},
         {"model.cell": "gru", "model.layers": 2},
         {"model.cell": "antisymmetric"},
+        {"parallel.strategy": "gradient"},
     ],
     ids=str,
 )

@@ -1,0 +1,219 @@
+"""What a window costs by cell: the antisymmetric RNN step by step and compiled, beside PyTorch's own LSTM, GRU and RNN.
+
+    python -m benchmarks.cells --json results/cells.json
+    python -m benchmarks.cells --device cuda        # flashrnn's LSTM and GRU too, where it can be imported
+
+Forward and backward of one window with the state given, all cells in turns, one thread on a CPU. A table shows the
+median (smallest–largest) and the ratio to the antisymmetric cell of the same kind run step by step.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fptt_dist.models import AntisymmetricRNN, compile_steps
+
+SHAPES = "28x128x128,8x16x64,1x16x64,1x128x128"  # steps × batch × hidden
+INPUTS = 1
+WITHOUT_FLASH = "flashrnn is not installed: pip install flashrnn (needs nvcc and g++ when it is run first)"
+Window = Callable[[Tensor, Any], tuple[Tensor, Any]]
+
+
+class FlashLayer(nn.Module):
+    """flashrnn's LSTM or GRU with the weights of PyTorch's, one layer, float32.
+
+    flashrnn reads W x of all steps, (B, T, gates, heads, units), R (gates, heads, units out, units in), a bias a gate
+    and states (states, B, 1, heads, units). Its GRU has the gates g, r, z, n: g reads the state alone, n the input
+    alone. PyTorch's order is r, z, n.
+
+    Args:
+        layer: nn.LSTM or nn.GRU.
+        backend: "cuda_fused" or "cuda".
+    """
+
+    def __init__(self, layer: nn.RNNBase, backend: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.backend = backend
+        self.function = "lstm" if isinstance(layer, nn.LSTM) else "gru"
+        self.flashrnn = importlib.import_module("flashrnn").flashrnn
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """As PyTorch's layer."""
+        inward, recurrent, b_in, b_rec = (getattr(self.layer, name) for name in self.layer._flat_weights_names)
+        hidden = self.layer.hidden_size
+        states = torch.stack(state) if self.function == "lstm" else state[None]  # (states, layers = 1, B, H)
+        if self.function == "lstm":
+            bias, gates = b_in + b_rec, recurrent.view(4, 1, hidden, hidden)
+        else:
+            r_in, z_in, n_in = b_in.chunk(3)
+            r_rec, z_rec, n_rec = b_rec.chunk(3)
+            bias = torch.cat([n_rec, r_in + r_rec, z_in + z_rec, n_in])
+            gates = recurrent.view(3, 1, hidden, hidden).roll(1, 0)
+        drive = functional.linear(x, inward).unflatten(-1, (-1, 1, hidden)).transpose(0, 1)
+        every, last = self.flashrnn(
+            drive,
+            gates,
+            bias.view(-1, 1, hidden),
+            states=states.transpose(1, 2)[:, :, :, None],
+            function=self.function,
+            backend=self.backend,
+            dtype="float32",
+        )
+        end = last[:, :, 0, 0][:, None]  # (states, 1, B, H)
+        return every[0, :, :, 0].transpose(0, 1), tuple(end) if self.function == "lstm" else end[0]
+
+
+def cells(hidden: int, device: torch.device) -> dict[str, nn.Module]:
+    """Every cell by its name in the table."""
+    found: dict[str, nn.Module] = {}
+    for name, gated in (("antisymmetric, gated", True), ("antisymmetric, plain", False)):
+        torch.manual_seed(0)
+        found[name] = AntisymmetricRNN(INPUTS, hidden, gated=gated)
+        torch.manual_seed(0)
+        found[f"{name}, compiled"] = AntisymmetricRNN(INPUTS, hidden, gated=gated)
+        compile_steps(found[f"{name}, compiled"])
+    found |= {kind.__name__: kind(INPUTS, hidden) for kind in (nn.LSTM, nn.GRU, nn.RNN)}
+    if device.type == "cuda":
+        if importlib.util.find_spec("flashrnn") is None:
+            print(WITHOUT_FLASH, file=sys.stderr)
+        else:
+            found["LSTM, flashrnn fused"] = FlashLayer(nn.LSTM(INPUTS, hidden), "cuda_fused")
+            found["LSTM, flashrnn"] = FlashLayer(nn.LSTM(INPUTS, hidden), "cuda")
+            found["GRU, flashrnn"] = FlashLayer(nn.GRU(INPUTS, hidden), "cuda")
+    return {name: cell.to(device) for name, cell in found.items()}
+
+
+def beginning(cell: nn.Module, batch: int, hidden: int, device: torch.device) -> Any:
+    """A state of zeros."""
+    zeros = torch.zeros(1, batch, hidden, device=device)
+    inner = cell.layer if isinstance(cell, FlashLayer) else cell
+    return (zeros, zeros.clone()) if isinstance(inner, nn.LSTM) else zeros
+
+
+def disagreement(cell: nn.Module, name: str, others: dict[str, nn.Module], x: Tensor, state: Any) -> float | None:
+    """The largest difference of the outputs to the cell's reference; None where it is its own."""
+    if isinstance(cell, FlashLayer):
+        reference: nn.Module = cell.layer
+    elif name.endswith(", compiled"):
+        reference = others[name.removesuffix(", compiled")]
+    else:
+        return None
+    return (cell(x, state)[0] - reference(x, state)[0]).detach().abs().max().item()
+
+
+def measure(steps: int, batch: int, hidden: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """One shape: for each cell the seconds of the first window and of the others."""
+    torch.manual_seed(1)
+    x = torch.randn(steps, batch, INPUTS, device=device)
+    modules = cells(hidden, device)
+    rows, runs = [], []
+    for name, cell in modules.items():
+        state, weights = beginning(cell, batch, hidden, device), list(cell.parameters())
+
+        def window(cell: nn.Module = cell, state: Any = state, weights: list[nn.Parameter] = weights) -> None:
+            cell(x, state)[0].sum().backward()
+            for weight in weights:
+                weight.grad = None
+
+        row: dict[str, Any] = {"cell": name, "steps": steps, "batch": batch, "hidden": hidden, "seconds": []}
+        began = time.perf_counter()
+        try:
+            window()
+            _wait(device)
+            row["first"] = time.perf_counter() - began
+            row["disagreement"] = disagreement(cell, name, modules, x, state)
+        except Exception as error:
+            if not isinstance(cell, FlashLayer):
+                raise
+            row["failed"] = str(error).partition("\n")[0]
+        else:
+            runs.append((row, window))
+        rows.append(row)
+    count = 1
+    while _timed(runs[0][1], count, device) * count < 0.02:  # seconds together that a clock measures well
+        count *= 2
+    for _ in range(repeats):
+        for row, window in runs:
+            row["seconds"].append(_timed(window, count, device))
+    return rows
+
+
+def _timed(window: Callable[[], None], count: int, device: torch.device) -> float:
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(count):
+        window()
+    _wait(device)
+    return (time.perf_counter() - began) / count
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The Markdown table; the first window's seconds hold what compiling took, where nothing was cached."""
+    lines = [
+        "| S × B × H | cell | µs a window | ratio | first window, s | differs by |",
+        "|---|---|---|---|---|---|",
+    ]
+    middles = {
+        (row["steps"], row["batch"], row["hidden"], row["cell"]): statistics.median(row["seconds"])
+        for row in rows
+        if row["seconds"]
+    }
+    for row in rows:
+        shape = (row["steps"], row["batch"], row["hidden"])
+        head = f"| {' × '.join(map(str, shape))} | {row['cell']} "
+        if not row["seconds"]:
+            lines.append(f"{head}| {row['failed']} | | | |")
+            continue
+        base = "antisymmetric, plain" if "plain" in row["cell"] else "antisymmetric, gated"
+        low, middle, high = (1e6 * f(row["seconds"]) for f in (min, statistics.median, max))
+        differs = "" if row["disagreement"] is None else f"{row['disagreement']:.0e}"
+        ratio = middles[*shape, row["cell"]] / middles[*shape, base]
+        lines.append(f"{head}| {middle:,.0f} ({low:,.0f}–{high:,.0f}) | {ratio:.2f} | {row['first']:.2f} | {differs} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default=SHAPES, help="steps x batch x hidden, and more after commas")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="written here too")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    device = torch.device(options.device)
+    rows = []
+    for shape in options.shapes.split(","):
+        steps, batch, hidden = map(int, shape.split("x"))
+        rows += measure(steps, batch, hidden, device, options.repeats)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    hardware = {"device": place, "cores": len(os.sched_getaffinity(0)), "torch": torch.__version__}
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"hardware": hardware, "rows": rows}, indent=1) + "\n")
+    print(table(rows))
+    print(f"\n{', '.join(f'{name} {value}' for name, value in hardware.items())}")
+
+
+if __name__ == "__main__":
+    main()
