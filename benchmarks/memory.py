@@ -40,7 +40,7 @@ from fptt_dist.training.batch import WindowLoop
 from fptt_dist.training.run_folder import versions
 
 METHODS = ("bptt", "fptt")
-LENGTHS = (784, 1568, 3136, 6272, 12544, 25088, 65536)
+LENGTHS = (784, 1568, 3136, 6272, 12544, 25088, 65520)  # multiples of 28: one shape of window
 STEPS, CLASSES, BATCHES, MIB, GIB = 28, 10, 2, 2**20, 2**30
 FLAT = 0.05  # of the smallest: how far apart FPTT's points may lie
 COLOURS = {"bptt": "#D55E00", "fptt": "#0072B2"}  # Okabe & Ito's

@@ -35,6 +35,7 @@ from fptt_dist.models import Network, recurrent_layer
 from fptt_dist.parallel import Single
 from fptt_dist.tasks import Batch, Task
 from fptt_dist.training.batch import WindowLoop
+from fptt_dist.training.graph import FIRST, BatchGraph, CudaCapture
 from fptt_dist.training.run_folder import versions
 
 CLASSES, ALPHA, RATE, MAX_NORM = 10, 0.5, 1e-3, 1.0
@@ -129,13 +130,15 @@ def loop(case: Case, procedure: str, windows: int, device: torch.device, *, fuse
 def ours(name: str, case: Case, procedure: str, windows: int, device: torch.device, *, fused: bool = False) -> Row:
     """A row of the package: a batch, and the look at its end whether all was finite."""
     trained = loop(case, procedure, windows, device, fused=fused)
+    captured = name.endswith("graph")
+    runner = BatchGraph(trained, CudaCapture(device)) if captured else trained
 
     def run(batch: Batch) -> None:
-        trained.run(batch)
+        runner.run(batch)
         if not trained.strategy.healthy():
             raise SystemExit(f"{name}, K = {windows}: not finite")
 
-    return Row(name, windows, run, trained.strategy, "step")
+    return Row(name, windows, run, None if captured else trained.strategy, "step")
 
 
 def peer(case: Case, device: torch.device) -> Row:
@@ -185,6 +188,8 @@ def rows_of(case: Case, windows: tuple[int, ...], device: torch.device, *, fused
         rows += [ours(name, case, name, k, device) for name in ("tbptt", "online", "fptt")]
         if fused:
             rows.append(ours("fptt, fused", case, "fptt", k, device, fused=True))
+            if device.type == "cuda":
+                rows.append(ours("fptt, fused, graph", case, "fptt", k, device, fused=True))
         naive = NaiveFPTT(network(case, device, torchs=True), windows=k, alpha=ALPHA, lr=RATE, max_norm=MAX_NORM)
         rows.append(Row("naive", k, naive.run, naive, "update"))
         if k == case.length and importlib.util.find_spec("spikingjelly") is not None:
@@ -224,7 +229,8 @@ def measure(case: Case, windows: tuple[int, ...], device: torch.device, repeats:
     batch = RandomPixels(case).train_batch(0, 0, case.batch, slice(0, case.batch)).to(device)
     rows = rows_of(case, windows, device, fused=fused)
     for row in rows:
-        row.run(batch)
+        for _ in range(FIRST + 2 if row.method.endswith("graph") else 1):  # a graph is captured after some batches
+            row.run(batch)
     for number in range(repeats):
         for row in rows:
             row.seconds.append(seconds(lambda row=row: row.run(batch), device))
@@ -277,7 +283,9 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, action="append", help="one or more; all if not given")
     parser.add_argument("--windows", type=_windows, help="K, separated by commas; the case's own if not given")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compile", action="store_true", help="also FPTT(..., fused=True)")
+    parser.add_argument(
+        "--compile", action="store_true", help="also FPTT(..., fused=True), and on a GPU its batch as one graph"
+    )
     parser.add_argument("--json", type=Path, help="all times; a case that is there already is replaced")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_command_prints_and_writes_every_cell(tmp_path: Path) -> None:
     # Windows of fewer than 8 steps: nothing is compiled.
     words = ["--shapes", "2x3x4,1x2x3", "--repeats", "3", "--json", str(tmp_path / "a" / "cells.json")]

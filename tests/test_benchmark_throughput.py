@@ -16,6 +16,7 @@ TINY = throughput.Case(hidden=5, layers=1, length=12, batch=4, windows=(3, 12))
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_every_time(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "speed.json"
     command = [sys.executable, "-m", "benchmarks.throughput", "--case", "small", "--windows", "2,7"]

@@ -85,7 +85,7 @@ def dry_run(trainer: Trainer) -> DryRun:
         trainer: as built for the run; its weights are changed, so it is not to be trained on.
     """
     size = trainer.config.train.batch_size
-    batch = trainer.task.train_batch(0, 0, size, trainer.share)
+    batch = trainer.task.train_batch(0, 0, size, trainer.share).to(trainer.device)
     part = batch.select(slice(0, batch.size // trainer.loop.micro_batches))
     passes = list(trainer.loop.passes(len(batch.inputs)))
     if trainer.average is not None:

@@ -247,7 +247,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["alpha"] = self.alpha_schedule(progress, group["lr"] / self.config.optimizer.lr)
         recorded = (position.batch + 1) % self.config.telemetry.every == 0
-        batch = self.task.train_batch(position.epoch, position.cursor, size, self.share)
+        batch = self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device)
         rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
         with self.strategy.guarding(), self._rate_in_proportion(len(batch.inputs)):
             result, norms = self.runner.run(batch, self.states, measure=recorded)

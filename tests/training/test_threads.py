@@ -68,6 +68,7 @@ print(json.dumps([*shared, list(found(2 * cores))]))
 """
 
 
+@pytest.mark.slow
 def test_a_process_takes_its_share_and_never_more_than_it_had() -> None:
     known = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "SLURM_CPUS_PER_TASK")
     environment = {name: value for name, value in os.environ.items() if name not in known}
