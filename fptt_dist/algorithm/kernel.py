@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-COEFFICIENTS = ("alpha", "step", "root", "decay", "root_before", "inverse_lr")
+# Columns of the coefficients: α; η, for Adam over 1 − β₁ᵗ; √(1 − β₂ᵗ); what AdamW leaves of W; for the preconditioned
+# metric √(1 − β₂ᵗ) of the step before, and 1/η.
+ALPHA, STEP, ROOT, DECAY, ROOT_BEFORE, INVERSE_RATE = range(6)
 CONSTANT = ("betas", "eps", "momentum", "dampening", "nesterov", "weight_decay")  # of a group: compiled in
+DECOUPLED = "decoupled_weight_decay"  # whether the weights decay apart from the gradient, as AdamW's
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
 
 Group = dict[str, Any]
@@ -71,13 +74,15 @@ def refusal(base: Optimizer, update: str) -> str | None:
         return f'update="explicit" can be fused, not "{update}"'
     if any(group.get(flag) for group in base.param_groups for flag in ("amsgrad", "capturable", "differentiable")):
         return "amsgrad, capturable and differentiable base optimizers cannot be fused"
+    if any("betas" in group and DECOUPLED not in group for group in base.param_groups):
+        return f"Adam without {DECOUPLED} in its groups cannot be fused: update torch"
     return None
 
 
 def rule_of(group: Group) -> Rule:
     """The constants of a group of SGD, Adam or AdamW."""
     if "betas" in group:
-        decay = 0.0 if _is_decoupled(group) else group["weight_decay"]
+        decay = 0.0 if group[DECOUPLED] else group["weight_decay"]
         return Rule("adam", betas=tuple(group["betas"]), eps=group["eps"], weight_decay=decay)
     return Rule(
         "momentum" if group["momentum"] else "sgd",
@@ -89,7 +94,8 @@ def rule_of(group: Group) -> Rule:
 
 
 def coefficients(group: Group, step: float) -> list[float]:
-    """`COEFFICIENTS` of a group's update number `step` (from 1), in double precision as the plain path has them."""
+    """The columns, in their order, of a group's update number `step` (from 1); the plain path has them in double
+    precision too."""
     lr, alpha = float(group["lr"]), float(group["alpha"])
     if "betas" not in group:
         return [alpha, lr, 1.0, 1.0, 1.0, 0.0]
@@ -99,7 +105,7 @@ def coefficients(group: Group, step: float) -> list[float]:
         alpha,
         lr / (1.0 - first**step),
         math.sqrt(1.0 - second**step),
-        1.0 - lr * group["weight_decay"] if _is_decoupled(group) else 1.0,
+        1.0 - lr * group["weight_decay"] if group[DECOUPLED] else 1.0,
         math.sqrt(before) if before > 0.0 else 1.0,
         1.0 / lr if lr != 0.0 and before > 0.0 else 0.0,
     ]
@@ -125,7 +131,6 @@ class Kernel:
     ) -> None:
         self.rules, self.owner, self.constants = rules, owner, constants
         self._names = list(lists)
-        self._counts = [len(tensors) for tensors in lists.values()]
         tensors = [tensor for each in lists.values() for tensor in each]
         self._norm = None
         if constants.max_norm is not None:
@@ -141,11 +146,8 @@ class Kernel:
 
     def _unpack(self, tensors: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """The tensors of each parameter, by name."""
-        parts, start = {}, 0
-        for name, count in zip(self._names, self._counts, strict=True):
-            parts[name] = tensors[start : start + count]
-            start += count
-        return [{name: part[i] for name, part in parts.items()} for i in range(self._counts[0])]
+        size = len(self.rules)
+        return [dict(zip(self._names, tensors[i::size], strict=True)) for i in range(size)]
 
     def _scale_of(self, *tensors: Tensor) -> tuple[Tensor]:
         """min(1, max_norm / (‖·‖ + 1e-6)) of gradient + force, or of the gradient alone."""
@@ -167,11 +169,13 @@ class Kernel:
 
     def _force(self, each: dict[str, Tensor], rule: Rule, rate: Tensor) -> Tensor:
         """α D [c (W − W̄) − κ u]."""
-        alpha, like = rate[0], each["w"].dtype
+        alpha, like = rate[ALPHA], each["w"].dtype
         pull = (each["w"] - each["center"]) * (alpha * self.constants.prox_weight).to(like)
         pull = pull - each["dual"] * (alpha * self.constants.dual_weight).to(like)
         if self.constants.preconditioned:
-            pull = pull * ((each["moment1"].sqrt() / rate[4].to(like) + rule.eps) * rate[5].to(like))
+            pull = pull * (
+                (each["moment1"].sqrt() / rate[ROOT_BEFORE].to(like) + rule.eps) * rate[INVERSE_RATE].to(like)
+            )
         return pull
 
     def _update_one(self, each: dict[str, Tensor], rule: Rule, rate: Tensor, scale: Tensor) -> None:
@@ -189,18 +193,13 @@ class Kernel:
         each["center"].copy_(center)
 
 
-def _is_decoupled(group: Group) -> bool:
-    """Whether the weights decay apart from the gradient (AdamW)."""
-    return group["decoupled_weight_decay"]
-
-
 def _adam(each: dict[str, Tensor], rule: Rule, rate: Tensor, g: Tensor) -> Tensor:
     """W after a step of Adam or AdamW; renews the moments."""
     like = g.dtype
     first, second = rule.betas
     m = each["moment0"] + (1.0 - first) * (g - each["moment0"])
     v = second * each["moment1"] + (1.0 - second) * g * g
-    moved = each["w"] * rate[3].to(like) - rate[1].to(like) * (m / (v.sqrt() / rate[2].to(like) + rule.eps))
+    moved = each["w"] * rate[DECAY].to(like) - rate[STEP].to(like) * (m / (v.sqrt() / rate[ROOT].to(like) + rule.eps))
     each["moment0"].copy_(m)
     each["moment1"].copy_(v)
     return moved
@@ -212,7 +211,7 @@ def _sgd(each: dict[str, Tensor], rule: Rule, rate: Tensor, g: Tensor) -> Tensor
         momentum = rule.momentum * each["moment0"] + (1.0 - rule.dampening) * g
         g = g + rule.momentum * momentum if rule.nesterov else momentum
         each["moment0"].copy_(momentum)
-    return each["w"] - rate[1].to(g.dtype) * g
+    return each["w"] - rate[STEP].to(g.dtype) * g
 
 
 def _compiled(function: Callable[..., Any], tensors: list[Tensor]) -> Callable[..., Any]:
