@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 START_SECONDS = 120.0
 COLLECTIVE_SECONDS = 30.0
+MOST_THREADS = 300  # engines keep their groups, each with threads that poll: workers with more are replaced
 READY, PART = b"ready", b"part"
 
 
@@ -102,6 +103,8 @@ class Pool:
     def _start(self, world: int) -> None:
         """Make sure that `world` workers run."""
         assert world <= self._size
+        if max(map(_threads, self._workers), default=0) > MOST_THREADS:
+            self.close()
         context = multiprocessing.get_context("spawn")
         new = []
         while len(self._workers) < world:
@@ -144,6 +147,12 @@ class Pool:
         for worker in self._workers[:world]:
             worker.connection.send_bytes(PART)
         return dict(sorted(answers.items()))
+
+
+def _threads(worker: _Worker) -> int:
+    """How many threads a worker has; 0 for one that died."""
+    tasks = Path(f"/proc/{worker.process.pid}/task")
+    return len(list(tasks.iterdir())) if tasks.exists() else 0
 
 
 def _serve(connection: Connection) -> None:

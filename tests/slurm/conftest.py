@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parallel.pool import Pool
 from tests.slurm.cluster import Cluster
 
 NEEDED = ("slurmctld", "slurmd", "munged", "scontrol", "sbatch", "srun")
@@ -25,6 +26,12 @@ def installed() -> None:
         if "CI" in os.environ:
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_idle_workers(pool: Pool) -> None:
+    """The daemons and jobs have the cores and ports to themselves."""
+    pool.close()
 
 
 @contextmanager
