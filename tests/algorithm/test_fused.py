@@ -201,15 +201,19 @@ def test_gradients_that_lie_otherwise_in_memory(calls: list[Kernel]) -> None:
 
 
 @pytest.mark.slow
-def test_copies_compile_for_themselves() -> None:
+def test_copies_compile_for_themselves(calls: list[Kernel]) -> None:
     params = parameters()
     optimizer = FPTT(Adam(params, lr=0.05), fused=True, **OPTIONS)
     drive(optimizer, params, 0, 3)
-    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+    ends = []
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)), optimizer):
         own = [p for group in other.param_groups for p in group["params"]]
         drive(other, own, 3, 5)
         assert other.fusing_problem is None
-    assert same_bits([p.detach() for p in params], [p.detach() for p in params])
+        ends.append(snapshot(other, own))
+    assert same_bits(ends[0], ends[2])
+    assert same_bits(ends[1], ends[2])
+    assert len(calls) == 2 + 3 * 2
 
 
 @pytest.mark.slow
