@@ -43,6 +43,17 @@ def wait_for_batches(run: Path, batches: int) -> None:
     raise AssertionError("the run did not start")
 
 
+def wait_for_default(process: int, number: signal.Signals) -> None:
+    """Until the process has handled the first signal, and so no longer catches this one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        (caught,) = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if "SigCgt" in line]
+        if not int(caught.split()[1], 16) >> (number - 1) & 1:
+            return
+        time.sleep(0.001)
+    raise AssertionError("the first signal was not handled")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
 def test_a_signal_saves_and_the_printed_command_goes_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
@@ -78,12 +89,12 @@ def test_a_signal_saves_and_the_printed_command_goes_on(number: signal.Signals, 
 @pytest.mark.slow
 def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    slow = {**LONG, "task.length": 800, "fptt.windows": 400}  # hundreds of short operations a batch
+    slow = {**LONG, "task.length": 8000, "fptt.windows": 4000}  # thousands of short operations a batch
     config.write_text(dump(tiny(tmp_path / "run", slow, batches=1000)))
     with started(config) as process:
         wait_for_batches(tmp_path / "run", 1)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        wait_for_default(process.pid, signal.SIGTERM)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == -signal.SIGTERM
