@@ -6,7 +6,7 @@ RUNS := runs/add_task
 # Networks this small gain little from a second thread, and lose everything when another program wants the core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-all check install clean
+.PHONY: train test test-all check docs install clean
 
 install: .venv/.installed
 
@@ -21,6 +21,10 @@ train: install
 	$(BIN)/fptt-dist train configs/add_task.yaml algorithm=bptt run.dir=$(RUNS)/bptt resume=auto
 	$(BIN)/fptt-dist report $(RUNS)/fptt $(RUNS)/bptt --out $(RUNS)
 
+# The site, in site/; a broken link is an error.
+docs: install
+	$(BIN)/mkdocs build --strict
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,4 +38,4 @@ test-all: check
 	$(BIN)/python -m pytest -m "not gpu"
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
