@@ -19,7 +19,7 @@ install: .venv/.installed
 train: install
 	$(BIN)/fptt-dist train configs/add_task.yaml run.dir=$(RUNS)/fptt resume=auto
 	$(BIN)/fptt-dist train configs/add_task.yaml algorithm=bptt run.dir=$(RUNS)/bptt resume=auto
-	$(BIN)/fptt-dist report $(RUNS)/fptt $(RUNS)/bptt --out $(RUNS)
+	$(BIN)/fptt-dist report $(RUNS)/fptt $(RUNS)/bptt --out $(RUNS)/report.html
 
 # The site, in site/; a broken link is an error.
 docs: install

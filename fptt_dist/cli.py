@@ -218,19 +218,26 @@ def evaluate(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="folders of runs")],
-    out: Annotated[Path | None, typer.Option(help="folder that receives figures/ (default: the first run's)")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN…", help="folders of runs or sweeps, or folders with such below them")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="the page (default: report.html in the first folder)")
+    ] = None,
 ) -> None:
-    """Print runs side by side in one table and draw figures/convergence.png; or a sweep's table and pictures."""
-    from fptt_dist.reporting import draw_convergence, is_sweep, read_runs, results_table, write_sweep
+    """Print runs side by side, and write one HTML page with their table, pictures and configurations.
 
-    if len(runs) == 1 and is_sweep(runs[0]):
-        _tell_sweep(write_sweep(runs[0]))
-        return
-    histories = read_runs(runs)
-    _print_table(results_table(histories))
-    picture = draw_convergence(histories, (out or runs[0]) / "figures" / "convergence.png")
-    typer.echo(f"convergence: {picture}")
+    Of a sweep also its own table and pictures; of a folder of reproduce the tables beside the paper's figures. The page
+    needs no other file; its pictures are beside it too, in report_figures/, as PNG and SVG.
+    """
+    from fptt_dist.reporting import make_report, results_table
+
+    page = make_report(runs, out)
+    if page.alone:
+        _print_table(results_table(page.alone))
+    for results in page.sweeps:
+        _tell_sweep(results)
+    typer.echo(f"page: {page.path}")
 
 
 @app.command()

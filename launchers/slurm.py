@@ -254,7 +254,7 @@ def _planned(config: str, overrides: list[str], cluster: Cluster, array: bool) -
     if wrong:
         raise ConfigError(
             f"run.dir={show(str(base))}: SLURM reads {show(wrong[0])} in the name of a log as something else: type "
-            "run.dir=… without"
+            "run.dir=… without it"
         )
     if plan is not None:
         check_folder(plan, resume=runs[0].config.resume == "auto", option="resume=auto")

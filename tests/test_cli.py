@@ -142,13 +142,15 @@ def test_train_evaluate_and_report(fptt_dist: Command, tmp_path: Path) -> None:
     first, second = out.splitlines()
     assert first.startswith(f"adding fptt: test mse {found['value']:.5g} at batch 6 of 6 (18 updates, ")
     assert second == f"everything is in {run}"
-    code, out, _ = fptt_dist("report", str(run), "--out", str(tmp_path / "drawn"))
-    picture = tmp_path / "drawn" / "figures" / "convergence.png"
+    page = tmp_path / "written" / "page.html"
+    code, out, _ = fptt_dist("report", str(run), "--out", str(page))
     assert code == 0
     assert f"{found['value']:.5f}" in out
-    assert out.splitlines()[-1] == f"convergence: {picture}"
-    with Image.open(picture) as image:
-        assert image.size == (1600, 1000)
+    assert out.splitlines()[-1] == f"page: {page}"
+    assert f"{found['value']:.5g} (1)" in page.read_text()
+    for picture in (tmp_path / "written" / "page_figures").glob("*.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 300
 
 
 def test_evaluate_gives_the_results_numbers(finished: Path, fptt_dist: Command) -> None:
@@ -162,11 +164,23 @@ def test_evaluate_gives_the_results_numbers(finished: Path, fptt_dist: Command) 
     assert json.loads(out)["validation"] == last["value"] != found["validation"]
 
 
-def test_report_draws_into_the_first_run(finished: Path, fptt_dist: Command) -> None:
-    code, out, _ = fptt_dist("report", str(finished))
+def test_report_writes_into_the_first_folder(finished: Path, fptt_dist: Command, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(finished, tmp_path / "runs" / name)
+    code, out, _ = fptt_dist("report", str(tmp_path / "runs"))
     assert code == 0
-    assert out.splitlines()[-1] == f"convergence: {finished / 'figures' / 'convergence.png'}"
-    assert (finished / "figures" / "convergence.png").is_file()
+    assert [line.split()[1] for line in out.splitlines()[3:5]] == [str(tmp_path / "runs" / name) for name in "ab"]
+    assert out.splitlines()[-1] == f"page: {tmp_path / 'runs' / 'report.html'}"
+    first = (tmp_path / "runs" / "report.html").read_text()
+    assert fptt_dist("report", str(tmp_path / "runs"))[0] == 0  # its own page and pictures are not in its way
+    assert (tmp_path / "runs" / "report.html").read_text().count("<img") == first.count("<img") > 0
+
+
+def test_report_into_a_place_that_cannot_be_written(finished: Path, fptt_dist: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    code, out, err = fptt_dist("report", str(finished), "--out", str(tmp_path / "file" / "page.html"))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.match(r"fptt-dist: .*/file/page\S* could not be written: ", err)
 
 
 def test_a_dry_run_prints_and_writes_nothing(
@@ -196,13 +210,13 @@ USAGE = {  # from typer, within a frame
     "report": "Missing argument 'RUN",
     "reproduce": "Missing argument 'TARGET",
 }
-NO_RUN = "is not a run's folder: it has no config.yaml"
+NO_RUN = "is not a run's folder, it has no config.yaml: type the folder of one run"
 ADD = "train add_task train.batches=1 device=cpu"
 MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
     "train nothing.yaml": "nothing.yaml: no such file; packaged: ",
     "train empty": "empty: is a folder, not a file",
     "train unknown.yaml": "train.bachsize: unknown key; did you mean train.batch_size",
-    "train list.yaml": "list.yaml: not a mapping of keys to values",
+    "train list.yaml": "list.yaml: not a mapping of keys to values, such as seed: 1",
     "train torn.yaml": "torn.yaml:2: not YAML: ",
     "train add_task train.bachsize=3": "train.bachsize: unknown key; did you mean train.batch_size",
     "train add_task train.batch_size=0": "train.batch_size: 0 is not allowed; allowed: int >= 1 (override",
@@ -228,8 +242,10 @@ MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
     "evaluate empty": f"empty {NO_RUN}",
     "evaluate file": f"file {NO_RUN}",
     "evaluate other": "a: unknown key (other/config.yaml:1)",
-    "report nothing": f"nothing {NO_RUN}",
-    "report empty": f"empty {NO_RUN}",
+    "report nothing": "nothing is not there: type fptt-dist report RUN…, the folders of runs",
+    "report file": "file is a file, not a folder: type fptt-dist report RUN…, the folders of runs",
+    "report empty": "empty holds no run: neither it nor a folder below it has a config.yaml; fptt-dist jobs FOLDER ",
+    "report other --out drawn": "--out drawn: the report is one file: type --out drawn/report.html",
     "report other": "other cannot be read as a run's folder: config.yaml is no configuration of a run",
     "config keys fppt.alpha": "fppt.alpha: no such key or section; did you mean ",
     "config show nothing.yaml": "nothing.yaml: no such file; packaged: ",
@@ -283,8 +299,14 @@ def test_no_gpu(workplace: Path, fptt_dist: Command) -> None:
     ("variables", "message"),
     [
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE set in the environment, but not RANK, LOCAL_RANK: start with torchrun"),
-        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"}, "LOCAL_RANK='x' in the environment is not a number"),
-        ({"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"}, "RANK=2 in the environment is not below WORLD_SIZE=2"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"},
+            "LOCAL_RANK='x' in the environment is not a number: unset LOCAL_RANK",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"},
+            "RANK=2 in the environment is not below WORLD_SIZE=2: start with torchrun",
+        ),
     ],
 )
 def test_a_broken_environment(
@@ -304,15 +326,16 @@ def test_a_broken_environment(
 
 def test_a_run_without_a_checkpoint(tmp_path: Path, fptt_dist: Command) -> None:
     config = tiny(tmp_path / "run", batches=4)
+    again = f"go on with it by fptt-dist train {tmp_path / 'run' / 'config.yaml'} resume=auto"
     train_until(config, 1)
     code, _, err = fptt_dist("evaluate", str(tmp_path / "run"))
-    assert (code, err) == (2, f"fptt-dist: {tmp_path / 'run'} has no whole best checkpoint yet\n")
+    assert (code, err) == (2, f"fptt-dist: {tmp_path / 'run'} has no whole best checkpoint yet: {again}\n")
     assert fptt_dist("evaluate", str(tmp_path / "run"), "--checkpoint", "latest")[0] == 0
     for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
         (folder / "manifest.json").unlink()
     code, _, err = fptt_dist("evaluate", str(tmp_path / "run"), "--checkpoint", "latest")
     assert code == 2
-    assert err.endswith("has no whole latest checkpoint yet\n")
+    assert err.endswith(f"has no whole latest checkpoint yet: {again}\n")
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, fptt_dist: Command) -> None:

@@ -447,11 +447,12 @@ class FPTT(Optimizer):
         limit = explicit_limit(self.beta, self.prox_weight, self.dual_weight, **dynamics) / scale
         if group["alpha"] > limit * (1.0 + 1e-6):
             self._warned_unstable = True
+            prox = ', or take update="prox"' if self.metric == "euclidean" else ""
             warnings.warn(
                 f"alpha={group['alpha']:g} is past the explicit step's stability limit, alpha < {limit:.3g} for "
                 f"{type(self.base).__name__} with lr={lr:g}, beta={self.beta:g}, prox_weight={self.prox_weight:g}, "
-                f"dual_weight={self.dual_weight:g}: the weights will oscillate. Lower alpha or the learning rate, or "
-                'take update="prox"',
+                f"dual_weight={self.dual_weight:g}: the weights will oscillate. Lower alpha or the "
+                f"learning rate{prox}",
                 stacklevel=6,  # past torch's two wrappers of step
             )
 

@@ -68,7 +68,7 @@ def read_mapping(path: Path) -> Layer:
     if values is None:
         return Layer({})
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: not a mapping of keys to values")
+        raise ConfigError(f"{path}: not a mapping of keys to values, such as seed: 1")
     return Layer(values, {key: f"{path}:{line}" for key, line in lines.items()})
 
 

@@ -140,7 +140,7 @@ def load_sweep(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[
     given = override_layer(overrides or {})
     top = Layer(given.values.get("sweep", {}), {key[1:]: origin for key, origin in given.where.items() if key[1:]})
     if "space" in top.values:
-        raise ConfigError(f"{top.where[('space',)]}: what varies is written in {found}")
+        raise ConfigError(f"{top.where[('space',)]}: it cannot be typed, what varies is written in {found}")
     merged = merge(Layer(file.values, {**file.where, (): str(found)}), top, Sweep)
     sweep = validated(merged, Sweep)
     places = {where[1]: place for where, place in file.where.items() if len(where) == 2 and where[0] == "space"}

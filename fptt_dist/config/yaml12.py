@@ -81,7 +81,7 @@ class _Reader:
                 return [self.value(item, path) for item in node.value]
             if isinstance(node, ScalarNode):
                 return self._scalar(node)
-            raise self._error(node, f"the tag {node.tag} is not allowed")
+            raise self._error(node, f"the tag {node.tag} is not allowed: write the value alone")
         finally:
             self._open.pop()
 
@@ -108,7 +108,7 @@ class _Reader:
         if kind == "str":
             return text
         if kind not in _PLAIN:
-            raise self._error(node, f"the tag {node.tag} is not allowed")
+            raise self._error(node, f"the tag {node.tag} is not allowed: write the value alone")
         if not _PLAIN[kind].fullmatch(text):
             raise self._error(node, f"{text!r} is no {kind}")
         if kind == "null":

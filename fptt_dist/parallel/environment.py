@@ -143,9 +143,12 @@ def _torchrun(environ: Mapping[str, str]) -> LaunchEnvironment:
     rank, local_rank, world = (_number(name, environ) for name in TORCHRUN)
     local_world = _number("LOCAL_WORLD_SIZE", environ, world)
     if rank >= world:
-        raise ConfigError(f"RANK={rank} in the environment is not below WORLD_SIZE={world}")
+        raise ConfigError(f"RANK={rank} in the environment is not below WORLD_SIZE={world}: start with torchrun")
     if local_rank >= local_world:
-        raise ConfigError(f"LOCAL_RANK={local_rank} in the environment is not below LOCAL_WORLD_SIZE={local_world}")
+        raise ConfigError(
+            f"LOCAL_RANK={local_rank} in the environment is not below LOCAL_WORLD_SIZE={local_world}: start with "
+            "torchrun"
+        )
     return LaunchEnvironment(
         rank,
         world,
@@ -264,5 +267,5 @@ def _number(name: str, environ: Mapping[str, str], default: int | None = None) -
     if default is not None and name not in environ:
         return default
     if not environ[name].isdecimal():
-        raise ConfigError(f"{name}={environ[name]!r} in the environment is not a number")
+        raise ConfigError(f"{name}={environ[name]!r} in the environment is not a number: unset {name}")
     return int(environ[name])

@@ -51,7 +51,7 @@ def read_runs(paths: list[Path]) -> list[History]:
 
 def _read(path: Path) -> History:
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} is not a run's folder: it has no config.yaml")
+        raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
     try:
         config = YAML(typ="safe", pure=True).load((path / "config.yaml").read_text())
         result = path / "result.json"

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fptt_dist.algorithm.stability import explicit_limit
-from fptt_dist.reporting.convergence import CHANCE, COLOURS, LINES
 from fptt_dist.reporting.history import History, read_runs
+from fptt_dist.reporting.palette import CHANCE, COLOURS, LINES
 from fptt_dist.reporting.paper_table import PaperRow, PaperTable
 from fptt_dist.reporting.sweep_scale import new_figure, save
 

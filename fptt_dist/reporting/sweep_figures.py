@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from fptt_dist.config.values import show
-from fptt_dist.reporting.convergence import COLOURS
+from fptt_dist.reporting.palette import COLOURS
 from fptt_dist.reporting.sweep_heatmap import heatmap_figure
 from fptt_dist.reporting.sweep_parallel import parallel_figure
 from fptt_dist.reporting.sweep_results import Point, SweepResults, TrialRow

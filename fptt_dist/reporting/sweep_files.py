@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from fptt_dist.algorithm import PROCEDURES
 from fptt_dist.config import dump, load
 from fptt_dist.config.values import show
 from fptt_dist.reporting.sweep import read_sweep
 from fptt_dist.reporting.sweep_figures import draw_sweep
-from fptt_dist.reporting.sweep_results import Point, SweepResults
+from fptt_dist.reporting.sweep_results import Point, SweepResults, TrialRow
 
 
 def write_sweep(path: Path) -> SweepResults:
@@ -86,20 +88,54 @@ def _best(results: SweepResults, point: Point) -> str:
 
 def _write_hparams(results: SweepResults, folder: Path) -> None:
     """TensorBoard's HParams of the trials that have a value, in place of those that were there."""
+    metric = f"hparam/validation_{results.metric}"
+    rows = _columns({trial.name: _values(trial) for trial in results.trials if trial.value is not None})
+    every = {key: value for row in rows.values() for key, value in row.items()}
+    # TensorBoard takes the columns of a folder from any one of its runs: each names all.
+    experiment, _, _ = hparams(every, {metric: 0.0})
     with tempfile.TemporaryDirectory(prefix=".report-", dir=folder.parent) as temporary:
         new = Path(temporary) / folder.name
         new.mkdir()
         for trial in results.trials:
             if trial.value is None:
                 continue
-            values = {
-                key: value if isinstance(value, bool | int | float | str) else show(value)
-                for key, value in trial.values.items()
-            }
+            _, start, end = hparams(rows[trial.name], {metric: trial.value})
             with SummaryWriter(str(new / trial.name)) as board:
-                board.add_hparams(values, {f"hparam/validation_{results.metric}": trial.value}, run_name=".")
+                assert board.file_writer is not None
+                for summary in (experiment, start, end):
+                    board.file_writer.add_summary(summary)
+                board.add_scalar(metric, trial.value)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(new, folder)
+
+
+def _values(trial: TrialRow) -> dict[str, Any]:
+    """The trial's values of the keys that vary, with the K and H that stand behind null."""
+    values = dict(trial.values)
+    if None in (values.get("fptt.windows", 0), values.get("parallel.every", 0)):
+        config = load(trial.path / "config.yaml")
+        updates = config.windows_run if PROCEDURES[config.algorithm].update_each_window else 1
+        known = {"fptt.windows": config.windows, "parallel.every": updates}
+        values |= {key: value for key, value in known.items() if key in values and values[key] is None}
+    return values
+
+
+def _columns(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same with one type a key, which TensorBoard sorts and filters by: numbers, without null, or texts."""
+    texts = {
+        key
+        for row in rows.values()
+        for key, value in row.items()
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float))
+    }
+    return {
+        name: {
+            key: value if isinstance(value, str) else show(value) if key in texts else value
+            for key, value in row.items()
+            if key in texts or value is not None
+        }
+        for name, row in rows.items()
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -125,10 +125,10 @@ def _unpack(folder: Path, archive: RemoteFile, files: list[RemoteFile]) -> None:
                 os.replace(part, folder / file.name)
                 del wanted[member.name]
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path} cannot be unpacked: {error}") from error
+        raise DataError(f"{path} cannot be unpacked: {error}. Delete it, and fetch again") from error
     if wanted:
         lacking = "\n".join(f"{name}, a file of {file.bytes} bytes" for name, file in wanted.items())
-        raise DataError(f"{path} does not hold {lacking}")
+        raise DataError(f"{path} does not hold {lacking}. Delete it, and fetch again")
 
 
 def _resuming(part: Path, progress: bool) -> Callable[..., None]:

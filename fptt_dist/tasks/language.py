@@ -209,7 +209,8 @@ class Language(Task):
         if found < needed:
             raise DataError(
                 f"{self._train_path}: {found} tokens used for training are too few for task.length={self.length} and "
-                f"train.batch_size={self.streams}: {self.streams} streams of {steps} + 1 tokens need {needed}"
+                f"train.batch_size={self.streams}: {self.streams} streams of {steps} + 1 tokens need {needed}. "
+                "Type a smaller task.length or train.batch_size"
             )
 
     def _epoch_bounds(self, epoch: int) -> NDArray[np.int64]:
@@ -236,7 +237,7 @@ def _smallest(symbols: int) -> type[np.integer]:
 
 def _first(ids: NDArray[np.int32], path: Path, key: str, limit: int | None) -> NDArray[np.int32]:
     if limit is not None and limit > len(ids):
-        raise DataError(f"{path} has {len(ids)} tokens, fewer than {key}={limit}")
+        raise DataError(f"{path} has {len(ids)} tokens, fewer than {key}={limit}: type {key}=null for all")
     ids = ids[:limit]
     if len(ids) < 2:
         raise DataError(f"{path}: {len(ids)} token(s), expected at least 2, one to read and one to predict")

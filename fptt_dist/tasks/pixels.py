@@ -122,10 +122,12 @@ class Pixels(Task):
         if wanted > len(images):
             raise DataError(
                 f"{folder} has {len(images)} training images, fewer than task.validation={validation} and "
-                f"task.examples={examples or 'at least one'} together"
+                f"task.examples={examples or 'at least one'} together: type a smaller one of the two"
             )
         if test is not None and test > len(test_images):
-            raise DataError(f"{folder} has {len(test_images)} test images, fewer than task.test={test}")
+            raise DataError(
+                f"{folder} has {len(test_images)} test images, fewer than task.test={test}: type task.test=null for all"
+            )
         if test is not None:
             chosen = np.random.default_rng([SPLIT_SEED, TEST_STREAM]).permutation(len(test_images))[:test]
             test_images, test_labels = test_images[chosen], test_labels[chosen]

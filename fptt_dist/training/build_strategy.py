@@ -191,7 +191,7 @@ def check_world(config: Config, world: int) -> None:
     if micro is not None and (size % world or (size // world) % micro):
         raise ConfigError(
             f"train.micro_batch_size={micro} does not divide each process's share of the batch, "
-            f"{size} / {world} = {size / world:g} sequences"
+            f"{size} / {world} = {size / world:g} sequences: type train.micro_batch_size=null, or a divisor"
         )
     ddp = isinstance(config.parallel, settings.GradientParallel) and config.parallel.reduce == "ddp"
     if ddp and world > 1 and micro is not None and micro < size // world:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,7 @@ def open_checkpoint(path: Path, which: str) -> Trainer:
         ConfigError: no run there, or no such checkpoint.
     """
     if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} is not a run's folder: it has no config.yaml")
+        raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
     config = load(path / "config.yaml")
     folder = RunFolder(config.model_copy(update={"parallel": SingleProcess(), "run": Run(dir=str(path))}))
     environment = LaunchEnvironment()
@@ -113,7 +114,8 @@ def open_checkpoint(path: Path, which: str) -> Trainer:
     trainer = Trainer(folder, environment, device)
     checkpoint = trainer.store.pointed("best") if which == "best" else trainer.store.newest()
     if checkpoint is None:
-        raise ConfigError(f"{path} has no whole {which} checkpoint yet")
+        again = f"fptt-dist train {shlex.quote(str(path / 'config.yaml'))} resume=auto"
+        raise ConfigError(f"{path} has no whole {which} checkpoint yet: go on with it by {again}")
     trainer.load_weights(checkpoint)
     return trainer
 

@@ -1,7 +1,7 @@
 """A run's folder: `runs/<name>/` with everything that a report needs.
 
 config.yaml (resolved) · versions.json · job.json and slurm/ (the newest SLURM job, its logs) · trial.json (which point
-of a sweep) · metrics.jsonl · tensorboard/ · checkpoints/ · figures/ · result.json (last)
+of a sweep) · metrics.jsonl · tensorboard/ · checkpoints/ · result.json (last) · report.html, report_figures/
 """
 
 import json

@@ -82,7 +82,11 @@ def check_model(shapes: dict[str, list[int]], own: dict[str, list[int]], folder:
         if own.get(name) != shapes.get(name)
     ]
     if differing:
-        raise ConfigError(f"{folder} is a checkpoint of another model:\n  " + "\n  ".join(differing))
+        raise ConfigError(
+            f"{folder} is a checkpoint of another model:\n  "
+            + "\n  ".join(differing)
+            + "\nType the model's old keys, or run.dir=… for a new run"
+        )
 
 
 def random_files(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,13 +9,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from fptt_dist.parallel import Strategy
 from fptt_dist.parallel.collectives import Traffic
-from fptt_dist.training.run_folder import Result, RunFolder, flat_values
+from fptt_dist.training import board
+from fptt_dist.training.run_folder import Result, RunFolder
 
 SCALARS = {  # TensorBoard's tags of the fields of a training record
     "loss": "Loss/train",
@@ -103,6 +105,9 @@ class Telemetry:
         self._board = None
         if self.folder.config.telemetry.tensorboard:
             self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.first_batch + 1)
+            workers = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            board.begin(self._board, self.folder.config, workers)
+            self._board.flush()  # a run in progress shows up at once
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -160,13 +165,15 @@ class Telemetry:
         )
         if self._board is not None:
             self._board.add_scalar(f"Loss/{record['split']}_{record['metric']}", record["value"], record["batch"])
+            if record.get("best"):
+                self._board.add_scalar(board.BEST_VALIDATION, record["value"], record["batch"])
             self._board.flush()  # a sweep may end the process right after
 
     def result(self, result: Result) -> None:
-        """The run's hyper-parameters and its result, for TensorBoard's HParams."""
+        """The run's result, for TensorBoard's HParams."""
         if self.active and self._board is not None:
-            values = flat_values(self.folder.config)
-            self._board.add_hparams(values, {f"hparam/{result.metric}": result.value}, run_name=".")
+            self._board.add_scalar(board.TEST, result.value, result.batches)
+            board.end(self._board)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")

@@ -234,10 +234,13 @@ class Trainer:
     def _agree_on_length(self) -> None:
         """A worker with other data would run another number of windows, and the others would wait for it for ever."""
         everyone = self.strategy.everyone
-        mine = {"training sequences": self.task.train_examples, "batches": self.total_batches}
+        mine = self.task.train_examples
         for rank, other in enumerate(everyone.gather(mine, name="length of the run")):
             if other != mine:
-                raise ConfigError(f"rank {everyone.rank} finds {mine}, rank {rank} {other}: give all the same data")
+                raise ConfigError(
+                    f"rank {everyone.rank} finds {mine} training sequences, rank {rank} {other}: give all the same "
+                    "data.root"
+                )
 
     def _train_batch(self, telemetry: Telemetry) -> None:
         """One global batch: this worker's share of it, K windows."""

@@ -153,7 +153,7 @@ def test_what_is_no_time(text: str) -> None:
         ),
         ("sbatch: [--x, -p]\n", {}, "sbatch: -p is no long option: type it as --name or --name=value (FILE:1)"),
         ("srun: [mpi=none]\n", {}, "srun: mpi=none is no long option: type it as --name or --name=value (FILE:1)"),
-        ("- nodes\n", {}, "FILE: not a mapping of keys to values"),
+        ("- nodes\n", {}, "FILE: not a mapping of keys to values, such as seed: 1"),
         ("nodes: [\n", {}, "FILE:"),
     ],
 )

@@ -93,7 +93,7 @@ def test_an_empty_file_is_all_defaults(write: Write, text: str) -> None:
 @pytest.mark.parametrize("text", ["- 1", "adam", "3"])
 def test_a_file_is_a_mapping(write: Write, text: str) -> None:
     write("a.yaml", text)
-    assert failure("a.yaml") == "a.yaml: not a mapping of keys to values"
+    assert failure("a.yaml") == "a.yaml: not a mapping of keys to values, such as seed: 1"
 
 
 def test_yaml_errors_have_file_and_line(write: Write) -> None:

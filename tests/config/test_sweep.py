@@ -210,7 +210,7 @@ def test_a_mistake(more: str, message: str, file: Path) -> None:
             for text in ("", "task: {name: adding}\ntrain: {epochs: 1}\n")  # a run's configuration
         ),
         ("config: x\nspace: {1: 2}\n", "FILE:2: the key 1 is not text"),
-        ("- a\n", "FILE: not a mapping of keys to values"),
+        ("- a\n", "FILE: not a mapping of keys to values, such as seed: 1"),
         ("config: [\n", "FILE:"),
     ],
 )
@@ -233,7 +233,7 @@ def test_several_conflicts_at_once(file: Path) -> None:
 
 @pytest.mark.parametrize("key", ["sweep.space.fptt.alpha", "sweep.space", "sweep.space.x"])
 def test_no_word_changes_the_space(key: str, file: Path) -> None:
-    assert message_of(file, {key: 0.3}) == f"override {key}=0.3: what varies is written in {file}"
+    assert message_of(file, {key: 0.3}) == f"override {key}=0.3: it cannot be typed, what varies is written in {file}"
 
 
 # Where the files are.

@@ -234,7 +234,7 @@ def test_a_single_process_by_request() -> None:
         (
             "auto",
             {"SLURM_STEP_ID": "0", **ONE_TASK, "SLURM_PROCID": "x"},
-            "SLURM_PROCID='x' in the environment is not a number",
+            "SLURM_PROCID='x' in the environment is not a number: unset SLURM_PROCID",
         ),
         (
             "auto",
@@ -277,18 +277,18 @@ def test_partly_set(given: list[str], message: str) -> None:
 @pytest.mark.parametrize("value", ["", "two", "-1", "1.0", " 1"])
 @pytest.mark.parametrize("name", [*PLACE, "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"])
 def test_not_a_number(name: str, value: str) -> None:
-    assert message_of({**TORCHRUN, name: value}) == f"{name}={value!r} in the environment is not a number"
+    assert message_of({**TORCHRUN, name: value}) == f"{name}={value!r} in the environment is not a number: unset {name}"
 
 
 @pytest.mark.parametrize(("rank", "world"), [(4, 4), (7, 4), (0, 0)])
 def test_a_rank_that_is_not_in_the_world(rank: int, world: int) -> None:
     message = message_of({**PLACE, "RANK": str(rank), "WORLD_SIZE": str(world)})
-    assert message == f"RANK={rank} in the environment is not below WORLD_SIZE={world}"
+    assert message == f"RANK={rank} in the environment is not below WORLD_SIZE={world}: start with torchrun"
 
 
 def test_a_local_rank_that_is_not_on_the_machine() -> None:
     message = message_of({**TORCHRUN, "LOCAL_RANK": "2"})
-    assert message == "LOCAL_RANK=2 in the environment is not below LOCAL_WORLD_SIZE=2"
+    assert message == "LOCAL_RANK=2 in the environment is not below LOCAL_WORLD_SIZE=2: start with torchrun"
 
 
 def test_each_process_has_its_gpu() -> None:
@@ -359,5 +359,5 @@ def test_how_often_slurm_started_the_job_again(launcher: Launcher, environ: dict
     again = resolve_environment(launcher, {**environ, "SLURM_RESTART_COUNT": "2"})
     assert again.requeues == 2
     assert again.restarts == (1 if environ is TORCHRUN else 2 if "MASTER_ADDR" in environ else 0)
-    message = "SLURM_RESTART_COUNT='often' in the environment is not a number"
+    message = "SLURM_RESTART_COUNT='often' in the environment is not a number: unset SLURM_RESTART_COUNT"
     assert message_of({**environ, "SLURM_RESTART_COUNT": "often"}, launcher) == message

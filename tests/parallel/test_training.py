@@ -337,7 +337,8 @@ def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, world: 
         (
             {"train.batch_size": 9, "train.micro_batch_size": 3},
             2,
-            "train.micro_batch_size=3 does not divide each process's share of the batch, 9 / 2 = 4.5 sequences",
+            "train.micro_batch_size=3 does not divide each process's share of the batch, 9 / 2 = 4.5 sequences: "
+            "type train.micro_batch_size=null, or a divisor",
         ),
         (
             {"train.micro_batch_size": 2, "parallel.strategy": "gradient", "parallel.reduce": "ddp"},
@@ -348,7 +349,8 @@ def test_looking_and_saving_change_no_weight(pool: Pool, tmp_path: Path, world: 
         (
             {"train.micro_batch_size": 8},
             2,
-            "train.micro_batch_size=8 does not divide each process's share of the batch, 8 / 2 = 4 sequences",
+            "train.micro_batch_size=8 does not divide each process's share of the batch, 8 / 2 = 4 sequences: "
+            "type train.micro_batch_size=null, or a divisor",
         ),
         (
             {"parallel.strategy": "single"},

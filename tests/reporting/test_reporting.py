@@ -1,18 +1,15 @@
 """Tables and pictures from the folders of runs."""
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError
-from fptt_dist.reporting import History, draw_convergence, read_runs, results_table
+from fptt_dist.reporting import History, read_runs, results_table
 from tests.training.helpers import records, result, tiny, train_until
 
 
@@ -61,32 +58,6 @@ def test_large_numbers_are_grouped(runs: list[Path]) -> None:
     assert row[5:7] == ["1,234,567", "7,654,321"]
 
 
-def test_the_picture(runs: list[Path], tmp_path: Path) -> None:
-    histories = read_runs(runs)
-    path = draw_convergence(histories, tmp_path / "deep" / "picture.png")
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG\r\n\x1a\n")
-    assert struct.unpack(">II", data[16:24]) == (1600, 1000)
-    with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (0x00, 0x9E, 0x73)):  # a line each
-        assert (pixels == colour).all(-1).sum() > 100
-    assert not (pixels == (0xCC, 0x79, 0xA7)).all(-1).any()  # and no fourth
-
-
-def test_a_picture_without_any_validation(runs: list[Path], tmp_path: Path) -> None:
-    (history,) = read_runs(runs[:1])
-    bare = History(history.path, history.config, [], [], None)
-    with Image.open(draw_convergence([bare], tmp_path / "picture.png")) as image:
-        assert image.size == (1600, 1000)
-
-
-def test_more_runs_than_colours(runs: list[Path], tmp_path: Path) -> None:
-    (history,) = read_runs(runs[:1])
-    with Image.open(draw_convergence([history] * 30, tmp_path / "picture.png")) as image:
-        assert image.size == (1600, 1000)
-
-
 def folder_with(tmp_path: Path, **files: str) -> Path:
     for name, text in files.items():
         (tmp_path / name.replace("_", ".")).write_text(text)
@@ -99,7 +70,7 @@ CONFIG = "algorithm: fptt\ntask:\n  name: adding\n"
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "is not a run's folder: it has no config.yaml"),
+        ({}, "is not a run's folder, it has no config.yaml: type the folder of one run"),
         ({"config_yaml": "a: 1\n"}, "config.yaml is no configuration of a run"),
         ({"config_yaml": "- 1\n"}, "config.yaml is no configuration of a run"),
         ({"config_yaml": "algorithm: x\ntask: 3\n"}, "config.yaml is no configuration of a run"),

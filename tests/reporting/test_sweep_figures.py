@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fptt_dist.reporting import SweepResults, TrialRow, read_sweep
-from fptt_dist.reporting.convergence import COLOURS
+from fptt_dist.reporting.palette import COLOURS
 from fptt_dist.reporting.sweep_figures import curves_figure, draw_curves, draw_heatmap, draw_parallel, draw_sweep
 from fptt_dist.reporting.sweep_figures import short_names as short
 from fptt_dist.reporting.sweep_heatmap import heatmap_figure

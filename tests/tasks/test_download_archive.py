@@ -208,7 +208,10 @@ def test_an_archive_that_lacks_a_file(tmp_path: Path, monkeypatch: pytest.Monkey
     archive = tar(*members, *(MEMBERS[other] for other in rest))
     known(monkeypatch, None, archive)
     path = put(tmp_path, archive)
-    assert refusal(tmp_path) == f"{path} does not hold {name}, a file of {RECORDS * 3073} bytes"
+    assert (
+        refusal(tmp_path)
+        == f"{path} does not hold {name}, a file of {RECORDS * 3073} bytes. Delete it, and fetch again"
+    )
     assert listing(tmp_path / FOLDER).keys() == {ARCHIVE, *rest}
 
 

@@ -392,7 +392,8 @@ def test_more_tokens_asked_for_than_there_are(
 ) -> None:
     with pytest.raises(DataError) as caught:
         language(numbered, **options)
-    assert str(caught.value) == f"{numbered}/{file} has {found} tokens, fewer than {wanted}"
+    again = f"type {wanted.partition('=')[0]}=null for all"
+    assert str(caught.value) == f"{numbered}/{file} has {found} tokens, fewer than {wanted}: {again}"
 
 
 @pytest.mark.parametrize(
@@ -410,7 +411,8 @@ def test_a_text_too_short_for_its_streams(numbered: Path, options: dict[str, Any
         language(numbered, tokens=needed - 1, **options)
     assert str(caught.value) == (
         f"{numbered}/train.txt: {needed - 1} tokens used for training are too few for task.length={options['length']} "
-        f"and train.batch_size={options['streams']}: {options['streams']} streams of {steps} + 1 tokens need {needed}"
+        f"and train.batch_size={options['streams']}: {options['streams']} streams of {steps} + 1 tokens need {needed}. "
+        "Type a smaller task.length or train.batch_size"
     )
 
 

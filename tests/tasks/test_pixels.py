@@ -311,7 +311,8 @@ def test_test_limits_the_test_set_alone_and_is_the_same_for_all_runs(root: Path)
     assert torch.equal(one.inputs, other.inputs)
     with pytest.raises(DataError) as caught:
         pixels(root, test=TEST + 1)
-    assert str(caught.value) == f"{root}/mnist has {TEST} test images, fewer than task.test={TEST + 1}"
+    message = f"{root}/mnist has {TEST} test images, fewer than task.test={TEST + 1}: type task.test=null for all"
+    assert str(caught.value) == message
 
 
 def test_more_images_asked_for_than_there_are(root: Path) -> None:
@@ -321,7 +322,8 @@ def test_more_images_asked_for_than_there_are(root: Path) -> None:
     ):
         with pytest.raises(DataError) as caught:
             pixels(root, **options)
-        assert str(caught.value) == f"{root}/mnist has {TRAIN} training images, fewer than {text}"
+        smaller = "type a smaller one of the two"
+        assert str(caught.value) == f"{root}/mnist has {TRAIN} training images, fewer than {text}: {smaller}"
 
 
 @pytest.mark.parametrize("shape", [(27, 28), (14, 56), (0, 28)])

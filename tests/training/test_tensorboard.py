@@ -1,14 +1,23 @@
-"""TensorBoard's own reader finds the scalars and the hyper-parameters."""
+"""TensorBoard's own reader finds the scalars, and TensorBoard shows the layout and the runs' columns."""
 
 import json
+import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
 
 from fptt_dist import train
-from tests.training.helpers import records, resumed, tiny, train_until
+from tests.parallel.pool import Pool
+from tests.parallel.runs import train as train_on_workers
+from tests.program import Program
+from tests.training.helpers import records, result, resumed, tiny, train_until
 
 BOARD = {"telemetry.tensorboard": True, "evaluate.every": 2}
 
@@ -58,19 +67,45 @@ def test_scalars(tmp_path: Path) -> None:
     assert_scalars_are_the_records(tmp_path / "run")
 
 
-def test_hyper_parameters(tmp_path: Path) -> None:
+def hyper_parameters(run: Path) -> dict[str, Any]:
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    outcome = train(tiny(tmp_path / "run", BOARD, batches=4))
-    plugin = read(tmp_path / "run").SummaryMetadata("_hparams_/session_start_info").plugin_data
+    plugin = read(run).SummaryMetadata("_hparams_/session_start_info").plugin_data
     data = plugin_data_pb2.HParamsPluginData.FromString(plugin.content)  # type: ignore[attr-defined]
     values = data.session_start_info.hparams
-    assert values["optimizer.lr"].number_value == 0.01
-    assert values["algorithm"].string_value == "fptt"
-    assert values["fptt.windows"].number_value == 3
-    assert values["telemetry.tensorboard"].number_value == 1
-    assert values["train.epochs"].string_value == "None"
-    assert scalars(tmp_path / "run")["hparam/mse"][0][1] == pytest.approx(outcome.value, rel=1e-6)
+    return {key: values[key].string_value or values[key].number_value for key in values}
+
+
+def test_hyper_parameters(tmp_path: Path) -> None:
+    outcome = train(tiny(tmp_path / "run", {**BOARD, "fptt.windows": None}, batches=4))
+    assert hyper_parameters(tmp_path / "run") == {
+        "task.name": "adding",
+        "algorithm": "fptt",
+        "model.cell": "lstm",
+        "model.hidden": 4,
+        "fptt.alpha": 0.5,
+        "fptt.beta": 0.5,
+        "fptt.windows": 3,  # round(sqrt(12))
+        "optimizer.name": "adam",
+        "optimizer.lr": 0.01,
+        "train.batch_size": 4,
+        "workers": 1,
+        "seed": 0,
+    }
+    found = scalars(tmp_path / "run")
+    assert found["Result/test"] == [(4, pytest.approx(outcome.value, rel=1e-6))]
+    assert found["Result/best_validation"][-1] == (outcome.best_batch, pytest.approx(outcome.validation, rel=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "alpha", "windows"), [("fptt", 0.5, 3), ("online", 0, 3), ("tbptt", 0, 3), ("bptt", 0, 1)]
+)
+def test_hyper_parameters_are_those_that_took_effect(
+    algorithm: str, alpha: float, windows: int, tmp_path: Path
+) -> None:
+    train(tiny(tmp_path / "run", {**BOARD, "algorithm": algorithm}, batches=1))
+    values = hyper_parameters(tmp_path / "run")
+    assert (values["fptt.alpha"], values["fptt.windows"]) == (alpha, windows)
 
 
 def test_a_resumed_run_shows_each_batch_once(tmp_path: Path) -> None:
@@ -87,3 +122,169 @@ def test_none_when_not_asked_for(tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", batches=1))
     assert not (tmp_path / "run" / "tensorboard").exists()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["batches"] == 1
+
+
+class Board:
+    """A TensorBoard that runs."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def get(self, route: str, **query: str) -> Any:
+        with urlopen(f"{self.address}{route}?{urlencode(query)}", timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, route: str, body: dict[str, Any]) -> Any:
+        request = Request(self.address + route, json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def sessions(self, columns: list[dict[str, Any]]) -> dict[str, Any]:
+        """The rows of the tab HParams by their runs, asked for as the page does."""
+        asked = {
+            "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+            "colParams": columns,
+            "startIndex": 0,
+            "sliceSize": 100,
+        }
+        groups = self.post("data/plugin/hparams/session_groups", asked)["sessionGroups"]
+        return {group["name"].removesuffix("/tensorboard"): group for group in groups}
+
+
+@contextmanager
+def tensorboard(folder: Path, log: Path) -> Iterator[Board]:
+    """TensorBoard over `folder`, on a port of its own choice; it has read everything."""
+    words = ["-m", "tensorboard.main", "--logdir", str(folder), "--host", "127.0.0.1", "--port", "0"]
+    program = Program(log, [*words, "--load_fast", "false"], os.environ)
+    try:
+        program.wait_until(lambda: "http://127.0.0.1:" in program.text())
+        address = re.search(r"http://127\.0\.0\.1:\d+/", program.text())
+        assert address
+        board = Board(address[0])
+        runs = {str(path.parent.relative_to(folder)) for path in folder.rglob("events.out.tfevents.*")}
+        program.wait_until(lambda: set(board.get("data/plugin/scalars/tags")) == runs)
+        yield board
+    finally:
+        program.kill()
+
+
+ALONE: dict[str, dict[str, Any]] = {
+    "half": {"fptt.windows": None},
+    "tenth": {"fptt.alpha": 0.1, "fptt.windows": 4, "seed": 3},
+    "online": {"algorithm": "online", "fptt.windows": 6},
+}
+TOGETHER: dict[str, dict[str, Any]] = {
+    "agreeing": {"fptt.alpha": 0.3, "parallel.strategy": "consensus"},
+    "seldom": {"fptt.alpha": 0.3, "parallel.strategy": "consensus", "parallel.every": 6},
+    "gradient": {"fptt.alpha": 0.3, "parallel.strategy": "gradient"},
+}
+COLUMNS = {  # α, K, H
+    "half": (0.5, 3, None),
+    "tenth": (0.1, 4, None),
+    "online": (0.0, 6, None),
+    "agreeing": (0.3, 3, 3),
+    "seldom": (0.3, 3, 6),
+    "gradient": (0.3, 3, 1),
+    "unfinished": (0.7, 3, None),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, pool: Pool) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, overrides in ALONE.items():
+        train(tiny(folder / name, {**BOARD, **overrides}, batches=4))
+    for name, overrides in TOGETHER.items():
+        pool.run(train_on_workers, tiny(folder / name, {**BOARD, **overrides}, batches=4))
+    # Stopped and gone on with, and stopped again: its layout and columns are there twice.
+    unfinished = tiny(folder / "unfinished", {**BOARD, "fptt.alpha": 0.7}, batches=9)
+    train_until(unfinished, 3)
+    train_until(resumed(unfinished), 6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def board(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    with tensorboard(runs, tmp_path_factory.mktemp("log") / "tensorboard.txt") as running:
+        yield running
+
+
+def charts(layout: dict[str, Any]) -> dict[str, dict[str, list[str]]]:
+    return {
+        category["title"]: {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+        for category in layout["category"]
+    }
+
+
+@pytest.mark.slow
+def test_custom_scalars_of_all_runs_are_one_layout(board: Board) -> None:
+    layout = board.get("data/plugin/custom_scalars/layout")
+    titles = [category["title"] for category in layout["category"]]
+    assert sorted(titles) == ["Consensus", "FPTT", "Loss", "Speed"]
+    found = charts(layout)
+    assert sum(len(category["chart"]) for category in layout["category"]) == sum(map(len, found.values()))  # no twins
+    lines = {
+        title: {
+            tag
+            for expression in expressions
+            for tag in board.get("data/plugin/custom_scalars/scalars", run="seldom/tensorboard", tag=expression)[
+                "payload"
+            ]
+        }
+        for category in found.values()
+        for title, expressions in category.items()
+    }
+    assert all(lines.values()), lines
+    windows = next(tags for title, tags in lines.items() if title.startswith("loss of each window"))
+    assert windows == {f"Windows/loss_{k:03d}" for k in (1, 2, 3)}
+    # Whatever a run records is in some chart, besides the result.
+    recorded = {
+        tag for tag in board.get("data/plugin/scalars/tags")["seldom/tensorboard"] if not tag.startswith("Result/")
+    }
+    assert set().union(*lines.values()) == recorded - {"Loss/test_mse"}
+
+
+@pytest.mark.slow
+def test_one_worker_has_no_category_consensus(runs: Path, tmp_path: Path) -> None:
+    with tensorboard(runs / "unfinished", tmp_path / "log.txt") as board:
+        found = charts(board.get("data/plugin/custom_scalars/layout"))
+        assert list(found) == ["Loss", "FPTT", "Speed"]
+        events = board.get("data/plugin/scalars/scalars", run="tensorboard", tag="Loss/train")
+        assert [step for _, step, _ in events] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_hparams_compare_alpha_k_and_h(board: Board, runs: Path) -> None:
+    experiment = board.post("data/plugin/hparams/experiment", {})
+    types = {info["name"]: info["type"] for info in experiment["hparamInfos"]}
+    for name in ("fptt.alpha", "fptt.windows", "parallel.every", "optimizer.lr", "workers", "seed"):
+        assert types[name] == "DATA_TYPE_FLOAT64"
+    assert types["algorithm"] == "DATA_TYPE_STRING"
+    assert len(types) <= 14
+    assert [info["name"]["tag"] for info in experiment["metricInfos"]] == ["Result/best_validation", "Result/test"]
+    groups = board.sessions([{"hparam": name, "includeInResult": True} for name in types])
+    assert set(groups) == set(COLUMNS)
+    for name, (alpha, windows, every) in COLUMNS.items():
+        hparams = groups[name]["hparams"]
+        assert (hparams["fptt.alpha"], hparams["fptt.windows"]) == (alpha, windows), name
+        assert hparams.get("parallel.every") == every, name
+        assert hparams["workers"] == (2 if name in TOGETHER else 1), name
+        metrics = {value["name"]["tag"]: value["value"] for value in groups[name]["metricValues"]}
+        best = [line["value"] for line in records(runs / name, "evaluation") if line.get("best")]
+        assert metrics["Result/best_validation"] == pytest.approx(best[-1], rel=1e-6)
+        if name == "unfinished":
+            assert "Result/test" not in metrics
+        else:
+            assert metrics["Result/test"] == pytest.approx(result(runs / name)["value"], rel=1e-6)
+    statuses = {name: group["sessions"][0]["status"] for name, group in groups.items()}
+    assert statuses.pop("unfinished") == "STATUS_RUNNING"
+    assert set(statuses.values()) == {"STATUS_SUCCESS"}
+
+
+@pytest.mark.slow
+def test_hparams_filter_by_number(board: Board) -> None:
+    """What a column of numbers and texts could not do."""
+    few = board.sessions([{"hparam": "parallel.every", "filterInterval": {"minValue": 2, "maxValue": 9}}])
+    assert set(few) == {"agreeing", "seldom"}
+    weak = board.sessions([{"hparam": "fptt.alpha", "filterInterval": {"minValue": 0.05, "maxValue": 0.4}}])
+    assert set(weak) == {"tenth", "agreeing", "seldom", "gradient"}
