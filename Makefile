@@ -23,7 +23,7 @@ train: install
 
 # The site, in site/; a broken link is an error.
 docs: install
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: install
 	$(BIN)/ruff check .

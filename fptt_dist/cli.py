@@ -11,7 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from fptt_dist import __version__
 from fptt_dist.config import describe, dump, json_schema, load, parse_overrides
+from fptt_dist.config.values import show
 from fptt_dist.ending import one_message, rank_of_process
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="fptt-dist",
-    help="Train recurrent networks on long sequences with forward propagation through time (FPTT).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -28,6 +29,22 @@ config_app = typer.Typer(help="What can be set, and what a configuration says.",
 app.add_typer(config_app, name="config")
 data_app = typer.Typer(help="Public data sets: get them, check them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fptt-dist {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Train recurrent networks on long sequences with forward propagation through time (FPTT)."""
+
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, or the name of a packaged one")]
 DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="mnist, fashion-mnist, cifar10 or ptb")]
@@ -317,7 +334,14 @@ def _tell_sweep(results: "SweepResults") -> None:
         typer.echo("no run is finished with a finite value", err=True)
         return
     best = results.best.trials[0]
-    typer.echo(f"best: {best.path.name}, validation {results.metric} {best.value:.5g}, test {best.test:.5g}")
+    values = f"validation {results.metric} {best.value:.5g}, test {best.test:.5g}"
+    if len(results.best.trials) > 1:
+        point = " ".join(f"{key}={show(value)}" for key, value in results.best.values.items())
+        seeds = f"mean {results.best.mean:.5g} of {len(results.best.trials)} seeds"
+        typer.echo(f"best: {point}, validation {results.metric} {seeds}")
+        typer.echo(f"best.yaml is its run {best.path.name}: {values}")
+    else:
+        typer.echo(f"best: {best.path.name}, {values}")
     workers = results.asked["workers"]
     start = f"launch --nproc {workers}" if workers > 1 else "train"
     typer.echo(f"again: fptt-dist {start} {shlex.quote(str(results.path / 'best.yaml'))}")

@@ -89,8 +89,8 @@ def list_runs(root: Path) -> list[Row]:
     if not runs:
         raise ConfigError(f"{root}: no run is there: type fptt-dist jobs FOLDER, the folder above the runs' folders")
     try:
-        jobs = queue()
-    except ConfigError as error:
+        jobs = queue() if any(job_of(run).get("job", "")[:1].isdigit() for run in runs) else {}  # nothing else is in it
+    except (ConfigError, ValueError) as error:
         LOG.warning("%s", error)
         jobs = {}
     rows = []

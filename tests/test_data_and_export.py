@@ -129,6 +129,9 @@ def test_an_exported_network_is_the_one_that_was_evaluated(
     code, out, _ = fptt_dist("export", str(run), "--out", str(tmp_path / "network"))
     assert code == 0
     assert f"load_network('{tmp_path / 'network'}')" in out
+    newest = next((run / "checkpoints").glob("step-*"))
+    files = [*(tmp_path / "network").iterdir(), *newest.iterdir(), run / "config.yaml"]
+    assert len({file.stat().st_mode for file in files if file.is_file()}) == 1, "who may read one may read the others"
     model = load_network(tmp_path / "network")
     description = json.loads((tmp_path / "network" / "model.json").read_text())
     assert description["weights"] == ("center" if algorithm == "fptt" else "weights")

@@ -97,5 +97,6 @@ def save(figure: Figure, path: Path) -> Path:
         "path.simplify": False,
     }
     with mpl.rc_context(settings):
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+        path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     return path

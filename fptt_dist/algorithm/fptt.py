@@ -71,17 +71,18 @@ class FPTT(Optimizer):
         ValueError: a hyper-parameter out of range (named), a metric that the base cannot serve, a half-precision
             parameter, a maximising group.
 
-    >>> import torch
-    >>> model = torch.nn.LSTM(2, 8)
-    >>> optimizer = FPTT(torch.optim.Adam(model.parameters(), lr=1e-3), alpha=0.5)
-    >>> x, state = torch.randn(6, 4, 2), None
-    >>> for part in (slice(0, 3), slice(3, 6)):
-    ...     y, state = model(x[part], state)
-    ...     y.square().mean().backward()
-    ...     optimizer.step(); optimizer.zero_grad()
-    ...     state = tuple(s.detach() for s in state)
-    >>> with optimizer.at_center():
-    ...     y, _ = model(x)
+    Examples:
+        >>> import torch
+        >>> model = torch.nn.LSTM(2, 8)
+        >>> optimizer = FPTT(torch.optim.Adam(model.parameters(), lr=1e-3), alpha=0.5)
+        >>> x, state = torch.randn(6, 4, 2), None
+        >>> for part in (slice(0, 3), slice(3, 6)):
+        ...     y, state = model(x[part], state)
+        ...     y.square().mean().backward()
+        ...     optimizer.step(); optimizer.zero_grad()
+        ...     state = tuple(s.detach() for s in state)
+        >>> with optimizer.at_center():
+        ...     y, _ = model(x)
     """
 
     def __init__(

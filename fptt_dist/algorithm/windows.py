@@ -48,8 +48,9 @@ def window_slices(length: int, windows: int) -> list[slice]:
     Raises:
         ValueError: `windows` is not between 1 and `length`.
 
-    >>> window_slices(7, 3)
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
+    Examples:
+        >>> window_slices(7, 3)
+        [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
     """
     return [window.part for window in each_window(length, windows)]
 

@@ -1,10 +1,12 @@
 """A trained network on disk, apart from any run: `model.safetensors` and `model.json`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fptt_dist.models.awd_lstm import AwdLstm
 from fptt_dist.models.network import Network
@@ -33,10 +35,22 @@ def save_network(model: Network | AwdLstm, folder: Path, description: dict[str, 
     values = {"format": FORMAT, "network": {"kind": kind, **model.describe()}}
     values |= {name: value for name, value in description.items() if name not in values}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
+    write_tensors(
         {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
     )
     (folder / "model.json").write_text(json.dumps(values, indent=1) + "\n")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that may be read by whom a file of this program's may be; the library's own is private.
+
+    Raises:
+        SafetensorError: it could not be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path)
+    path.chmod(mode)
 
 
 def load_network(folder: str | Path) -> Network | AwdLstm:

@@ -121,12 +121,12 @@ def _reads_as(
         raise DataError(_first_unknown(paths, numbers, known, index, end))
     reads_as[:known][once] = unknown
     lacking = [
-        f"{np.unique(part[part >= known]).size} of {path}"
+        f"{np.unique(part[part >= known]).size} symbols of {path}"
         for path, part in zip(paths[1:], numbers[1:], strict=True)
         if part.max() >= known
     ]
     LOG.warning(
-        f"{paths[0]} lacks symbols, {' and '.join(lacking)}, and has no {UNKNOWN}: they are read as {UNKNOWN}, and so "
+        f"{' and '.join(lacking)} are not in {paths[0]}, which has no {UNKNOWN}: they are read as {UNKNOWN}, and so "
         f"are the {once.sum()} symbols that it has only once"
     )
     return reads_as

@@ -2,23 +2,32 @@
 
 from typing import Any
 
+from tensorboard.compat.proto import summary_pb2
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from fptt_dist.algorithm import PROCEDURES
 from fptt_dist.config import Config
+from fptt_dist.config.section import Variants
 from fptt_dist.training.build_strategy import updates_of
 
+API: Any = api_pb2  # their classes are made at run time
+PLUGIN: Any = plugin_data_pb2
+SUMMARY: Any = summary_pb2.Summary  # pyright: ignore[reportAttributeAccessIssue]
 BEST_VALIDATION = "Result/best_validation"
 TEST = "Result/test"
+SHOWN = ("algorithm", "fptt.alpha", "fptt.windows", "parallel.every", "workers")
+"""The columns that TensorBoard shows before a user chooses others: the first five, and these are the first."""
+WINDOW_METRICS = "training metric of each window"
 LAYOUT = {
     "Loss": {
         "training loss, and the validation metric": [r"Loss/train$", r"Loss/validation_\w+$"],
-        "loss of each window, 001 = the first steps of the sequence": [r"Windows/loss_\d+$"],
-        "training metric of each window": [r"Windows/(?!loss_)\w+_\d+$"],
+        "loss of each window (001: the first steps)": [r"Windows/loss_\d+$"],
+        WINDOW_METRICS: [r"Windows/(?!loss_)\w+_\d+$"],
     },
     "FPTT": {
-        "‖W − W̄‖, distance of the weights to the slow variable": [r"FPTT/center_distance$"],
+        "‖W − W̄‖, distance to the slow variable": [r"FPTT/center_distance$"],
         "‖λ‖, norm of the dual": [r"FPTT/dual_norm$"],
         "norm of the force / norm of the gradient": [r"FPTT/force_over_gradient$"],
         "norm of the gradient": [r"Loss/gradient_norm$"],
@@ -26,9 +35,9 @@ LAYOUT = {
         "learning rate": [r"FPTT/lr$"],
     },
     "Consensus": {
-        "drift, largest ‖W_r − mean‖ / ‖mean‖ at the last agreement": [r"Consensus/drift$"],
-        "sent by rank 0 since the last record (bytes)": [r"Consensus/bytes_sent$"],
-        "share of the training time spent waiting in collectives (0 to 1)": [r"Consensus/blocked_share$"],
+        "drift, largest ‖W_r − mean‖ / ‖mean‖": [r"Consensus/drift$"],
+        "sent since the last record (bytes)": [r"Consensus/bytes_sent$"],
+        "time spent in collectives (share, 0 to 1)": [r"Consensus/blocked_share$"],
     },
     "Speed": {
         "training speed (sequences per second)": [r"Speed/sequences_per_second$"],
@@ -37,7 +46,7 @@ LAYOUT = {
 }
 """Categories, their charts' titles, and expressions of the tags of each chart's lines.
 
-TensorBoard merges the layouts of all runs in a folder and drops equal charts, so that they must not depend on the run.
+TensorBoard merges the layouts of all runs in a folder and drops equal charts: a chart must not depend on the run.
 """
 
 
@@ -74,19 +83,30 @@ def columns(config: Config, workers: int) -> dict[str, str | int | float]:
 
 
 def begin(board: SummaryWriter, config: Config, workers: int) -> None:
-    """Write the layout and the columns of a run that starts or goes on."""
-    shown = {title: charts for title, charts in LAYOUT.items() if title != "Consensus" or workers > 1}
+    """Write the columns of a run that starts or goes on."""
+    _, start, _ = _hparams(columns(config, workers))
+    _add(board, _experiment(config), start)
+
+
+def lay_out(board: SummaryWriter, workers: int, *, window_metrics: bool) -> None:
+    """Write the layout, without what the run has no numbers for.
+
+    Args:
+        board: the run's.
+        workers: processes; one alone has no category `Consensus`.
+        window_metrics: whether the task measures its metric in every window.
+    """
     board.add_custom_scalars(
         {
-            title: {name: ["Multiline", tags] for name, tags in charts.items()}  # torch's word for lines in one chart
-            for title, charts in shown.items()
+            category: {
+                title: ["Multiline", tags]  # torch's word for several lines in one chart
+                for title, tags in charts.items()
+                if window_metrics or title != WINDOW_METRICS
+            }
+            for category, charts in LAYOUT.items()
+            if workers > 1 or category != "Consensus"
         }
     )
-    values = columns(config, workers)
-    # TensorBoard takes the columns of a folder from any one of its runs: each names all.
-    experiment, _, _ = _hparams({"parallel.every": 0, **values})
-    _, start, _ = _hparams(values)
-    _add(board, experiment, start)
 
 
 def end(board: SummaryWriter) -> None:
@@ -95,9 +115,33 @@ def end(board: SummaryWriter) -> None:
     _add(board, finished)
 
 
+def _experiment(config: Config) -> Any:
+    """All columns of all runs, with their types: TensorBoard takes those of a folder from any one of its runs."""
+    infos = []
+    for name, value in {**columns(config, workers=1), "parallel.every": 0}.items():
+        info = API.HParamInfo(name=name, type=API.DATA_TYPE_FLOAT64, differs=name in SHOWN)
+        if isinstance(value, str):
+            info.type = API.DATA_TYPE_STRING
+            info.domain_discrete.extend(_choices(name))
+        infos.append(info)
+    metrics = [API.MetricInfo(name=API.MetricName(tag=tag)) for tag in (BEST_VALIDATION, TEST)]
+    experiment = API.Experiment(hparam_infos=infos, metric_infos=metrics)
+    content = metadata.create_summary_metadata(PLUGIN.HParamsPluginData(experiment=experiment))
+    return SUMMARY(value=[SUMMARY.Value(tag=metadata.EXPERIMENT_TAG, metadata=content)])
+
+
+def _choices(name: str) -> list[str]:
+    """What a key that holds one of several words may be."""
+    if name == "algorithm":
+        return list(PROCEDURES)
+    field = Config.model_fields[name.partition(".")[0]]
+    (variants,) = (mark for mark in field.metadata if isinstance(mark, Variants))
+    return list(variants.of(field.annotation))
+
+
 def _hparams(values: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The summaries of the experiment, with the columns' types, of a run's start with its values, and of its end."""
-    return hparams(values, {BEST_VALIDATION: 0.0, TEST: 0.0})
+    """The summaries of an experiment, of a run's start with its values, and of its end."""
+    return hparams(values, {})
 
 
 def _add(board: SummaryWriter, *summaries: Any) -> None:

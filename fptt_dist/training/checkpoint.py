@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fptt_dist.config import ConfigError
+from fptt_dist.models.saved import write_tensors
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -249,7 +250,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         try:
-            save_file(_apart(content), path)
+            write_tensors(_apart(content), path)
         except SafetensorError as error:  # how the library reports a full disk, among others
             raise OSError(f"{path.name}: {error}") from error
     else:

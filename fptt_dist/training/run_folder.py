@@ -276,7 +276,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def flat_values(config: Config) -> dict[str, Any]:
-    """Every dotted key with its value, as TensorBoard's hyper-parameters take it (str, number or bool)."""
+    """Every dotted key with its value (str, number or bool)."""
 
     def walk(prefix: str, node: dict[str, Any]) -> dict[str, Any]:
         flat: dict[str, Any] = {}

@@ -96,6 +96,7 @@ class Telemetry:
         self.total_batches = total_batches
         self.first_batch = first_batch
         self._text = ""
+        self._laid_out = False
 
     def __enter__(self) -> Self:
         if not self.active:
@@ -105,8 +106,8 @@ class Telemetry:
         self._board = None
         if self.folder.config.telemetry.tensorboard:
             self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.first_batch + 1)
-            workers = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-            board.begin(self._board, self.folder.config, workers)
+            self._workers = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            board.begin(self._board, self.folder.config, self._workers)
             self._board.flush()  # a run in progress shows up at once
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -143,15 +144,19 @@ class Telemetry:
         self._write({"kind": "train", **record})
         self._text = f"loss {record['loss']:.4g}  {record['sequences_per_second']:.0f} sequences/s"
         if self._board is not None:
+            window_metrics = {field: record[field] for field in record if field.startswith("window_")}
+            del window_metrics["window_losses"]
+            if not self._laid_out:
+                board.lay_out(self._board, self._workers, window_metrics=any(window_metrics.values()))
+                self._laid_out = True
             for field, tag in SCALARS.items():
                 if field in record:
                     self._board.add_scalar(tag, record[field], record["batch"])
             for k, loss in enumerate(record["window_losses"], 1):
                 self._board.add_scalar(f"Windows/loss_{k:03d}", loss, record["batch"])
-            for field in record.keys() - {"window_losses"}:
-                if field.startswith("window_"):
-                    for k, value in enumerate(record[field], 1):
-                        self._board.add_scalar(f"Windows/{field[7:]}_{k:03d}", value, record["batch"])
+            for field, values in window_metrics.items():
+                for k, value in enumerate(values, 1):
+                    self._board.add_scalar(f"Windows/{field[7:]}_{k:03d}", value, record["batch"])
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Write an evaluation: "batch", "split", "metric", "value", "weights", …"""

@@ -201,6 +201,14 @@ def test_squeue_fails(runs: Path, programs: Path, caplog: pytest.LogCaptureFixtu
     assert [rows[name].state for name in ("finished", "interrupted")] == ["finished", "not finished"]
 
 
+def test_squeue_is_not_asked_of_local_runs(runs: Path, programs: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stand_in(programs, "squeue", "echo 'fatal: no cluster' >&2; exit 1")
+    note(runs / "interrupted", "process 12")
+    with caplog.at_level(logging.WARNING):
+        assert by_name(runs)["interrupted"].job == "process 12"
+    assert caplog.messages == []
+
+
 def test_squeue_hangs(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "SECONDS", 0.2)
     stand_in(programs, "squeue", "exec /bin/sleep 60")

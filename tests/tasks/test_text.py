@@ -97,8 +97,8 @@ def test_without_an_unk_rare_symbols_become_it_everywhere(tmp_path: Path, caplog
     (record,) = caplog.records
     assert (record.name, record.getMessage()) == (
         "fptt_dist",
-        f"{folder}/train.txt lacks symbols, 2 of {folder}/valid.txt and 2 of {folder}/test.txt, and has no <unk>: they "
-        "are read as <unk>, and so are the 3 symbols that it has only once",
+        f"2 symbols of {folder}/valid.txt and 2 symbols of {folder}/test.txt are not in {folder}/train.txt, which has "
+        "no <unk>: they are read as <unk>, and so are the 3 symbols that it has only once",
     )
 
 
@@ -107,7 +107,7 @@ def test_rare_characters_become_one_unknown_symbol(tmp_path: Path, caplog: pytes
     text = own_text(folder, "characters")
     assert symbols(text) == [["a", "a", "b", "b", "a", "<unk>"], ["a", "b"], ["a", "<unk>"]]
     (record,) = caplog.records
-    assert f"lacks symbols, 1 of {folder}/test.txt, and has" in record.getMessage()
+    assert f"1 symbols of {folder}/test.txt are not in" in record.getMessage()
 
 
 @pytest.mark.parametrize(

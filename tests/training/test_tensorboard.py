@@ -12,26 +12,21 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fptt_dist import train
+from fptt_dist.reporting import write_sweep
 from tests.parallel.pool import Pool
 from tests.parallel.runs import train as train_on_workers
 from tests.program import Program
+from tests.reporting.sweeps import make_sweep, run
 from tests.training.helpers import records, result, resumed, tiny, train_until
 
 BOARD = {"telemetry.tensorboard": True, "evaluate.every": 2}
 
 
-def read(run: Path) -> Any:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    return events
-
-
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = read(run)
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -67,18 +62,23 @@ def test_scalars(tmp_path: Path) -> None:
     assert_scalars_are_the_records(tmp_path / "run")
 
 
-def hyper_parameters(run: Path) -> dict[str, Any]:
+def hparams_of(events: Path, what: str) -> Any:
     from tensorboard.plugins.hparams import plugin_data_pb2
 
-    plugin = read(run).SummaryMetadata("_hparams_/session_start_info").plugin_data
-    data = plugin_data_pb2.HParamsPluginData.FromString(plugin.content)  # type: ignore[attr-defined]
-    values = data.session_start_info.hparams
+    board = EventAccumulator(str(events)).Reload()
+    content = board.SummaryMetadata(f"_hparams_/{what}").plugin_data.content
+    return plugin_data_pb2.HParamsPluginData.FromString(content)  # type: ignore[attr-defined]
+
+
+def hyper_parameters(events: Path) -> dict[str, Any]:
+    """What a folder of events says of its run."""
+    values = hparams_of(events, "session_start_info").session_start_info.hparams
     return {key: values[key].string_value or values[key].number_value for key in values}
 
 
 def test_hyper_parameters(tmp_path: Path) -> None:
     outcome = train(tiny(tmp_path / "run", {**BOARD, "fptt.windows": None}, batches=4))
-    assert hyper_parameters(tmp_path / "run") == {
+    assert hyper_parameters(tmp_path / "run" / "tensorboard") == {
         "task.name": "adding",
         "algorithm": "fptt",
         "model.cell": "lstm",
@@ -104,7 +104,7 @@ def test_hyper_parameters_are_those_that_took_effect(
     algorithm: str, alpha: float, windows: int, tmp_path: Path
 ) -> None:
     train(tiny(tmp_path / "run", {**BOARD, "algorithm": algorithm}, batches=1))
-    values = hyper_parameters(tmp_path / "run")
+    values = hyper_parameters(tmp_path / "run" / "tensorboard")
     assert (values["fptt.alpha"], values["fptt.windows"]) == (alpha, windows)
 
 
@@ -122,6 +122,25 @@ def test_none_when_not_asked_for(tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", batches=1))
     assert not (tmp_path / "run" / "tensorboard").exists()
     assert json.loads((tmp_path / "run" / "result.json").read_text())["batches"] == 1
+
+
+def test_a_sweeps_columns_have_one_type_each(tmp_path: Path) -> None:
+    """K and H that are null are the numbers behind it; a key that is no number anywhere is text everywhere."""
+    from tensorboard.plugins.hparams import api_pb2
+
+    keys = ["fptt.windows", "parallel.every", "train.max_norm", "model.initialisation"]
+    sweep = make_sweep(tmp_path / "sweep", keys)
+    both = {"parallel.strategy": "consensus"}
+    for index, values in enumerate([(None, None, None, "chrono"), (4, 2, 0.5, "default")]):
+        run(sweep, index, {**both, **dict(zip(keys, values, strict=True))}, (0.5, 0.25))
+    write_sweep(sweep)
+    found = [hyper_parameters(sweep / "tensorboard" / name) for name in ("000", "001")]
+    assert found[0] == {"fptt.windows": 3, "parallel.every": 3, "model.initialisation": "chrono"}
+    assert found[1] == {**dict(zip(keys, (4, 2, 0.5, "default"), strict=True))}
+    for name in ("000", "001"):  # TensorBoard takes either
+        infos = hparams_of(sweep / "tensorboard" / name, "experiment").experiment.hparam_infos
+        kinds = {info.name: info.type == api_pb2.DATA_TYPE_FLOAT64 for info in infos}  # type: ignore[attr-defined]
+        assert kinds == {key: key != "model.initialisation" for key in keys}
 
 
 class Board:
@@ -228,7 +247,7 @@ def test_custom_scalars_of_all_runs_are_one_layout(board: Board) -> None:
             tag
             for expression in expressions
             for tag in board.get("data/plugin/custom_scalars/scalars", run="seldom/tensorboard", tag=expression)[
-                "tagToEvents"
+                "tag_to_events"
             ]
         }
         for category in found.values()
@@ -260,7 +279,13 @@ def test_hparams_compare_alpha_k_and_h(board: Board, runs: Path) -> None:
     for name in ("fptt.alpha", "fptt.windows", "parallel.every", "optimizer.lr", "workers", "seed"):
         assert types[name] == "DATA_TYPE_FLOAT64"
     assert types["algorithm"] == "DATA_TYPE_STRING"
-    assert len(types) <= 14
+    assert list(types)[:5] == ["algorithm", "fptt.alpha", "fptt.windows", "parallel.every", "workers"]  # shown at first
+    assert len(types) == 13
+    words = {info["name"]: info.get("domainDiscrete", []) for info in experiment["hparamInfos"]}
+    assert {"fptt", "online", "tbptt", "bptt_aux", "bptt"} == set(words["algorithm"])
+    assert "lstm" in words["model.cell"]
+    assert "adding" in words["task.name"]
+    assert "adam" in words["optimizer.name"]
     assert [info["name"]["tag"] for info in experiment["metricInfos"]] == ["Result/best_validation", "Result/test"]
     groups = board.sessions([{"hparam": name, "includeInResult": True} for name in types])
     assert set(groups) == set(COLUMNS)

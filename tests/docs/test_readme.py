@@ -1,4 +1,4 @@
-"""The README's Python runs, its commands exist, its files are there."""
+"""The README's verbs, files and targets are there. (Its snippets run with those of the other pages.)"""
 
 import re
 from pathlib import Path
@@ -7,17 +7,8 @@ from typer.testing import CliRunner
 
 from fptt_dist.cli import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-
-
-def test_the_drop_in_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    names: dict[str, object] = {}
-    exec(example, names)
-    optimizer, prediction = names["optimizer"], names["prediction"]
-    assert len(optimizer.state) == 6  # type: ignore[attr-defined]
-    assert prediction.shape == (32, 1)  # type: ignore[attr-defined]
 
 
 def test_every_verb_in_the_table_exists_and_every_verb_is_in_the_table() -> None:

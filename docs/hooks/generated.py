@@ -1,0 +1,45 @@
+"""Pages of the site that are not files in docs/: the reference, from the code, and pages that live elsewhere."""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from reference_api import api_page
+from reference_commands import commands_page
+from reference_configuration import configuration_page
+
+ROOT = Path(__file__).parents[2]
+ELSEWHERE = {"slurm/README.md": "slurm.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+REFERENCE = {"configuration.md": configuration_page, "api.md": api_page, "commands.md": commands_page}
+LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")  # the file that a link names; none of another site
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are not in docs/."""
+    for page, write in REFERENCE.items():
+        files.append(File.generated(config, page, content=write()))
+    for source, page in ELSEWHERE.items():
+        if (ROOT / source).exists():  # a missing one is missing in the navigation, which says so
+            files.append(File.generated(config, page, content=with_moved_links((ROOT / source).read_text(), source)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: Files) -> str:
+    """Links of docs/ to the pages that live elsewhere, as they are right in the repository."""
+    for source, name in ELSEWHERE.items():
+        markdown = markdown.replace(f"](../{source}", f"]({name}")
+    return markdown
+
+
+def with_moved_links(text: str, source: str) -> str:
+    """The Markdown of a file outside docs/ with its links as they are on the site, where all pages lie side by side."""
+
+    def moved(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
+        if target == "README.md":
+            return "index.md"
+        return ELSEWHERE.get(target, target.removeprefix("docs/"))
+
+    return LINK.sub(moved, text)

@@ -1,0 +1,190 @@
+"""The site builds strictly, refuses what is broken, and is whole in a browser that is alone on its machine."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from fptt_dist.config import Key, describe, load
+from tests.browser import DESK, PHONE, browser, complaints, overhang
+from tests.docs.snippets import fresh_copy, run_page, snippets
+
+pytestmark = pytest.mark.slow
+PAGES = ("index", "first-hour", "method", "configuration", "api", "commands", "slurm", "results")
+
+
+def build(checkout: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    return subprocess.run(words, cwd=checkout, env=variables, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fresh_copy(tmp_path_factory.mktemp("checkout"))
+
+
+@pytest.fixture(scope="module")
+def site(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = build(checkout, folder)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module", params=[DESK, PHONE])
+def window(request: pytest.FixtureRequest) -> Iterator[webdriver.Chrome]:
+    with browser(request.param) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("page", "addition", "message"),
+    [
+        ("docs/memory.md", "[a page](nowhere.md)", "nowhere.md"),
+        ("docs/memory.md", "[a place](sweeps.md#nowhere)", "#nowhere"),
+        ("slurm/README.md", "[a page](../docs/nowhere.md)", "nowhere.md"),
+        ("docs/hooks/reference_api.py", 'SECTIONS["More"] = ("fptt_dist.nothing",)', "fptt_dist.nothing"),
+    ],
+)
+def test_what_is_broken_is_refused(page: str, addition: str, message: str, tmp_path: Path) -> None:
+    copy = fresh_copy(tmp_path / "checkout")
+    (copy / page).write_text((copy / page).read_text() + f"\n{addition}\n")
+    done = build(copy, tmp_path / "site")
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_a_page_in_no_menu_is_refused(tmp_path: Path) -> None:
+    copy = fresh_copy(tmp_path / "checkout")
+    (copy / "docs" / "forgotten.md").write_text("# Forgotten\n")
+    done = build(copy, tmp_path / "site")
+    assert done.returncode != 0
+    assert "forgotten.md" in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_whole(page: str, address: str, window: webdriver.Chrome) -> None:
+    window.get(f"{address}/{page}.html")
+    assert window.find_element(By.TAG_NAME, "h1").text
+    assert overhang(window) == 0
+    loaded = window.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert loaded
+    assert [url for url in loaded if not url.startswith((address, "data:"))] == []
+    broken = (
+        "return [...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
+    )
+    assert window.execute_script(broken) == []
+    assert complaints(window) == []
+
+
+def test_wide_tables_and_programs_scroll_in_boxes_of_their_own(address: str, window: webdriver.Chrome) -> None:
+    window.get(f"{address}/results.html")
+    boxes = window.find_elements(By.CSS_SELECTOR, ".md-typeset__scrollwrap")
+    assert boxes
+    width = window.execute_script("return document.documentElement.clientWidth")
+    for box in boxes:
+        assert box.rect["x"] >= 0
+        assert box.rect["x"] + box.rect["width"] <= width
+        assert box.value_of_css_property("overflow-x") == "auto"
+
+
+def test_equations_are_drawn_by_the_browser(address: str, window: webdriver.Chrome) -> None:
+    window.get(f"{address}/method.html")
+    equations = window.find_elements(By.TAG_NAME, "math")
+    assert len(equations) > 10
+    assert all(equation.size["width"] > 3 and equation.size["height"] > 3 for equation in equations)
+    fractions = window.find_elements(By.CSS_SELECTOR, 'math[display="block"] mfrac')
+    assert fractions
+    for fraction in fractions:
+        above, below = fraction.find_elements(By.XPATH, "./*")
+        assert above.rect["y"] + above.rect["height"] <= below.rect["y"] + 1  # one above the other
+    text = window.find_element(By.CSS_SELECTOR, "article").text
+    assert "\\" not in text
+    assert "$" not in text
+
+
+def test_every_key_has_a_place_to_link_to(address: str, window: webdriver.Chrome) -> None:
+    window.get(f"{address}/configuration.html")
+    anchors = set(window.execute_script("return [...document.querySelectorAll('article [id]')].map(e => e.id)"))
+    assert {key.name for key in describe()} <= anchors
+    rows = window.execute_script(
+        "return [...document.querySelectorAll('article tbody tr')].map("
+        "row => [...row.cells].map(cell => cell.textContent.trim()))"
+    )
+
+    def row(key: Key) -> list[str]:
+        return [key.name, key.type, key.default, key.help]
+
+    assert sorted(rows) == sorted(map(row, describe()))
+
+
+def test_the_api_has_arguments_and_examples(address: str, window: webdriver.Chrome) -> None:
+    window.get(f"{address}/api.html")
+    text = window.find_element(By.CSS_SELECTOR, "article").text
+    for words in ("FPTT(", "dual_weight", "Raises:", "window_slices(length: int, windows: int)", "load_network("):
+        assert words in text, words
+    assert (
+        window.find_elements(By.CSS_SELECTOR, "article blockquote") == []
+    )  # an example that was taken for a quotation
+
+
+def test_the_examples_of_generated_pages(checkout: Path, tmp_path: Path) -> None:
+    page = tmp_path / "pages.md"
+    write = (
+        "import sys; sys.path.insert(0, 'docs/hooks');"
+        "from reference_api import api_page; from reference_configuration import configuration_page;"
+        "print(api_page(), configuration_page())"
+    )
+    done = subprocess.run([sys.executable, "-c", write], cwd=checkout, capture_output=True, text=True, check=True)
+    page.write_text(done.stdout)
+    assert len(run_page(page, tmp_path)) == 1
+    (example,) = (snippet.text for snippet in snippets(done.stdout) if snippet.language == "yaml")
+    file = tmp_path / "mine.yaml"
+    file.write_text(example)
+    config = load(file)
+    assert (config.optimizer.name, config.fptt.alpha, config.task.name) == ("adamw", 0.5, "adding")
+
+
+def test_the_search_finds(address: str, site: Path, window: webdriver.Chrome) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    assert any("fptt.alpha" in entry["text"] for entry in index["docs"])
+    window.get(f"{address}/index.html?q=alpha")
+    window.implicitly_wait(20)
+    found = window.find_elements(By.CSS_SELECTOR, ".md-search-result__item a")
+    window.implicitly_wait(0)
+    assert found
+    assert complaints(window) == []
+
+
+def test_light_and_dark(address: str, window: webdriver.Chrome) -> None:
+    window.get(f"{address}/index.html")
+    before = window.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+    window.execute_script(
+        "[...document.querySelectorAll('label.md-header__button[for^=__palette]')].find(e => !e.hidden).click()"
+    )
+    assert window.find_element(By.TAG_NAME, "body").value_of_css_property("background-color") != before
