@@ -1,10 +1,11 @@
 """Is it learnt, and after how much training: the validation metric and the training loss."""
 
+from fptt_dist.reporting.metrics import LOG_METRICS
 from fptt_dist.reporting.palette import CHANCE
 from fptt_dist.reporting.report_figures_lines import ALONG, lines
 from fptt_dist.reporting.report_figures_series import field, last_window, validation
 from fptt_dist.reporting.report_figures_style import Picture
-from fptt_dist.reporting.report_figures_subject import LOG_METRICS, Subject
+from fptt_dist.reporting.report_figures_subject import Subject
 
 SECTION = "Convergence"
 WHY = {

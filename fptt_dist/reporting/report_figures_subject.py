@@ -5,19 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fptt_dist.reporting.metrics import HIGHER_IS_BETTER
 from fptt_dist.reporting.report_figures_style import Styled, plain_text
-from fptt_dist.tasks import Adding, Copying, Language, Pixels
 
 PER_STEP = ("copying", "language")  # tasks with a target at every step
-HIGHER_IS_BETTER = {
-    Adding.metric: Adding.higher_is_better,
-    Copying.metric: Copying.higher_is_better,
-    Pixels.metric: Pixels.higher_is_better,
-    "perplexity": Language.higher_is_better,
-    "bits_per_character": Language.higher_is_better,
-}
 UNITS = {"accuracy": "share of 1", "recall": "share of 1", "mse": "mean squared error"}
-LOG_METRICS = ("mse", "perplexity")  # by their logarithms
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from typing import Any
 
 from fptt_dist.reporting.groups import Group, differences
 from fptt_dist.reporting.history import History
+from fptt_dist.reporting.metrics import HIGHER_IS_BETTER
 from fptt_dist.reporting.paper_table import NOT_FINITE
 from fptt_dist.reporting.sweep import TRIAL
 
 NONE = "–"
-HIGHER_IS_BETTER = ("accuracy", "recall")
-"""Metrics that grow with what was learnt; of all others the smaller value is the better one."""
 COLUMNS = (
     *("group", "runs", "metric", "test", "validation", "updates", "sequences", "seconds", "sequences/s"),
     *("peak memory, MiB", "parameters, recurrent / all"),
@@ -148,7 +147,7 @@ def _alike(one: Group, other: Group) -> bool:
 
 def _words(one: Group, other: Group) -> str:
     metric = metric_of(one)
-    sign = -1.0 if metric in HIGHER_IS_BETTER else 1.0
+    sign = -1.0 if HIGHER_IS_BETTER.get(metric) else 1.0
     losses = [[sign * float(result["value"]) for result in results_of(group)] for group in (one, other)]
     means = f"test {metric} {' and '.join(spread(sign * loss for loss in each) for each in losses)}"
     if min(map(len, losses)) < 2:

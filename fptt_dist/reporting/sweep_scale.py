@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fptt_dist.config.values import show
+from fptt_dist.reporting.metrics import LOG_METRICS
 from fptt_dist.reporting.sweep_results import Point, SweepResults
 
 SPAN = 30.0  # from the smallest to the largest value, beyond which an axis is logarithmic
@@ -88,7 +89,7 @@ def scale(name: str, values: Iterable[Any]) -> Scale:
 
 def is_log(results: SweepResults, values: Iterable[float]) -> bool:
     """Whether the metric is shown by its logarithm."""
-    return results.metric == "mse" and all(value > 0 for value in values)
+    return results.metric in LOG_METRICS and all(value > 0 for value in values)
 
 
 def colours(results: SweepResults, values: list[float]) -> tuple[Normalize, str]:
