@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
@@ -88,13 +87,17 @@ class Telemetry:
         active: whether this is rank 0.
         total_batches: batches of the run.
         first_batch: batches already trained, when resuming.
+        workers: processes.
     """
 
-    def __init__(self, folder: RunFolder, *, active: bool, total_batches: int, first_batch: int = 0) -> None:
+    def __init__(
+        self, folder: RunFolder, *, active: bool, total_batches: int, first_batch: int = 0, workers: int
+    ) -> None:
         self.folder = folder
         self.active = active
         self.total_batches = total_batches
         self.first_batch = first_batch
+        self.workers = workers
         self._text = ""
         self._laid_out = False
 
@@ -106,8 +109,7 @@ class Telemetry:
         self._board = None
         if self.folder.config.telemetry.tensorboard:
             self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.first_batch + 1)
-            self._workers = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-            board.begin(self._board, self.folder.config, self._workers)
+            board.begin(self._board, self.folder.config, self.workers)
             self._board.flush()  # a run in progress shows up at once
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -147,7 +149,7 @@ class Telemetry:
             window_metrics = {field: record[field] for field in record if field.startswith("window_")}
             del window_metrics["window_losses"]
             if not self._laid_out:
-                board.lay_out(self._board, self._workers, window_metrics=any(window_metrics.values()))
+                board.lay_out(self._board, self.workers, window_metrics=any(window_metrics.values()))
                 self._laid_out = True
             for field, tag in SCALARS.items():
                 if field in record:

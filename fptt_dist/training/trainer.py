@@ -185,7 +185,11 @@ class Trainer:
             self.folder.discard_result()
         with (
             Telemetry(
-                self.folder, active=active, total_batches=self.total_batches, first_batch=self.position.batch
+                self.folder,
+                active=active,
+                total_batches=self.total_batches,
+                first_batch=self.position.batch,
+                workers=self.strategy.world,
             ) as telemetry,
             self.store,
         ):
