@@ -35,7 +35,7 @@ class Steps:
         self.kill_at = kill_at
         self.saves = 0
         self.seen: list[str] = []
-        self._wrap(checkpoint, "save_file", self._save_file)
+        self._wrap(checkpoint, "write_tensors", self._write_tensors)
         self._wrap(checkpoint.os, "replace", lambda real, source, target: self._step(f"rename {Path(target).name}"))
         self._wrap(checkpoint.shutil, "rmtree", lambda real, path, **more: self._rmtree(Path(path)))
         self._wrap(Path, "write_text", self._write_text)
@@ -54,7 +54,7 @@ class Steps:
             self.saves += 1
         self._step(f"remove {path.name}")
 
-    def _save_file(self, real: Any, tensors: Any, path: Path) -> None:
+    def _write_tensors(self, real: Any, tensors: Any, path: Path) -> None:
         name = f"write {'own ' * (path.parent.name == '0')}{path.name}"
         self._step(name)
         if self._is(f"half of {name}"):
