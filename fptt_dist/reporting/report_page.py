@@ -19,7 +19,7 @@ from fptt_dist.reporting.groups import Group, differences, group_runs
 from fptt_dist.reporting.history import History, read_runs
 from fptt_dist.reporting.report_figures import pictures
 from fptt_dist.reporting.report_paper import WrittenTable, read_paper_table
-from fptt_dist.reporting.report_pictures import Shown, data_url, show_figure, write_whole
+from fptt_dist.reporting.report_pictures import Shown, data_url, show_figure
 from fptt_dist.reporting.report_sources import Sources, find_sources
 from fptt_dist.reporting.sweep_figures import curves_figure
 from fptt_dist.reporting.sweep_files import write_sweep
@@ -27,6 +27,7 @@ from fptt_dist.reporting.sweep_heatmap import heatmap_figure
 from fptt_dist.reporting.sweep_parallel import parallel_figure
 from fptt_dist.reporting.sweep_results import SweepResults
 from fptt_dist.reporting.sweep_table import sweep_table
+from fptt_dist.reporting.whole import write_whole
 
 PAGE = "report.html"
 TEMPLATE = "report_page.html.jinja"

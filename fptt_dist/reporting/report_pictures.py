@@ -2,13 +2,14 @@
 
 import base64
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from fptt_dist.reporting.whole import write_whole
 
 LARGEST = 300_000
 """Bytes of an SVG beyond which the page holds the PNG in its place."""
@@ -64,18 +65,3 @@ def show_figure(figure: Figure, name: str, title: str, caption: str, folder: Pat
 def data_url(kind: str, content: bytes) -> str:
     """`content` within a URL, so that the page loads nothing."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either the old one or the new one, whatever happens; its folder is created.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written: {error.strerror}") from error

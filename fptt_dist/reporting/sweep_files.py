@@ -19,6 +19,7 @@ from fptt_dist.config.values import show
 from fptt_dist.reporting.sweep import read_sweep
 from fptt_dist.reporting.sweep_figures import draw_sweep
 from fptt_dist.reporting.sweep_results import Point, SweepResults, TrialRow
+from fptt_dist.reporting.whole import write_whole
 
 
 def write_sweep(path: Path) -> SweepResults:
@@ -28,11 +29,12 @@ def write_sweep(path: Path) -> SweepResults:
         ConfigError: a folder that holds no sweep, or a file of it that cannot be read.
     """
     results = read_sweep(path)
-    _write_whole(path / "sweep.json", json.dumps(_plain(_summary(results)), indent=1, allow_nan=False) + "\n")
+    text = json.dumps(_plain(_summary(results)), indent=1, allow_nan=False) + "\n"
+    write_whole(path / "sweep.json", text.encode())
     if results.best is None:
         (path / "best.yaml").unlink(missing_ok=True)
     else:
-        _write_whole(path / "best.yaml", _best(results, results.best))
+        write_whole(path / "best.yaml", _best(results, results.best).encode())
     draw_sweep(results, path / "figures")
     _write_hparams(results, path / "tensorboard")
     return results
@@ -145,10 +147,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whatever happens."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)

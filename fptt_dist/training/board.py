@@ -84,7 +84,7 @@ def columns(config: Config, workers: int) -> dict[str, str | int | float]:
 
 def begin(board: SummaryWriter, config: Config, workers: int) -> None:
     """Write the columns of a run that starts or goes on."""
-    _, start, _ = _hparams(columns(config, workers))
+    _, start, _ = hparams(columns(config, workers), {})
     _add(board, _experiment(config), start)
 
 
@@ -111,7 +111,7 @@ def lay_out(board: SummaryWriter, workers: int, *, window_metrics: bool) -> None
 
 def end(board: SummaryWriter) -> None:
     """Write that the run is finished."""
-    _, _, finished = _hparams({})
+    _, _, finished = hparams({}, {})
     _add(board, finished)
 
 
@@ -137,11 +137,6 @@ def _choices(name: str) -> list[str]:
     field = Config.model_fields[name.partition(".")[0]]
     (variants,) = (mark for mark in field.metadata if isinstance(mark, Variants))
     return list(variants.of(field.annotation))
-
-
-def _hparams(values: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """The summaries of an experiment, of a run's start with its values, and of its end."""
-    return hparams(values, {})
 
 
 def _add(board: SummaryWriter, *summaries: Any) -> None:
