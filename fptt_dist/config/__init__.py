@@ -5,7 +5,7 @@ from fptt_dist.config.describe import Key, describe, json_schema
 from fptt_dist.config.dump import dump
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loader import load
-from fptt_dist.config.networks import GRU, LSTM, Antisymmetric, AwdLSTM, TanhRNN
+from fptt_dist.config.networks import GRU, LSTM, AwdLSTM, IndRNN, OneStack
 from fptt_dist.config.optimizers import SGD, Adam, AdamW, NtAsgd, RMSprop
 from fptt_dist.config.overrides import apply_overrides, parse_overrides
 from fptt_dist.config.parallel import (
@@ -46,7 +46,6 @@ __all__ = [
     "Adam",
     "AdamW",
     "AddingTask",
-    "Antisymmetric",
     "AutoParallel",
     "AwdLSTM",
     "Checkpoint",
@@ -65,18 +64,19 @@ __all__ = [
     "FsdpParallel",
     "GradientParallel",
     "HierarchicalParallel",
+    "IndRNN",
     "InverseLrAlpha",
     "Key",
     "LanguageTask",
     "LinearAlpha",
     "NtAsgd",
+    "OneStack",
     "PixelsTask",
     "PlateauLr",
     "RMSprop",
     "Run",
     "SingleProcess",
     "StepLr",
-    "TanhRNN",
     "Telemetry",
     "Train",
     "apply_overrides",

@@ -29,7 +29,7 @@ _Probability = Annotated[float, Field(ge=0, lt=1)]
 _CELL = "the recurrent cell"
 
 
-class _OneStack(Section):
+class OneStack(Section):
     """What a stack of layers of one kind has."""
 
     hidden: _Hidden = 128
@@ -39,27 +39,27 @@ class _OneStack(Section):
     logit_dropout: _LogitDropout = 0.0
 
 
-class LSTM(_OneStack):
+class LSTM(OneStack):
     """A network of long short-term memory cells."""
 
     cell: Literal["lstm"] = Field(default="lstm", description=_CELL)
     initialisation: _Initialisation = "default"
 
 
-class GRU(_OneStack):
+class GRU(OneStack):
     """A network of gated recurrent units."""
 
     cell: Literal["gru"] = Field(default="gru", description=_CELL)
     initialisation: _Initialisation = "default"
 
 
-class TanhRNN(_OneStack):
+class TanhRNN(OneStack):
     """A plain recurrent network with tanh units."""
 
     cell: Literal["rnn"] = Field(default="rnn", description=_CELL)
 
 
-class Antisymmetric(_OneStack):
+class Antisymmetric(OneStack):
     """A network whose transition is a small step along a stable differential equation (Chang et al. 2019)."""
 
     cell: Literal["antisymmetric"] = Field(default="antisymmetric", description=_CELL)
@@ -67,6 +67,142 @@ class Antisymmetric(_OneStack):
     gated: bool = Field(default=True, description="whether an input gate scales each step")
     diffusion: float = Field(default=0.01, ge=0, description="strength of the damping")
     step_size: float = Field(default=0.1, gt=0, description="length of a step along the differential equation")
+
+
+class FastGRNN(OneStack):
+    """A gated network with one matrix for gate and candidate (Kusupati et al. 2018)."""
+
+    cell: Literal["fastgrnn"] = Field(default="fastgrnn", description=_CELL)
+
+
+class IncrementalRNN(OneStack):
+    """A network that moves towards the equilibrium of a differential equation at each step (Kag et al. 2020)."""
+
+    cell: Literal["incremental"] = Field(default="incremental", description=_CELL)
+    iterations: int = Field(default=5, ge=1, description="small steps towards the equilibrium at each step")
+
+
+class IndRNN(OneStack):
+    """A network whose units see their own past alone (Li et al. 2018)."""
+
+    cell: Literal["indrnn"] = Field(default="indrnn", description=_CELL)
+
+
+class OrthogonalRNN(OneStack):
+    """A network with an orthogonal recurrent matrix (Lezcano-Casado & Martínez-Rubio 2019)."""
+
+    cell: Literal["orthogonal"] = Field(default="orthogonal", description=_CELL)
+    hidden: int = Field(default=128, ge=2, description="units of a layer")
+
+
+class TrellisNet(OneStack):
+    """A temporal convolution with the gates of an LSTM, the same weights in every layer (Bai et al. 2019)."""
+
+    cell: Literal["trellis"] = Field(default="trellis", description=_CELL)
+    layers: int = Field(default=8, ge=1, description="convolutions on top of each other, all with the same weights")
+
+
+class ReconstructingLSTM(OneStack):
+    """An LSTM that also learns to reconstruct its inputs from its state (r-LSTM, Trinh et al. 2018)."""
+
+    cell: Literal["rlstm"] = Field(default="rlstm", description=_CELL)
+    reconstruction: float = Field(default=1.0, ge=0, description="factor of the reconstruction's mean square error")
+    reconstruction_steps: int = Field(default=16, ge=1, description="inputs that are reconstructed from a state")
+
+
+class URLSTM(OneStack):
+    """An LSTM with uniform gate initialisation and refine gates (Gu et al. 2020)."""
+
+    cell: Literal["ur_lstm"] = Field(default="ur_lstm", description=_CELL)
+    hidden: int = Field(default=128, ge=2, description="units of a layer")
+
+
+class LayerNormLSTM(OneStack):
+    """An LSTM with layer normalisation (Ba et al. 2016)."""
+
+    cell: Literal["layer_norm_lstm"] = Field(default="layer_norm_lstm", description=_CELL)
+
+
+class LEM(OneStack):
+    """Long expressive memory: two differential equations with time scales of their own (Rusch et al. 2022)."""
+
+    cell: Literal["lem"] = Field(default="lem", description=_CELL)
+    step_size: float = Field(default=1.0, gt=0, description="longest step along the differential equations")
+
+
+class CoRNN(OneStack):
+    """Coupled, damped and driven oscillators (Rusch & Mishra 2021)."""
+
+    cell: Literal["cornn"] = Field(default="cornn", description=_CELL)
+    step_size: float = Field(default=0.042, gt=0, description="length of a step along the differential equation")
+    frequency: float = Field(default=2.7, gt=0, description="factor of an oscillator's place in its acceleration")
+    damping: float = Field(default=4.7, ge=0, description="factor of its velocity")
+
+
+class MinGRU(OneStack):
+    """A GRU whose gate does not see the state, so that a window is one parallel scan (Feng et al. 2024)."""
+
+    cell: Literal["mingru"] = Field(default="mingru", description=_CELL)
+
+
+class MinLSTM(OneStack):
+    """An LSTM whose gates do not see the state, so that a window is one parallel scan (Feng et al. 2024)."""
+
+    cell: Literal["minlstm"] = Field(default="minlstm", description=_CELL)
+
+
+class LRU(OneStack):
+    """Linear recurrent units: complex, diagonal, stable (Orvieto et al. 2023)."""
+
+    cell: Literal["lru"] = Field(default="lru", description=_CELL)
+    smallest_radius: float = Field(default=0.9, ge=0, lt=1, description="smallest eigenvalue that is drawn, in modulus")
+    largest_radius: float = Field(default=0.999, gt=0, lt=1, description="largest eigenvalue that is drawn, in modulus")
+
+    @model_validator(mode="after")
+    def _radii_in_order(self) -> Self:
+        """Refuse a ring turned inside out."""
+        if self.smallest_radius >= self.largest_radius:
+            text = (
+                f"model.smallest_radius={self.smallest_radius} is not below model.largest_radius="
+                f"{self.largest_radius}: type a model.smallest_radius below it, or a larger model.largest_radius"
+            )
+            refuse([Conflict(text, ("model.smallest_radius", "model.largest_radius"))])
+        return self
+
+
+_READOUT = (
+    "what of the last layer is read. membrane: the neurons' membranes; trace: their spikes, integrated with a leak "
+    "that is learnt unit by unit; rate: the spikes' mean since the sequence began"
+)
+_Adaptation = Annotated[float, Field(ge=0, description="how far the threshold rises at most")]
+
+
+class _Spiking(OneStack):
+    """What spiking cells have."""
+
+    readout: Literal["membrane", "trace", "rate"] = Field(default="trace", description=_READOUT)
+    threshold: float = Field(default=0.1, ge=0, description="above which a membrane spikes")
+
+
+class LIF(_Spiking):
+    """Leaky integrate-and-fire neurons with recurrent connections."""
+
+    cell: Literal["lif"] = Field(default="lif", description=_CELL)
+
+
+class ALIF(_Spiking):
+    """Leaky integrate-and-fire neurons whose threshold rises with each spike (Bellec et al. 2018)."""
+
+    cell: Literal["alif"] = Field(default="alif", description=_CELL)
+    adaptation: _Adaptation = 1.8
+
+
+class LTC(_Spiking):
+    """Spiking neurons whose input sets how fast membrane and threshold forget (Yin et al. 2023)."""
+
+    cell: Literal["ltc"] = Field(default="ltc", description=_CELL)
+    readout: Literal["membrane", "trace", "rate"] = Field(default="membrane", description=_READOUT)
+    adaptation: _Adaptation = 1.8
 
 
 class AwdLSTM(Section):
@@ -105,4 +241,27 @@ class AwdLSTM(Section):
         return self
 
 
-Model = Annotated[LSTM | GRU | TanhRNN | Antisymmetric | AwdLSTM, Variants("cell")]
+Model = Annotated[
+    LSTM
+    | GRU
+    | TanhRNN
+    | Antisymmetric
+    | FastGRNN
+    | IncrementalRNN
+    | IndRNN
+    | OrthogonalRNN
+    | TrellisNet
+    | ReconstructingLSTM
+    | URLSTM
+    | LayerNormLSTM
+    | LEM
+    | CoRNN
+    | MinGRU
+    | MinLSTM
+    | LRU
+    | LIF
+    | ALIF
+    | LTC
+    | AwdLSTM,
+    Variants("cell"),
+]

@@ -59,7 +59,7 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of forward and backward")
     compile: bool = Field(
         default=False,
-        description="compile the update, on a GPU also the steps of cells that cuDNN does not have: some seconds at "
+        description="compile the update, on a GPU also the steps of cells that are stepped through: some seconds at "
         "the start, less time an update; needs a C++ compiler, or Triton on a GPU",
     )
     graph: bool = Field(

@@ -1,8 +1,8 @@
 """What is trained: modules `(x, state) → (y, state)`."""
 
-from fptt_dist.models.antisymmetric import AntisymmetricRNN
 from fptt_dist.models.awd_lstm import AwdLstm
 from fptt_dist.models.carried import Carried, again, hidden_of, penalty_of
+from fptt_dist.models.cells import AntisymmetricRNN
 from fptt_dist.models.network import Network
 from fptt_dist.models.recurrent import CellName, chrono_initialisation, recurrent_layer
 from fptt_dist.models.saved import load_network, save_network

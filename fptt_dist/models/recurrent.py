@@ -1,8 +1,7 @@
 """Recurrent layers `(x, state) → (y, state)`, time-major: x (S, B, I), y (S, B, H).
 
 A state of None is zeros. The state that comes out is attached to the graph; whoever cuts the sequence detaches it.
-LSTM, GRU and tanh-RNN run on cuDNN on a GPU; the antisymmetric layer is a loop over the steps, which `compile_steps`
-compiles.
+LSTM, GRU and tanh-RNN run on cuDNN on a GPU; most others are loops over the steps, which `compile_steps` compiles.
 """
 
 from typing import Any, Literal, get_args
@@ -10,35 +9,97 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from fptt_dist.models.antisymmetric import AntisymmetricRNN
-from fptt_dist.models.lstm import LSTM
+from fptt_dist.models.cells import (
+    ALIF,
+    LEM,
+    LIF,
+    LRU,
+    LSTM,
+    LTC,
+    URLSTM,
+    AntisymmetricRNN,
+    CoRNN,
+    FastGRNN,
+    IncrementalRNN,
+    IndRNN,
+    LayerNormLSTM,
+    MinGRU,
+    MinLSTM,
+    OrthogonalRNN,
+    ReconstructingLSTM,
+    TrellisNet,
+)
+from fptt_dist.models.stack import Stack
 
-CellName = Literal["lstm", "gru", "rnn", "antisymmetric"]
-LAYERS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN]] = {"lstm": LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+CellName = Literal[
+    "lstm",
+    "gru",
+    "rnn",
+    "antisymmetric",
+    "fastgrnn",
+    "incremental",
+    "indrnn",
+    "orthogonal",
+    "trellis",
+    "rlstm",
+    "ur_lstm",
+    "layer_norm_lstm",
+    "lem",
+    "cornn",
+    "mingru",
+    "minlstm",
+    "lru",
+    "lif",
+    "alif",
+    "ltc",
+]
+LAYERS: dict[str, type[nn.LSTM | nn.GRU | nn.RNN | Stack]] = {
+    "lstm": LSTM,
+    "gru": nn.GRU,
+    "rnn": nn.RNN,
+    "antisymmetric": AntisymmetricRNN,
+    "fastgrnn": FastGRNN,
+    "incremental": IncrementalRNN,
+    "indrnn": IndRNN,
+    "orthogonal": OrthogonalRNN,
+    "trellis": TrellisNet,
+    "rlstm": ReconstructingLSTM,
+    "ur_lstm": URLSTM,
+    "layer_norm_lstm": LayerNormLSTM,
+    "lem": LEM,
+    "cornn": CoRNN,
+    "mingru": MinGRU,
+    "minlstm": MinLSTM,
+    "lru": LRU,
+    "lif": LIF,
+    "alif": ALIF,
+    "ltc": LTC,
+}
 
 
 def recurrent_layer(
-    cell: CellName, inputs: int, hidden: int, *, layers: int = 1, dropout: float = 0.0, **antisymmetric: Any
-) -> nn.RNNBase | AntisymmetricRNN:
-    """An LSTM, GRU, tanh-RNN or antisymmetric RNN of `layers` layers with `hidden` units each.
+    cell: CellName, inputs: int, hidden: int, *, layers: int = 1, dropout: float = 0.0, **options: Any
+) -> nn.RNNBase | Stack:
+    """Layers of one cell on top of each other, with `hidden` units each.
 
     Args:
-        cell: "lstm", "gru", "rnn" or "antisymmetric".
+        cell: its name.
         inputs: I, numbers a step.
         hidden: H, units a layer.
         layers: how many are stacked.
         dropout: probability between layers; without effect on a single one.
-        antisymmetric: `gated`, `diffusion` and `step_size` of `AntisymmetricRNN`, for that cell alone.
+        options: further arguments of the cell's class.
 
     Raises:
-        TypeError: such an option for another cell.
+        TypeError: an option that the cell does not have.
     """
-    dropout = dropout if layers > 1 else 0.0
-    if cell == "antisymmetric":
-        return AntisymmetricRNN(inputs, hidden, layers=layers, dropout=dropout, **antisymmetric)
-    if antisymmetric:
-        raise TypeError(f"{', '.join(antisymmetric)}: for cell='antisymmetric' alone, not {cell!r}")
-    return LAYERS[cell](inputs, hidden, num_layers=layers, dropout=dropout)
+    kind, dropout = LAYERS[cell], dropout if layers > 1 else 0.0
+    others = [name for name in options if name not in getattr(kind, "options", ())]
+    if others:
+        has = [name for name, other in LAYERS.items() if set(others) <= set(getattr(other, "options", ()))]
+        raise TypeError(f"{', '.join(others)}: for {' or '.join(has) or 'no cell'}, not for cell={cell!r}")
+    more: dict[str, Any] = {"num_layers" if issubclass(kind, nn.RNNBase) else "layers": layers, "dropout": dropout}
+    return kind(inputs, hidden, **more, **options)
 
 
 def describe_layer(layer: nn.Module) -> dict[str, Any]:
@@ -47,13 +108,11 @@ def describe_layer(layer: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: a layer that `recurrent_layer` does not make.
     """
-    if isinstance(layer, AntisymmetricRNN):
-        cell, options = "antisymmetric", {name: getattr(layer, name) for name in ("gated", "diffusion", "step_size")}
-    else:
-        cell, options = next((name for name, kind in LAYERS.items() if type(layer) is kind), None), {}
+    cell = next((name for name, kind in LAYERS.items() if type(layer) is kind), None)
     if cell is None:
         raise TypeError(f"a recurrent layer of {' | '.join(get_args(CellName))}, not {type(layer).__name__}")
     shape = {"inputs": "input_size", "hidden": "hidden_size", "layers": "num_layers", "dropout": "dropout"}
+    options = {name: getattr(layer, name) for name in getattr(layer, "options", ())}
     return {"cell": cell, **{name: getattr(layer, attribute) for name, attribute in shape.items()}, **options}
 
 

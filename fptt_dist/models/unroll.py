@@ -9,7 +9,7 @@ import logging
 import types
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,11 @@ class Stepped(nn.Module):
     """A layer that runs its steps by `unroll`.
 
     Attributes:
+        stepped: whether there are steps to compile; False for a kind that runs a whole window at once.
         compiled: whether pieces of the window are compiled. No part of what is saved or described.
     """
 
+    stepped: ClassVar[bool] = True
     compiled = False
 
 
@@ -37,9 +39,9 @@ def compile_steps(network: nn.Module) -> bool:
     fewer than 8 steps run as before. On a CPU little is gained: a tenth at best, and a plain, small layer loses.
 
     Returns:
-        whether there is such a layer; an LSTM, GRU or tanh-RNN has kernels of its own.
+        whether there is such a layer: an LSTM, GRU or tanh-RNN has kernels of its own, and others run a window at once.
     """
-    found = [module for module in network.modules() if isinstance(module, Stepped)]
+    found = [module for module in network.modules() if isinstance(module, Stepped) and module.stepped]
     for module in found:
         module.compiled = True
     return bool(found)

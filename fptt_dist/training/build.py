@@ -3,7 +3,6 @@
 import logging
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +102,10 @@ def build_model(config: Config, task: Task) -> Network | AwdLstm:
         assert task.vocabulary_size is not None
         return AwdLstm(task.vocabulary_size, **model.model_dump(exclude={"cell"}))
     inputs = task.inputs if task.vocabulary_size is None else model.embedding or model.hidden
-    more: dict[str, Any] = {}
-    if isinstance(model, settings.Antisymmetric):
-        more = {"gated": model.gated, "diffusion": model.diffusion, "step_size": model.step_size}
-    layer = recurrent_layer(model.cell, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **more)
+    own = model.model_dump(exclude=set(settings.OneStack.model_fields) | {"cell", "initialisation"})
+    if isinstance(model, settings.IndRNN):
+        own["length"] = task.length
+    layer = recurrent_layer(model.cell, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **own)
     match model:
         case settings.LSTM(initialisation="chrono") | settings.GRU(initialisation="chrono"):
             if task.length < 3:

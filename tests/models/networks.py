@@ -1,14 +1,16 @@
 """Every network of the package, small, and what goes into it."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from fptt_dist.models import AwdLstm, Carried, Network, recurrent_layer
+from fptt_dist.models import AwdLstm, Carried, CellName, Network, recurrent_layer
+from fptt_dist.models.recurrent import LAYERS
 
 INPUTS, HIDDEN, OUTPUTS, SYMBOLS = 3, 5, 2, 7
-NUMBERS = ["lstm", "gru", "rnn", "antisymmetric", "antisymmetric-plain"]
+SPIKING = ["lif", "alif", "ltc"]
+NUMBERS = ["antisymmetric-plain", *LAYERS]
 IDS = ["words", "awd", "awd-experts", "awd-window"]
 ALL = NUMBERS + IDS
 DROPPED: dict[str, Any] = {
@@ -31,8 +33,6 @@ def network(name: str, layers: int = 1, **keys: Any) -> Network | AwdLstm:
     """The network of that name, always with the same weights."""
     torch.manual_seed(0)
     match name:
-        case "lstm" | "gru" | "rnn" | "antisymmetric":
-            return Network(recurrent_layer(name, INPUTS, HIDDEN, layers=layers), HIDDEN, OUTPUTS, **keys)
         case "antisymmetric-plain":
             layer = recurrent_layer("antisymmetric", INPUTS, HIDDEN, layers=layers, gated=False, step_size=0.3)
             return Network(layer, HIDDEN, OUTPUTS, **keys)
@@ -46,7 +46,7 @@ def network(name: str, layers: int = 1, **keys: Any) -> Network | AwdLstm:
             return awd(layers=layers, **{**more, **keys})
         case "awd-window":
             return awd(layers=layers, masks="window", activation_penalty=2.0, **keys)
-    raise AssertionError(name)
+    return Network(recurrent_layer(cast(CellName, name), INPUTS, HIDDEN, layers=layers), HIDDEN, OUTPUTS, **keys)
 
 
 def some_inputs(name: str, steps: int, batch: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:

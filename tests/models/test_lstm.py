@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fptt_dist.models.lstm import LSTM, MOST_SEQUENCES
+from fptt_dist.models.cells.lstm import LSTM, MOST_SEQUENCES
 
 
 def both(layers: int, dropout: float = 0.0, dtype: torch.dtype = torch.float64) -> tuple[LSTM, nn.LSTM]:

@@ -35,7 +35,8 @@ def test_outputs_are_the_same_to_the_bit(tmp_path: Path, name: str, layers: int)
     expected, expected_state = model.eval()(x)
     assert torch.equal(output, expected)
     assert all(torch.equal(one, other) for one, other in zip(tensors(state), tensors(expected_state), strict=True))
-    assert torch.equal(loaded(x[3:], loaded(x[:3])[1])[0][-1], expected[-1])
+    windows = [one(x[3:], one(x[:3])[1])[0] for one in (loaded, model)]
+    assert torch.equal(*windows)
     assert loaded.describe() == model.describe()
     assert {name: (p.dtype, p.requires_grad) for name, p in loaded.named_parameters()} == {
         name: (p.dtype, p.requires_grad) for name, p in model.named_parameters()
@@ -136,7 +137,7 @@ def test_what_cannot_be_rebuilt_is_refused_and_leaves_nothing(tmp_path: Path) ->
     own: Any = nn.LSTM(3, 5)
     with pytest.raises(TypeError, match=r"a network of Network \| AwdLstm, not LSTM"):
         save_network(own, tmp_path / "folder", {})
-    with pytest.raises(TypeError, match=r"lstm \| gru \| rnn \| antisymmetric, not Identity"):
+    with pytest.raises(TypeError, match=r"lstm \| gru \| .*, not Identity"):
         save_network(Network(nn.Identity(), 5, 2), tmp_path / "folder", {})
     assert list(tmp_path.iterdir()) == []
 

@@ -181,7 +181,7 @@ def test_compiling_changes_nothing_that_is_saved() -> None:
     assert not AntisymmetricRNN(3, 6).compiled, "of this network alone"
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn", "mingru", "minlstm", "lru", "trellis"])
 def test_a_network_without_steps_says_so(cell: Any) -> None:
     assert not compile_steps(Network(recurrent_layer(cell, 3, 6), 6, 2))
     assert not compile_steps(nn.Linear(2, 2))

@@ -12,12 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.unroll import Stepped, unroll
+from fptt_dist.models.stack import Stack
+from fptt_dist.models.unroll import unroll
 
 INPUT_DEVIATION, RECURRENT_DEVIATION = 1.0, 1.0  # σ_v, σ_w of the paper's appendix C, times 1/√inputs and 1/√hidden
 
 
-class AntisymmetricRNN(Stepped):
+def skew_symmetric(upper: Tensor, size: int) -> Tensor:
+    """A = −Aᵀ (size, size) from the size(size−1)/2 numbers above its diagonal, row by row."""
+    flat = upper.new_zeros(size * size).index_copy(0, _upper_triangle(size, upper.device), upper)
+    return flat.view(size, size) - flat.view(size, size).T
+
+
+class AntisymmetricRNN(Stack):
     """A stack of antisymmetric layers `(x (S, B, I), state (L, B, H)) → (y (S, B, H), state)`, time-major.
 
     With M = W − Wᵀ − γI, one M a layer:
@@ -42,6 +49,8 @@ class AntisymmetricRNN(Stepped):
         ValueError: fewer than 2 units.
     """
 
+    options = ("gated", "diffusion", "step_size")
+
     def __init__(
         self,
         inputs: int,
@@ -53,62 +62,39 @@ class AntisymmetricRNN(Stepped):
         step_size: float = 0.1,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
         if hidden < 2:
             raise ValueError(f"an antisymmetric matrix of hidden={hidden} units is 0: it needs at least 2")
-        self.input_size = inputs
-        self.hidden_size = hidden
-        self.num_layers = layers
+        super().__init__(inputs, hidden, layers=layers, dropout=dropout)
         self.gated = gated
         self.diffusion = diffusion
         self.step_size = step_size
-        self.dropout = dropout
-        rows = (2 if gated else 1) * hidden
-        for layer in range(layers):
-            width = inputs if layer == 0 else hidden
-            self.register_parameter(f"weight_ih_l{layer}", nn.Parameter(torch.empty(rows, width)))
-            self.register_parameter(f"weight_hh_l{layer}", nn.Parameter(torch.empty(hidden * (hidden - 1) // 2)))
-            self.register_parameter(f"bias_l{layer}", nn.Parameter(torch.empty(rows)))
-        self.reset_parameters()
+        self.make_parameters()
+
+    def shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
+        """V, W and b."""
+        hidden = self.hidden_size
+        rows = (2 if self.gated else 1) * hidden
+        return {"weight_ih": (rows, inputs), "weight_hh": (hidden * (hidden - 1) // 2,), "bias": (rows,)}
 
     def reset_parameters(self) -> None:
         """Draw the weights as the paper does."""
         for layer in range(self.num_layers):
-            inward, recurrent, bias = self._parameters_of(layer)
+            inward, recurrent, bias = self.parameters_of(layer)
             nn.init.normal_(inward, std=INPUT_DEVIATION / math.sqrt(inward.shape[1]))
             nn.init.normal_(recurrent, std=RECURRENT_DEVIATION / math.sqrt(self.hidden_size))
             nn.init.zeros_(bias)
 
     def transition(self, layer: int = 0) -> Tensor:
         """M = W − Wᵀ − γI (H, H) of a layer; its eigenvalues all have the real part −γ."""
-        weight = self._parameters_of(layer)[1]
-        size = self.hidden_size
-        upper = weight.new_zeros(size * size).index_copy(0, _upper_triangle(size, weight.device), weight)
-        upper = upper.view(size, size)
-        return upper - upper.T - self.diffusion * torch.eye(size, dtype=weight.dtype, device=weight.device)
+        weight = self.parameters_of(layer)[1]
+        damping = self.diffusion * torch.eye(self.hidden_size, dtype=weight.dtype, device=weight.device)
+        return skew_symmetric(weight, self.hidden_size) - damping
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The last layer's h at every step (S, B, H), and h of all layers after the last step."""
-        ends = []
-        for layer in range(self.num_layers):
-            if layer > 0 and self.dropout > 0:
-                x = functional.dropout(x, self.dropout, self.training)
-            x, end = self._layer(layer, x, None if state is None else state[layer])
-            ends.append(end)
-        return x, torch.stack(ends)
-
-    def _layer(self, layer: int, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
-        inward, _, bias = self._parameters_of(layer)
-        transition = self.transition(layer)
-        # h grows by ε at a step, which half precision would round away.
-        wide = torch.promote_types(transition.dtype, torch.float32)
-        h = torch.zeros(x.shape[1], self.hidden_size, dtype=wide, device=x.device) if h is None else h.to(wide)
+    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """See `Stack`."""
+        inward, _, bias = self.parameters_of(layer)
         drive, step = functional.linear(x, inward, bias), _gated_step if self.gated else _plain_step
-        output, h = unroll(step, drive, h, transition, self.step_size, compiled=self.compiled)
-        return output.to(transition.dtype), h
-
-    def _parameters_of(self, layer: int) -> tuple[Any, Any, Any]:
-        return tuple(getattr(self, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias"))
+        return unroll(step, drive, state, self.transition(layer), self.step_size, compiled=self.compiled)
 
 
 def _gated_step(h: Tensor, drive: Tensor, transition: Tensor, step_size: float) -> Tensor:
