@@ -5,6 +5,10 @@ Type:
     python examples/own_cell.py              FPTT
     python examples/own_cell.py --alpha 0    the same windows without the pull
 
+or train the cell as any of the package's, on its tasks and with its algorithms, several processes and resume:
+
+    fptt-dist train add_task task.length=20 model.cell=examples/own_cell.py:GatedCell model.hidden=64
+
 The cell below is a gated one of a few lines. In the first step it is shown one of eight symbols, then 99 steps of
 noise; at the end of each window it is asked which symbol it was. The graph is cut at every window, so that the symbol
 reaches a later window only through the state: the cell learns to hold it because every window asks.
@@ -22,12 +26,6 @@ from torch import Tensor, nn
 from fptt_dist import FPTT, window_slices
 
 STEPS, WINDOWS, BATCH, SYMBOLS = 100, 20, 64, 8
-
-parser = argparse.ArgumentParser(description="FPTT with a cell of one's own")
-parser.add_argument("--steps", type=int, default=150, help="batches (default: 150)")
-parser.add_argument("--alpha", type=float, default=0.5, help="strength of the pull; 0: none (default: 0.5)")
-parser.add_argument("--seed", type=int, default=0)
-options = parser.parse_args()
 
 
 class GatedCell(nn.Module):
@@ -62,30 +60,40 @@ def recall(sequences: int) -> tuple[Tensor, Tensor]:
     return x, symbols
 
 
-torch.manual_seed(options.seed)
-cell, readout = GatedCell(SYMBOLS, 64), nn.Linear(64, SYMBOLS)
-adam = torch.optim.Adam([*cell.parameters(), *readout.parameters()], lr=5e-3)
-optimizer = FPTT(adam, alpha=options.alpha, metric="preconditioned", max_norm=1.0)
-test_x, test_y = recall(1000)
+def main() -> None:
+    """Train, and print the accuracy."""
+    parser = argparse.ArgumentParser(description="FPTT with a cell of one's own")
+    parser.add_argument("--steps", type=int, default=150, help="batches (default: 150)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="strength of the pull; 0: none (default: 0.5)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    cell, readout = GatedCell(SYMBOLS, 64), nn.Linear(64, SYMBOLS)
+    adam = torch.optim.Adam([*cell.parameters(), *readout.parameters()], lr=5e-3)
+    optimizer = FPTT(adam, alpha=options.alpha, metric="preconditioned", max_norm=1.0)
+    test_x, test_y = recall(1000)
+
+    @torch.no_grad()
+    def accuracy() -> float:
+        """Share of the test sequences whose symbol is named right at the end, with W̄."""
+        with optimizer.at_center():
+            return (readout(cell(test_x)[1]).argmax(-1) == test_y).double().mean().item()
+
+    for batch in range(1, options.steps + 1):
+        x, y = recall(BATCH)
+        state = None
+        for part in window_slices(STEPS, WINDOWS):
+            _, state = cell(x[part], state)
+            nn.functional.cross_entropy(readout(state), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            state = state.detach()
+        if batch % 50 == 0:
+            print(f"batch {batch}: accuracy {accuracy():.1%}", flush=True)
+
+    print(f"accuracy {accuracy():.1%} after {STEPS} steps, guessing: {1 / SYMBOLS:.1%}")
 
 
-@torch.no_grad()
-def accuracy() -> float:
-    """Share of the test sequences whose symbol is named right at the end, with W̄."""
-    with optimizer.at_center():
-        return (readout(cell(test_x)[1]).argmax(-1) == test_y).double().mean().item()
-
-
-for batch in range(1, options.steps + 1):
-    x, y = recall(BATCH)
-    state = None
-    for part in window_slices(STEPS, WINDOWS):
-        _, state = cell(x[part], state)
-        nn.functional.cross_entropy(readout(state), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        state = state.detach()
-    if batch % 50 == 0:
-        print(f"batch {batch}: accuracy {accuracy():.1%}", flush=True)
-
-print(f"accuracy {accuracy():.1%} after {STEPS} steps, guessing: {1 / SYMBOLS:.1%}")
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from fptt_dist.config.describe import Key, describe, json_schema
 from fptt_dist.config.dump import dump
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loader import load
-from fptt_dist.config.networks import GRU, LSTM, AwdLSTM, IndRNN, OneStack
+from fptt_dist.config.networks import GRU, LSTM, AwdLSTM, IndRNN, OneStack, OwnCell
 from fptt_dist.config.optimizers import SGD, Adam, AdamW, NtAsgd, RMSprop
 from fptt_dist.config.overrides import apply_overrides, parse_overrides
 from fptt_dist.config.parallel import (
@@ -71,6 +71,7 @@ __all__ = [
     "LinearAlpha",
     "NtAsgd",
     "OneStack",
+    "OwnCell",
     "PixelsTask",
     "PlateauLr",
     "RMSprop",

@@ -46,7 +46,7 @@ def _merged(
             if after != before:
                 notes += _dropped(here, choice.tag, before, after, old, value)
                 old = {}
-            inner = choice.variants.get(after) if isinstance(after, str) else None
+            inner = choice.variants.get(choice.name_of(after)) if isinstance(after, str) else None
         result[key] = _merged(old, value, inner, here, notes)
     return result
 

@@ -1,5 +1,6 @@
 """The recurrent networks a configuration can name."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -205,6 +206,28 @@ class LTC(_Spiking):
     adaptation: _Adaptation = 1.8
 
 
+class OwnCell(Section):
+    """A network of a cell of your own: a class in a file (`docs/own-cell.md`)."""
+
+    cell: str = Field(default="PATH.py:CLASS", pattern=r"^.+\.py:[A-Za-z_]\w*$", description=_CELL)
+    hidden: _Hidden = 128
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="of a text, probability of dropping a unit before and after the cell"
+    )
+    embedding: _Embedding = None
+    logit_dropout: _LogitDropout = 0.0
+
+    @property
+    def file(self) -> Path:
+        """Where the class is."""
+        return Path(self.cell.rpartition(":")[0])
+
+    @property
+    def name(self) -> str:
+        """The class's."""
+        return self.cell.rpartition(":")[2]
+
+
 class AwdLSTM(Section):
     """The regularised language model of Merity et al. (2018), with a mixture of softmaxes (Yang et al. 2018)."""
 
@@ -262,6 +285,7 @@ Model = Annotated[
     | LIF
     | ALIF
     | LTC
-    | AwdLSTM,
+    | AwdLSTM
+    | OwnCell,
     Variants("cell"),
 ]

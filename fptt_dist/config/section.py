@@ -1,5 +1,6 @@
 """The base class of every section, and the mark of a section that exists in several variants."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -23,7 +24,8 @@ class Section(BaseModel):
 class Variants:
     """Marks a type `A | B | …` of sections as variants told apart by the key `tag`; the first one is the default.
 
-    Each variant has `tag: Literal["its value"] = "its value"`. Works for a single variant too.
+    Each variant has `tag: Literal["its value"] = "its value"`. Works for a single variant too. A variant may have
+    `tag: str = Field(default=NAME, pattern=…)` instead: it is known by NAME, and chosen by what the pattern matches.
     """
 
     tag: str
@@ -35,7 +37,7 @@ class Variants:
 
         def choose(value: Any) -> str:
             found = value.get(self.tag, default) if isinstance(value, Mapping) else getattr(value, self.tag, default)
-            return found if isinstance(found, str) else repr(found)
+            return Choice(self.tag, variants).name_of(found) if isinstance(found, str) else repr(found)
 
         choices = {name: handler.generate_schema(variant) for name, variant in variants.items()}
         return core_schema.tagged_union_schema(choices, discriminator=choose)
@@ -57,6 +59,20 @@ class Choice:
     def default(self) -> str:
         """The tag's value when nobody gave one."""
         return next(iter(self.variants))
+
+    def name_of(self, value: str) -> str:
+        """The variant's name for a tag's value; the value itself where it chooses none."""
+        if value in self.variants:
+            return value
+        for name, variant in self.variants.items():
+            pattern = next((p for mark in variant.model_fields[self.tag].metadata if (p := _pattern(mark))), None)
+            if pattern is not None and re.search(pattern, value):
+                return name
+        return value
+
+
+def _pattern(mark: Any) -> str | None:
+    return getattr(mark, "pattern", None)
 
 
 def choice_of(field: FieldInfo | None) -> Choice | None:

@@ -122,7 +122,7 @@ def _experiment(config: Config) -> Any:
         info = API.HParamInfo(name=name, type=API.DATA_TYPE_FLOAT64, differs=name in SHOWN)
         if isinstance(value, str):
             info.type = API.DATA_TYPE_STRING
-            info.domain_discrete.extend(_choices(name))
+            info.domain_discrete.extend(dict.fromkeys([*_choices(name), value]))
         infos.append(info)
     metrics = [API.MetricInfo(name=API.MetricName(tag=tag)) for tag in (BEST_VALIDATION, TEST)]
     experiment = API.Experiment(hparam_infos=infos, metric_infos=metrics)

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fptt_dist import config as settings
 from fptt_dist.algorithm import FPTT, PROCEDURES, schedules
 from fptt_dist.algorithm.averaging import NonMonotonicTrigger, WeightAverage
 from fptt_dist.algorithm.kernel import refusal
 from fptt_dist.config import Config, ConfigError
-from fptt_dist.models import AwdLstm, Network, chrono_initialisation, recurrent_layer
+from fptt_dist.models import (
+    AwdLstm,
+    CellError,
+    Network,
+    chrono_initialisation,
+    load_class,
+    make_cell,
+    recurrent_layer,
+)
 from fptt_dist.parallel import LaunchEnvironment, device_index
 from fptt_dist.tasks import Adding, Copying, Language, Pixels, Task
 
@@ -94,18 +102,32 @@ def build_model(config: Config, task: Task) -> Network | AwdLstm:
     """The network, initialised from the run's seed: the same on every worker.
 
     Raises:
-        ConfigError: chrono initialisation for a sequence too short.
+        ConfigError: chrono initialisation for a sequence too short, or a cell of the user's that cannot be trained.
     """
-    torch.manual_seed(config.seed)
+    model = config.model
+    try:
+        kind = load_class(model.file, model.name) if isinstance(model, settings.OwnCell) else None
+        torch.manual_seed(config.seed)
+        return _network(config, task, kind)
+    except CellError as error:
+        raise ConfigError(f"model.cell={model.cell}: {error}") from error
+
+
+def _network(config: Config, task: Task, own: type[nn.Module] | None) -> Network | AwdLstm:
+    """The network; `own` is the class of a cell of the user's."""
     model = config.model
     if isinstance(model, settings.AwdLSTM):
         assert task.vocabulary_size is not None
         return AwdLstm(task.vocabulary_size, **model.model_dump(exclude={"cell"}))
     inputs = task.inputs if task.vocabulary_size is None else model.embedding or model.hidden
-    own = model.model_dump(exclude=set(settings.OneStack.model_fields) | {"cell", "initialisation"})
-    if isinstance(model, settings.IndRNN):
-        own["length"] = task.length
-    layer = recurrent_layer(model.cell, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **own)
+    if isinstance(model, settings.OwnCell):
+        assert own is not None
+        layer = make_cell(own, inputs, model.hidden)
+    else:
+        more = model.model_dump(exclude=set(settings.OneStack.model_fields) | {"cell", "initialisation"})
+        if isinstance(model, settings.IndRNN):
+            more["length"] = task.length
+        layer = recurrent_layer(model.cell, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **more)
     match model:
         case settings.LSTM(initialisation="chrono") | settings.GRU(initialisation="chrono"):
             if task.length < 3:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fptt_dist.config import ConfigError, OwnCell
 from fptt_dist.models import save_network
 from fptt_dist.training.run import open_checkpoint
 
@@ -18,10 +19,15 @@ def export_run(path: Path, out: Path, which: str = "best") -> Path:
         `out`.
 
     Raises:
-        ConfigError: no run there, or no such checkpoint.
+        ConfigError: no run there, no such checkpoint, or a network with a cell of the user's.
     """
     trainer = open_checkpoint(path, which)
     config = trainer.config
+    if isinstance(config.model, OwnCell):
+        raise ConfigError(
+            f"{path} has model.cell={config.model.cell}: an exported network is made of this package's cells; load "
+            f"{trainer.store.root} by your own code, or evaluate the run by fptt-dist evaluate {path}"
+        )
     with trainer.evaluated_weights():
         save_network(
             trainer.network,

@@ -1,10 +1,12 @@
 """A run's folder: `runs/<name>/` with everything that a report needs.
 
 config.yaml (resolved) · versions.json · job.json and slurm/ (the newest SLURM job, its logs) · trial.json (which point
-of a sweep) · metrics.jsonl · tensorboard/ · checkpoints/ · result.json (last) · report.html, report_figures/
+of a sweep) · own_cell.py (a cell of the user's) · metrics.jsonl · tensorboard/ · checkpoints/ · result.json (last) ·
+report.html, report_figures/
 """
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -18,10 +20,13 @@ import numpy as np
 import torch
 
 from fptt_dist import __version__
-from fptt_dist.config import Config, ConfigError, apply_overrides, changes, dump, load
+from fptt_dist.config import Config, ConfigError, OwnCell, apply_overrides, changes, dump, load
 from fptt_dist.config.values import show
 
+LOG = logging.getLogger("fptt_dist")
 LOGS = "slurm"
+OWN_CELL = "own_cell.py"
+"""A cell of the user's, as the run began with it."""
 STARTED = (
     *("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp"),
     *("job.json", "job.json.tmp", "trial.json", "trial.json.tmp", LOGS),
@@ -113,7 +118,7 @@ class RunFolder:
         config: the run's configuration; `run.dir` null means `runs/<task>-<algorithm>-seed<seed>`.
 
     Attributes:
-        config: the same with `run.dir` resolved.
+        config: the same with `run.dir` resolved, and the file of a cell of the user's by its absolute path.
         path: the folder.
     """
 
@@ -121,6 +126,10 @@ class RunFolder:
         if config.run.dir is None:
             name = f"{config.task.name}-{config.algorithm}-seed{config.seed}"
             config = apply_overrides(config, {"run.dir": str(Path("runs") / name)})
+        model = config.model
+        if isinstance(model, OwnCell):
+            there = {"cell": f"{model.file.absolute()}:{model.name}"}
+            config = config.model_copy(update={"model": model.model_copy(update=there)})
         self.config = config
         assert config.run.dir is not None
         self.path = Path(config.run.dir)
@@ -191,6 +200,18 @@ class RunFolder:
         if job not in (None, self.job.get("job")) and "SUBMITIT_EXECUTOR" not in os.environ:  # else submit notes it
             self.note_job(job)
         write_whole(self.path / "config.yaml", dump(self.config))
+        self._keep_own_cell()
+
+    def _keep_own_cell(self) -> None:
+        """Keep the file of a cell of the user's as the run began with it, and say when it is another by now."""
+        model, kept = self.config.model, self.path / OWN_CELL
+        if not isinstance(model, OwnCell):
+            return
+        text = model.file.read_text()
+        if not kept.is_file():
+            write_whole(kept, text)
+        elif kept.read_text() != text:
+            LOG.warning("model.cell=%s has changed since the run began: %s is what it was", model.cell, kept)
 
     @property
     def job(self) -> dict[str, str]:

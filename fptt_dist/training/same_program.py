@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 import fptt_dist
-from fptt_dist.config import Config, ConfigError
+from fptt_dist.config import Config, ConfigError, OwnCell
 from fptt_dist.parallel import Communicator
 from fptt_dist.training.run_folder import flat_values
 
@@ -26,6 +26,9 @@ def check_same_program(everyone: Communicator, config: Config) -> None:
         "torch": torch.__version__,
         "Python": platform.python_version(),
     }
+    if isinstance(config.model, OwnCell):
+        file = config.model.file
+        mine["code of model.cell"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "not there"
     said = everyone.gather(mine, name="same program")
     if all(other == said[0] for other in said):
         return

@@ -35,7 +35,8 @@ def values(annotation: Any, marks: list[Any]) -> st.SearchStrategy[Any]:
     if annotation is bool:
         return st.booleans()
     if annotation is str:
-        return texts()
+        own = any(getattr(mark, "pattern", None) for mark in marks)
+        return texts().map(lambda text: f"{''.join(text.split())}.py:Cell_2") if own else texts()
     bounds = {name: getattr(mark, name) for mark in marks for name in ("ge", "gt", "le", "lt") if hasattr(mark, name)}
     low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
     if annotation is int:

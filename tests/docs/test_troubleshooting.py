@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 SECTION = "## Every message"
 ERRORS = {
+    "CellError",
     "ConfigError",
     "ConnectionError",
     "DataError",

@@ -1,4 +1,4 @@
-"""Every cell in a run: resumed it is the run that went straight on, it learns, and its steps can be compiled."""
+"""Every cell in a run: resumed it is the run that went straight on, and it learns."""
 
 from pathlib import Path
 from typing import Any
