@@ -31,11 +31,42 @@ class Row(Section):
     params: str | None = Field(default=None, description="the paper's number of parameters as printed, null = none")
     dynamic: bool = Field(default=False, description="whether dynamic evaluation is asked for too")
     set: dict[str, Any] = Field(default={}, description="overrides, where rows share a file")
+    column: str = Field(
+        default="", description="what stands above its figure in a grid, where labels have several rows"
+    )
 
     @property
     def name(self) -> str:
-        """The file's name with what is set, such as adding200_fptt-windows10."""
+        """The file's name with what is set, such as adding200_fptt-windows10; in a grid cells_smnist-lem-fptt."""
+        if self.column:
+            return f"{self.config}-{self.label}-{self.column}"
         return self.config + "".join(f"-{key.rpartition('.')[2]}{show(value)}" for key, value in self.set.items())
+
+
+class Grid(Section):
+    """Rows of one file: every cell with every algorithm."""
+
+    config: str = Field(min_length=1, description="file of the configuration, beside this one, without .yaml")
+    heading: str = Field(min_length=1, description="what stands above the rows")
+    set: dict[str, Any] = Field(default={}, description="overrides of all its rows")
+    cells: dict[str, dict[str, Any]] = Field(min_length=1, description="overrides of each cell's rows, by the cell")
+    algorithms: _Texts = Field(min_length=1, description="the columns")
+    only: dict[str, _Texts] = Field(default={}, description="the algorithms of cells that have not all of them")
+
+    @property
+    def rows(self) -> list[Row]:
+        """A row for each cell and algorithm."""
+        pairs = [(cell, name) for cell in self.cells for name in self.only.get(cell, self.algorithms)]
+        return [
+            Row(
+                config=self.config,
+                label=cell,
+                column=algorithm,
+                heading="" if number else self.heading,
+                set={"model.cell": cell, **self.set, **self.cells[cell], "algorithm": algorithm},
+            )
+            for number, (cell, algorithm) in enumerate(pairs)
+        ]
 
 
 class Target(Section):
@@ -43,10 +74,17 @@ class Target(Section):
 
     title: str = Field(min_length=1, description="what stands above it")
     unit: str = Field(min_length=1, description="what its figures are")
-    picture: Literal["curves", "alpha"] | None = Field(default=None, description="what is drawn, null = nothing")
+    picture: Literal["curves", "alpha", "cells"] | None = Field(
+        default=None, description="what is drawn, null = nothing"
+    )
     varies: _Texts = Field(description="keys that tell the rows apart, so that no override may set them")
     notes: _Texts = Field(default=(), description="what stands below it")
     rows: tuple[Row, ...] = Field(strict=False, description="its rows")
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether its rows make a line each, or together with others."""
+        return any(row.column for row in self.rows)
 
     def named(self, text: str | None) -> list[Row]:
         """The rows whose name contains `text`; all for None.
@@ -93,7 +131,7 @@ class Tables(Section):
             ConfigError: the row belongs to no family.
         """
         families = {family: short for short in self.budgets for family in short.families}
-        found = [family for family in families if row.config.startswith(f"{family}_")]
+        found = [family for family in families if f"{row.config}_".startswith(f"{family}_")]
         if not found:
             raise ConfigError(f"{FOLDER / TABLES}: {row.config} is of none of the families {', '.join(families)}")
         shortened: dict[str, Any] = {} if budget == "full" else getattr(families[max(found, key=len)], budget)
@@ -112,11 +150,16 @@ def load_tables(path: Path = FOLDER / TABLES) -> Tables:
         raise ConfigError(f"{path} is no file of tables, which has targets and budgets")
     found: dict[str, Any] = {}
     for name, target in targets.items():
-        rows = target.get("rows") if isinstance(target, Mapping) else None
-        if not isinstance(rows, list) or not rows:
-            raise ConfigError(f"{path}: {name} needs rows, a list")
-        each = [_checked(row, f"{path}, row {number} of {name}", Row) for number, row in enumerate(rows, 1)]
-        found[name] = _checked({**target, "rows": each}, f"{path}, {name}", Target)
+        kind, schema = ("grids", Grid) if isinstance(target, Mapping) and "grids" in target else ("rows", Row)
+        listed = target.get(kind) if isinstance(target, Mapping) else None
+        if not isinstance(listed, list) or not listed:
+            raise ConfigError(f"{path}: {name} needs {kind}, a list")
+        each = [
+            _checked(item, f"{path}, {kind[:-1]} {number} of {name}", schema) for number, item in enumerate(listed, 1)
+        ]
+        rows = [row for item in each for row in (item.rows if isinstance(item, Grid) else [item])]
+        own = {key: value for key, value in target.items() if key != "grids"}
+        found[name] = _checked({**own, "rows": rows}, f"{path}, {name}", Target)
     shortened = [_checked(item, f"{path}, budget {number}", Shortened) for number, item in enumerate(budgets, 1)]
     return _checked({**values, "targets": found, "budgets": shortened}, str(path), Tables)
 

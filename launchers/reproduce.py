@@ -18,7 +18,17 @@ from fptt_dist.config.values import show
 from fptt_dist.launchers.paper_rows import Budget, Row, Tables, Target, load_tables, row_config
 from fptt_dist.launchers.sweep import said_once
 from fptt_dist.parallel import resolve_environment
-from fptt_dist.reporting import DYNAMIC, NOT_FINITE, PaperRow, PaperTable, draw_alpha, draw_curves, paper_table
+from fptt_dist.reporting import (
+    DYNAMIC,
+    NOT_FINITE,
+    PaperRow,
+    PaperTable,
+    draw_alpha,
+    draw_curves,
+    draw_grid,
+    grid_table,
+    paper_table,
+)
 from fptt_dist.training import run as training
 from fptt_dist.training.build import build_task
 from fptt_dist.training.dynamic import evaluate_dynamically
@@ -102,6 +112,7 @@ class Plan:
             PaperRow(
                 label=self.labels[row.name],
                 heading=row.heading,
+                column=row.column,
                 paper=row.paper,
                 parameters=row.params,
                 dynamic=row.dynamic,
@@ -266,7 +277,7 @@ def _evaluate_dynamically(run: PlannedRun) -> None:
 
 
 def _write(plan: Plan) -> str:
-    text = paper_table(plan.table)
+    text = grid_table(plan.table) if plan.target.is_grid else paper_table(plan.table)
     os.makedirs(plan.folder, exist_ok=True)
     write_whole(plan.table_path, text)
     return text
@@ -278,5 +289,7 @@ def _draw(plan: Plan) -> None:
             draw_curves(plan.table, plan.picture_path)
         case "alpha":
             draw_alpha(plan.table, plan.picture_path)
+        case "cells":
+            draw_grid(plan.table, plan.picture_path)
         case None:
             pass

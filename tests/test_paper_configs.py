@@ -10,10 +10,13 @@ from fptt_dist.config.loader import PACKAGED, packaged, packaged_rows
 from fptt_dist.launchers.paper_rows import Budget, Row, load_tables, row_config
 from fptt_dist.launchers.reproduce import ROWS_DIFFER
 from fptt_dist.models import AwdLstm, Network
+from fptt_dist.models.recurrent import LAYERS
 from fptt_dist.training.build import build_model
 
-ROWS = sorted(file.stem for file in (PACKAGED / "paper").glob("*.yaml") if file.name != "tables.yaml")
+FILES = sorted(file.stem for file in (PACKAGED / "paper").glob("*.yaml") if file.name != "tables.yaml")
+ROWS = [name for name in FILES if not name.startswith("cells_")]
 TABLES = load_tables()
+OF_THE_PAPER = [target for target in TABLES.targets if target != "cells"]
 
 # Kag & Saligrama (2021), Tables 2 to 6: the rows that the authors ran themselves.
 PAPER = {
@@ -79,7 +82,7 @@ def config(name: str) -> Config:
 
 
 def family(name: str) -> str:
-    known = [family for short in TABLES.budgets for family in short.families if name.startswith(f"{family}_")]
+    known = [family for short in TABLES.budgets for family in short.families if f"{name}_".startswith(f"{family}_")]
     return max(known, key=len)
 
 
@@ -88,9 +91,10 @@ def rows(target: str) -> tuple[Row, ...]:
 
 
 def test_every_row_is_in_a_table_and_every_table_s_row_is_there() -> None:
-    assert {row.config for target in TABLES.targets.values() for row in target.rows} == set(ROWS)
-    assert list(TABLES.targets) == [*(f"table{n}" for n in range(2, 7)), "figure1", "figure2", "figure3", "alpha"]
-    assert packaged_rows() == [f"paper/{name}.yaml" for name in ROWS]
+    assert {row.config for target in TABLES.targets.values() for row in target.rows} == set(FILES)
+    tables = [f"table{n}" for n in range(2, 7)]
+    assert list(TABLES.targets) == [*tables, "figure1", "figure2", "figure3", "alpha", "cells"]
+    assert packaged_rows() == [f"paper/{name}.yaml" for name in FILES]
     assert not [name for name in packaged() if name.startswith(("paper/", "presets/"))]
 
 
@@ -109,7 +113,7 @@ def test_alpha_s_figure_is_that_of_table_4() -> None:
     assert [(row.name, row.paper) for row in rows("alpha") if row.paper] == [("ptb300_fptt", "106.27")]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", FILES)
 def test_a_file_s_head_says_what_it_aims_at(name: str) -> None:
     head = "".join((PACKAGED / "paper" / f"{name}.yaml").read_text().splitlines(keepends=True)[:3])
     figures = {
@@ -220,7 +224,7 @@ def test_the_tasks(name: str, length: int, batch: int, epochs: int | None, batch
 
 
 @pytest.mark.parametrize("budget", ["smoke", "short", "full"])
-@pytest.mark.parametrize("target", TABLES.targets)
+@pytest.mark.parametrize("target", OF_THE_PAPER)
 def test_every_row_resolves(target: str, budget: Budget) -> None:
     full = {row.name: config(row.config) for row in rows(target)}
     for row in rows(target):
@@ -237,7 +241,7 @@ def test_every_row_resolves(target: str, budget: Budget) -> None:
             assert own.task.sequence_length == full[row.name].task.sequence_length
 
 
-@pytest.mark.parametrize("target", TABLES.targets)
+@pytest.mark.parametrize("target", OF_THE_PAPER)
 def test_no_override_may_set_what_tells_the_rows_apart(target: str) -> None:
     """Of one task and model: between those the paper's own settings differ, which an override may make the same."""
     known = {*ROWS_DIFFER, *TABLES.targets[target].varies}
@@ -258,7 +262,7 @@ def test_what_the_figures_vary() -> None:
         assert {config(row.config).task.sequence_length for row in rows(figure)} == lengths
 
 
-@pytest.mark.parametrize("target", TABLES.targets)
+@pytest.mark.parametrize("target", OF_THE_PAPER)
 def test_every_task_has_its_baselines(target: str) -> None:
     if target == "alpha":
         return
@@ -267,6 +271,35 @@ def test_every_task_has_its_baselines(target: str) -> None:
         wanted.setdefault(family(row.config), set()).add(config(row.config).algorithm)
     for name, algorithms in wanted.items():
         assert algorithms == {"bptt", "tbptt", "online", "fptt"} | (set() if name.startswith("ptb") else {"bptt_aux"})
+
+
+@pytest.mark.parametrize("budget", ["smoke", "short", "full"])
+def test_every_cell_has_a_row_for_every_algorithm(budget: Budget) -> None:
+    found: dict[str, set[tuple[str, str]]] = {}
+    for row in rows("cells"):
+        own = row_config(TABLES, row, budget)
+        assert (own.model.cell, own.algorithm) == (row.label, row.column)
+        assert own.model.hidden == 64
+        assert row.name == f"{row.config}-{own.model.cell}-{own.algorithm}"
+        found.setdefault(row.config, set()).add((row.label, row.column))
+    every = {(cell, algorithm) for cell in LAYERS for algorithm in ("bptt", "online", "fptt")}
+    every -= {("trellis", "online"), ("trellis", "fptt")}
+    two = {pair for pair in every if pair[0] in ("lstm", "ltc")}
+    assert found == {
+        **dict.fromkeys(("cells_smnist", "cells_pmnist"), every),
+        **dict.fromkeys(("cells_adding200", "cells_adding500", "cells_adding1000"), two),
+    }
+
+
+def test_cells_differ_in_nothing_but_the_cell() -> None:
+    for budget in ("short", "full"):
+        configs: dict[str, list[Config]] = {}
+        for row in rows("cells"):
+            configs.setdefault(row.config, []).append(row_config(TABLES, row, budget))
+        for own in configs.values():
+            for other in own:
+                keys = {key for key in changes(own[0], other) if not key.startswith("model.")}
+                assert keys <= {"algorithm"}
 
 
 class Shapes:

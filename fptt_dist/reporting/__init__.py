@@ -2,6 +2,8 @@
 
 from fptt_dist.reporting.history import History, last_words, read_runs
 from fptt_dist.reporting.paper_figures import draw_alpha, draw_curves
+from fptt_dist.reporting.paper_grid import grid_table
+from fptt_dist.reporting.paper_grid_figure import draw_grid
 from fptt_dist.reporting.paper_table import DYNAMIC, NOT_FINITE, PaperRow, PaperTable, paper_table
 from fptt_dist.reporting.report_page import Report, make_report
 from fptt_dist.reporting.sweep import SWEEP, TRIAL, is_sweep, read_sweep
@@ -24,6 +26,8 @@ __all__ = [
     "TrialRow",
     "draw_alpha",
     "draw_curves",
+    "draw_grid",
+    "grid_table",
     "is_sweep",
     "last_words",
     "make_report",

@@ -39,6 +39,7 @@ class PaperRow:
     Attributes:
         label: what stands in the first column.
         heading: what stands above this row and those after it, or "".
+        column: in a grid, what stands above its figure; "" in a table.
         paper: the paper's figure as printed; None: it has none.
         parameters: the paper's number of parameters as printed; None: it has none.
         dynamic: whether dynamic evaluation is asked for.
@@ -48,6 +49,7 @@ class PaperRow:
     label: str
     runs: list[Path]
     heading: str = ""
+    column: str = ""
     paper: str | None = None
     parameters: str | None = None
     dynamic: bool = False
@@ -142,14 +144,23 @@ def paper_table(table: PaperTable) -> str:
     ]
     if any(row.dynamic for row in table.rows):
         columns.insert(3, ("ours, dynamic evaluation", lambda row: row.dynamic_evaluation))
-    lines = [_line(name for name, _ in columns), _line("---" for _ in columns)]
+    lines = [line(name for name, _ in columns), line("---" for _ in columns)]
     for row in table.rows:
         if row.heading:
-            lines.append(_line([f"**{row.heading}**", *[""] * (len(columns) - 1)]))
-        lines.append(_line(cell(row) for _, cell in columns))
+            lines.append(line([f"**{row.heading}**", *[""] * (len(columns) - 1)]))
+        lines.append(line(cell(row) for _, cell in columns))
+    return "\n".join([header(table), *lines, "", *(f"- {each}" for each in below(table))]) + "\n"
+
+
+def header(table: PaperTable) -> str:
+    """What stands above a table."""
     unit = table.unit[0].upper() + table.unit[1:]
-    head = f"# {table.title}\n\n{unit}; ours: mean ± standard deviation over seeds (number of seeds).\n"
-    below = [
+    return f"# {table.title}\n\n{unit}; ours: mean ± standard deviation over seeds (number of seeds).\n"
+
+
+def below(table: PaperTable) -> list[str]:
+    """What stands below it: the command, on what its figures rest, and the notes."""
+    return [
         f"`{table.command}`",
         f"Budget {BUDGETS[table.budget]}",
         *_ran([run for row in table.rows for run in row.runs], [r for row in table.rows for r in row.results]),
@@ -157,7 +168,6 @@ def paper_table(table: PaperTable) -> str:
         "Training time is a run's, without evaluation.",
         *(f"{note[0].upper()}{note[1:]}." for note in table.notes),
     ]
-    return "\n".join([head, *lines, "", *(f"- {each}" for each in below)]) + "\n"
 
 
 def _ran(runs: list[Path], results: list[dict[str, Any]]) -> list[str]:
@@ -204,5 +214,6 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _line(cells: Iterable[str]) -> str:
+def line(cells: Iterable[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"

@@ -1,9 +1,9 @@
-"""A table of the paper's, read back from the Markdown that `paper_table` writes."""
+"""A table of the paper's, read back from the Markdown that `paper_table` and `grid_table` write."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-BEGIN = "| row | paper | ours |"
+BEGINS = ("| row | paper | ours |", "| cell | parameters |")
 RULE = "| --- |"
 
 
@@ -35,13 +35,13 @@ class WrittenTable:
 def is_paper_table(path: Path) -> bool:
     """Whether a Markdown file is one of `fptt-dist reproduce`'s tables."""
     lines = path.read_text(errors="replace").splitlines()
-    return bool(lines) and lines[0].startswith("# ") and any(line.startswith(BEGIN) for line in lines)
+    return bool(lines) and lines[0].startswith("# ") and any(line.startswith(BEGINS) for line in lines)
 
 
 def read_paper_table(path: Path) -> WrittenTable:
     """Read a file of which `is_paper_table` holds."""
     lines = path.read_text(errors="replace").splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith(BEGIN))
+    start = next(number for number, line in enumerate(lines) if line.startswith(BEGINS))
     table = [line for line in lines[start:] if line.startswith("| ") and not line.startswith(RULE)]
     cells = [_cells(line) for line in table]
     picture = path.parent / "figures" / f"{path.stem}.png"

@@ -12,7 +12,7 @@ import pytest
 
 from fptt_dist.cli import main
 from fptt_dist.config import ConfigError, load
-from fptt_dist.launchers.paper_rows import FOLDER, Row, Shortened, Tables, Target, load_tables
+from fptt_dist.launchers.paper_rows import FOLDER, Grid, Row, Shortened, Tables, Target, load_tables
 from fptt_dist.launchers.reproduce import Plan, make_plan, reproduce
 from fptt_dist.tasks import DataError
 from tests.program import Program
@@ -390,3 +390,58 @@ def test_a_mistake_of_the_command(
 def test_the_packaged_file_is_read() -> None:
     assert (FOLDER / "tables.yaml").is_file()
     assert load_tables().targets["table4"].rows[0].config == "ptb300_bptt"
+
+
+# Grids.
+
+
+GRID = """
+targets:
+  one:
+    title: t
+    unit: u
+    varies: []
+    grids:
+      - config: a
+        heading: first
+        set: {model.hidden: 3}
+        cells: {lstm: {}, lem: {model.step_size: 2.0}}
+        algorithms: [bptt, fptt]
+        only: {lem: [fptt]}
+      - {config: b, heading: second, cells: {gru: {}}, algorithms: [online]}
+budgets: []
+"""
+
+
+def test_the_rows_of_a_grid() -> None:
+    Path("mine.yaml").write_text(GRID)
+    target = load_tables(Path("mine.yaml")).target("one")
+    assert target.is_grid
+    assert [(row.name, row.heading) for row in target.rows] == [
+        ("a-lstm-bptt", "first"),
+        ("a-lstm-fptt", ""),
+        ("a-lem-fptt", ""),
+        ("b-gru-online", "second"),
+    ]
+    assert target.rows[2].set == {"model.cell": "lem", "model.hidden": 3, "model.step_size": 2.0, "algorithm": "fptt"}
+
+
+def test_a_grid_is_checked() -> None:
+    Path("mine.yaml").write_text(GRID.replace("heading: second", "headng: second"))
+    with pytest.raises(ConfigError, match=r"headng: unknown key.*\(mine.yaml, grid 2 of one\)"):
+        load_tables(Path("mine.yaml"))
+
+
+def test_cells_side_by_side() -> None:
+    grid = Grid(
+        config="adding200_fptt",
+        heading="adding",
+        set={"model.hidden": 4},
+        cells={"lstm": {}, "mingru": {}},
+        algorithms=("bptt", "fptt"),
+    )
+    plan = plan_of(of=tables(*grid.rows, picture="cells"))
+    table = cells(reproduce(plan))
+    assert list(table)[-2:] == ["lstm", "mingru"]
+    assert all(" (1); < 0.05 " in figure for figure in table["mingru"][1:3])
+    assert plan.picture_path.is_file()

@@ -14,7 +14,7 @@ from fptt_dist.launchers.paper_rows import load_tables
 from tests.training.helpers import isolated
 
 SECONDS = 300.0  # for all of them together, on two slow cores
-DRAWN = ("figure1", "figure2", "figure3", "alpha")
+DRAWN = ("figure1", "figure2", "figure3", "alpha", "cells")
 NUMBER = r"\d[\d.e+-]* \(1\)"
 
 
@@ -45,6 +45,24 @@ def check(target: str, table: Path, out: str) -> None:
         assert re.fullmatch(r"\d+\.\d s", cell["training time"])
 
 
+def check_grid(target: str, table: Path, out: str) -> None:
+    text = table.read_text()
+    assert out.startswith(text)
+    rows, found = {row.name for row in load_tables().targets[target].rows}, set()
+    configs = iter(["cells_smnist", "cells_pmnist", "cells_adding200", "cells_adding500", "cells_adding1000"])
+    config, columns = "", []
+    for line in text.splitlines():
+        label, *cells = line.strip("|").strip().split(" | ")
+        if label == "cell":
+            columns = cells
+        elif line.startswith("| **"):
+            config = next(configs)
+        elif columns and line.startswith("| ") and not line.startswith("| ---"):
+            figures = dict(zip(columns[1:-1], cells[1:-1], strict=True))
+            found |= {f"{config}-{label}-{name}" for name, value in figures.items() if re.match(NUMBER, value)}
+    assert found == rows
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(
@@ -60,7 +78,8 @@ def test_all_rows_of_the_paper(
             began = time.perf_counter()
             reproduce(target, tmp_path, monkeypatch)
             seconds[target] = time.perf_counter() - began
-            check(target, tmp_path / "smoke" / f"{target}.md", capsys.readouterr().out)
+            checked = check_grid if load_tables().targets[target].is_grid else check
+            checked(target, tmp_path / "smoke" / f"{target}.md", capsys.readouterr().out)
     with capsys.disabled():
         print("\n" + ", ".join(f"{target} {value:.1f} s" for target, value in seconds.items()))
     assert sum(seconds.values()) < SECONDS
