@@ -1,10 +1,10 @@
-"""What a window costs by cell: the antisymmetric RNN step by step and compiled, beside PyTorch's own LSTM, GRU and RNN.
+"""What a window costs by cell: every cell of the package, those that are stepped through compiled too.
 
     python -m benchmarks.cells --json results/cells.json
     python -m benchmarks.cells --device cuda        # flashrnn's LSTM and GRU too, where it can be imported
 
 Forward and backward of one window with the state given, all cells in turns, one thread on a CPU. A table shows the
-median (smallest–largest) and the ratio to the antisymmetric cell of the same kind run step by step.
+median (smallest–largest) and the ratio to the LSTM of the same size.
 """
 
 import argparse
@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models import AntisymmetricRNN, compile_steps
+from fptt_dist.algorithm import detach
+from fptt_dist.models import compile_steps, hidden_of, penalty_of, recurrent_layer
+from fptt_dist.models.recurrent import LAYERS
 
-SHAPES = "28x128x128,8x16x64,1x16x64,1x128x128"  # steps × batch × hidden
-INPUTS = 1
+SHAPES = "28x64x64,1x64x64"  # steps × batch × hidden
+INPUTS = 7
 WITHOUT_FLASH = "flashrnn is not installed: pip install flashrnn (needs nvcc and g++ when it is run first)"
 Window = Callable[[Tensor, Any], tuple[Tensor, Any]]
 
@@ -78,30 +80,31 @@ class FlashLayer(nn.Module):
 
 
 def cells(hidden: int, device: torch.device) -> dict[str, nn.Module]:
-    """Every cell by its name in the table."""
+    """Every cell by its name in the table, of one layer."""
     found: dict[str, nn.Module] = {}
-    for name, gated in (("antisymmetric, gated", True), ("antisymmetric, plain", False)):
-        torch.manual_seed(0)
-        found[name] = AntisymmetricRNN(INPUTS, hidden, gated=gated)
-        torch.manual_seed(0)
-        found[f"{name}, compiled"] = AntisymmetricRNN(INPUTS, hidden, gated=gated)
-        compile_steps(found[f"{name}, compiled"])
-    found |= {kind.__name__: kind(INPUTS, hidden) for kind in (nn.LSTM, nn.GRU, nn.RNN)}
+    for cell in LAYERS:
+        plain, compiled = (_drawn(cell, hidden) for _ in range(2))
+        found[cell] = plain
+        if compile_steps(compiled):
+            found[f"{cell}, compiled"] = compiled
     if device.type == "cuda":
         if importlib.util.find_spec("flashrnn") is None:
             print(WITHOUT_FLASH, file=sys.stderr)
         else:
-            found["LSTM, flashrnn fused"] = FlashLayer(nn.LSTM(INPUTS, hidden), "cuda_fused")
-            found["LSTM, flashrnn"] = FlashLayer(nn.LSTM(INPUTS, hidden), "cuda")
-            found["GRU, flashrnn"] = FlashLayer(nn.GRU(INPUTS, hidden), "cuda")
+            found["lstm, flashrnn fused"] = FlashLayer(nn.LSTM(INPUTS, hidden), "cuda_fused")
+            found["lstm, flashrnn"] = FlashLayer(nn.LSTM(INPUTS, hidden), "cuda")
+            found["gru, flashrnn"] = FlashLayer(nn.GRU(INPUTS, hidden), "cuda")
     return {name: cell.to(device) for name, cell in found.items()}
 
 
-def beginning(cell: nn.Module, batch: int, hidden: int, device: torch.device) -> Any:
-    """A state of zeros."""
-    zeros = torch.zeros(1, batch, hidden, device=device)
-    inner = cell.layer if isinstance(cell, FlashLayer) else cell
-    return (zeros, zeros.clone()) if isinstance(inner, nn.LSTM) else zeros
+def _drawn(cell: Any, hidden: int) -> nn.Module:
+    torch.manual_seed(0)
+    return recurrent_layer(cell, INPUTS, hidden)
+
+
+def beginning(cell: nn.Module, x: Tensor) -> Any:
+    """A state as a window leaves it."""
+    return detach(hidden_of((cell.layer if isinstance(cell, FlashLayer) else cell)(x[:1], None)[1]))
 
 
 def disagreement(cell: nn.Module, name: str, others: dict[str, nn.Module], x: Tensor, state: Any) -> float | None:
@@ -122,10 +125,12 @@ def measure(steps: int, batch: int, hidden: int, device: torch.device, repeats: 
     modules = cells(hidden, device)
     rows, runs = [], []
     for name, cell in modules.items():
-        state, weights = beginning(cell, batch, hidden, device), list(cell.parameters())
+        state, weights = beginning(cell, x), list(cell.parameters())
 
         def window(cell: nn.Module = cell, state: Any = state, weights: list[nn.Parameter] = weights) -> None:
-            cell(x, state)[0].sum().backward()
+            y, after = cell(x, state)
+            penalty = penalty_of(after)
+            (y.sum() if penalty is None else y.sum() + penalty).backward()
             for weight in weights:
                 weight.grad = None
 
@@ -183,10 +188,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         if not row["seconds"]:
             lines.append(f"{head}| {row['failed']} | | | |")
             continue
-        base = "antisymmetric, plain" if "plain" in row["cell"] else "antisymmetric, gated"
         low, middle, high = (1e6 * f(row["seconds"]) for f in (min, statistics.median, max))
         differs = "" if row["disagreement"] is None else f"{row['disagreement']:.0e}"
-        ratio = middles[*shape, row["cell"]] / middles[*shape, base]
+        ratio = middles[*shape, row["cell"]] / middles[*shape, "lstm"]
         lines.append(f"{head}| {middle:,.0f} ({low:,.0f}–{high:,.0f}) | {ratio:.2f} | {row['first']:.2f} | {differs} |")
     return "\n".join(lines)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fptt_dist.models.recurrent import LAYERS
+
 
 @pytest.mark.slow
 def test_the_command_prints_and_writes_every_cell(tmp_path: Path) -> None:
@@ -24,8 +26,8 @@ def test_the_command_prints_and_writes_every_cell(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads((tmp_path / "a" / "cells.json").read_text())
-    kinds = ["antisymmetric, gated", "antisymmetric, plain"]
-    names = [name for kind in kinds for name in (kind, f"{kind}, compiled")] + ["LSTM", "GRU", "RNN"]
+    whole = {"lstm", "gru", "rnn", "rlstm", "mingru", "minlstm", "lru", "trellis"}  # run a window at once
+    names = [name for cell in LAYERS for name in ([cell] if cell in whole else [cell, f"{cell}, compiled"])]
     assert [(row["steps"], row["batch"], row["hidden"], row["cell"]) for row in found["rows"]] == [
         (*shape, name) for shape in ((2, 3, 4), (1, 2, 3)) for name in names
     ]
@@ -34,7 +36,7 @@ def test_the_command_prints_and_writes_every_cell(tmp_path: Path) -> None:
         assert 0 < min(row["seconds"]) < 1
         assert row["disagreement"] == (0 if "compiled" in row["cell"] else None)
     lines = done.stdout.splitlines()
-    assert sum(line.startswith(("| 2 ×", "| 1 ×")) for line in lines) == 14
-    steps = [line.split("|")[4].strip() for line in lines if "| antisymmetric, gated |" in line]
-    assert steps == ["1.00", "1.00"]
+    assert sum(line.startswith(("| 2 ×", "| 1 ×")) for line in lines) == 2 * len(names)
+    ratios = [line.split("|")[4].strip() for line in lines if "| lstm |" in line]
+    assert ratios == ["1.00", "1.00"]
     assert "torch " in lines[-1]
