@@ -79,6 +79,25 @@ class FlashLayer(nn.Module):
         return every[0, :, :, 0].transpose(0, 1), tuple(end) if self.function == "lstm" else end[0]
 
 
+class SnntorchLayer(nn.Module):
+    """snntorch's recurrent LIF neurons on a linear layer, stepped through, as `LIF` is."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        neuron = importlib.import_module("snntorch").RLeaky
+        self.inward = nn.Linear(INPUTS, hidden)
+        self.neuron = neuron(beta=torch.full((hidden,), 0.9), learn_beta=True, threshold=0.1, linear_features=hidden)
+
+    def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Membranes at every step, spikes and membranes after the last."""
+        spikes, membranes = self.neuron.init_rleaky() if state is None else state
+        outputs = []
+        for drive in self.inward(x):
+            spikes, membranes = self.neuron(drive, spikes, membranes)
+            outputs.append(membranes)
+        return torch.stack(outputs), (spikes, membranes)
+
+
 def cells(hidden: int, device: torch.device) -> dict[str, nn.Module]:
     """Every cell by its name in the table, of one layer."""
     found: dict[str, nn.Module] = {}
@@ -87,6 +106,8 @@ def cells(hidden: int, device: torch.device) -> dict[str, nn.Module]:
         found[cell] = plain
         if compile_steps(compiled):
             found[f"{cell}, compiled"] = compiled
+    if importlib.util.find_spec("snntorch") is not None:
+        found["lif, snntorch"] = SnntorchLayer(hidden)
     if device.type == "cuda":
         if importlib.util.find_spec("flashrnn") is None:
             print(WITHOUT_FLASH, file=sys.stderr)

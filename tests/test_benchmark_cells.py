@@ -28,6 +28,7 @@ def test_the_command_prints_and_writes_every_cell(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "a" / "cells.json").read_text())
     whole = {"lstm", "gru", "rnn", "rlstm", "mingru", "minlstm", "lru", "trellis"}  # run a window at once
     names = [name for cell in LAYERS for name in ([cell] if cell in whole else [cell, f"{cell}, compiled"])]
+    names.append("lif, snntorch")
     assert [(row["steps"], row["batch"], row["hidden"], row["cell"]) for row in found["rows"]] == [
         (*shape, name) for shape in ((2, 3, 4), (1, 2, 3)) for name in names
     ]
