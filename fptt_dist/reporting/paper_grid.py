@@ -12,10 +12,11 @@ from fptt_dist.reporting.paper_table import NONE, PaperRow, PaperTable, below, h
 
 BELOW = (0.05, 0.01)  # errors of which the batch is told from which a run stays below them
 CLEAR = 2.0  # standard errors of a difference that count
+POINTS, SHARE = 0.005, 0.1  # of accuracy, and of an error, that a difference comes to at least
 MEANINGS = (
     "What helps: the pull, where fptt is clearly better than online and bptt not than fptt; windows, where else online "
     "or fptt is clearly better than bptt; BPTT, where it is clearly better than both; – elsewhere. Clearly: by more "
-    "than two standard errors of the difference"
+    "than two standard errors of the difference, and by half a point or a tenth of the error"
 )
 
 
@@ -66,8 +67,10 @@ def _values(row: PaperRow | None) -> list[float]:
 
 
 def _clearly_better(one: list[float], other: list[float]) -> bool:
+    """Of values of which more is better; those of an error are below 0."""
     error = sum(statistics.variance(values) / len(values) for values in (one, other)) ** 0.5
-    return statistics.fmean(one) - statistics.fmean(other) > CLEAR * error
+    least = POINTS if max(*one, *other) > 0 else SHARE * abs(statistics.fmean(other))
+    return statistics.fmean(one) - statistics.fmean(other) > max(CLEAR * error, least)
 
 
 def _shown(row: PaperRow) -> str:

@@ -63,6 +63,13 @@ def test_two_standard_errors_count(tmp_path: Path) -> None:
         assert what_helps(rows) == said
 
 
+def test_a_difference_that_nobody_would_notice_does_not_count(tmp_path: Path) -> None:
+    chance = [[0.1661, 0.1662, 0.1663], [0.1651, 0.1652, 0.1653], [0.1661, 0.1662, 0.1663]]
+    assert what_helps(three(tmp_path / "error", "gru", *chance, metric="mse")) == "–"
+    alike = [[0.900, 0.901, 0.902], [0.904, 0.905, 0.906], [0.900, 0.901, 0.902]]
+    assert what_helps(three(tmp_path / "accuracy", "gru", *alike)) == "–"
+
+
 def test_a_line_a_cell(tmp_path: Path) -> None:
     one = three(tmp_path, "lem", [0.5, 0.6], [0.9], [0.7, 0.8], heading="images")
     one["online"].runs.append(tmp_path / "nothing")
