@@ -36,7 +36,7 @@ def compile_steps(network: nn.Module) -> bool:
     """Have every layer of a network that steps through its windows do so compiled.
 
     Compiling takes some ten seconds, when the first window is run and again at the first without gradients. Windows of
-    fewer than 8 steps run as before. On a CPU little is gained: a tenth at best, and a plain, small layer loses.
+    fewer than 8 steps run as before. On a CPU a cell of many small operations gains up to a third; a small one loses.
 
     Returns:
         whether there is such a layer: an LSTM, GRU or tanh-RNN has kernels of its own, and others run a window at once.

@@ -74,7 +74,7 @@ class Trainer:
         self.task.to(device)
         self.network = build.build_model(config, self.task).to(device)
         if config.train.compile and device.type == "cuda":
-            compile_steps(self.network)  # on a CPU nothing is gained by it
+            compile_steps(self.network)  # on a CPU few cells gain by it, after half a minute
         self.counts = self.network.parameter_counts()  # an engine may leave the network without its weights
         tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         self.shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
