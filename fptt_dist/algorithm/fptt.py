@@ -16,7 +16,6 @@ One update, W̄ the slow variable (`center`), u = λ/α the scaled dual (`scaled
 | c      | prox_weight  | factor on the quadratic term                                   |
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -24,19 +23,28 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer, RMSprop
+from torch.optim import Optimizer
 
 from fptt_dist.algorithm import update as updates
 from fptt_dist.algorithm.anchor import Anchor
+from fptt_dist.algorithm.checks import check_group, check_options, require, require_alpha, require_wide
 from fptt_dist.algorithm.fused import FusedUpdate
 from fptt_dist.algorithm.kernel import Constants, refusal
-from fptt_dist.algorithm.metric import has_second_moments, host_number, mean_squared_scale, preconditioner
-from fptt_dist.algorithm.stability import explicit_limit, pull_dynamics
+from fptt_dist.algorithm.metric import (
+    host_number,
+    mean_squared_scale,
+    preconditioner,
+    reference_rate,
+    rounding_gain,
+)
+from fptt_dist.algorithm.stability import instability
+from fptt_dist.algorithm.zero_step import forget_step, only_makes_state
 
 CENTER = "center"
 SCALED_DUAL = "scaled_dual"
+REFERENCE_RATE = "reference_rate"  # preconditioned metric only: r, a number beside W̄ and u
+OURS = {CENTER, SCALED_DUAL, REFERENCE_RATE}
 ALPHA_OF_DUAL = "alpha_of_dual"  # algorithm2 only: the α that turned its gradient into u
-WIDE = (torch.float32, torch.float64)
 
 
 class FPTT(Optimizer):
@@ -56,7 +64,7 @@ class FPTT(Optimizer):
         update: "explicit" adds the force to the gradient; "prox" solves the pull exactly after the base step (stable
             for any α with c = κ = 1); "algorithm2" takes the dual from a second gradient at the new weights (the
             paper's Algorithm 2 to the letter; `step` then needs a closure).
-        metric: "euclidean", or "preconditioned": the force is multiplied by (√v̂ + ε)/η of an Adam-type base.
+        metric: "euclidean", or "preconditioned": the force is multiplied by (√v̂ + ε)/η of an Adam-type base: metric.py.
         max_norm: bound of the gradient's global 2-norm over all groups; None: no clipping.
         clip: "total" bounds gradient + force, "gradient" the gradient alone.
         fused: the whole update in two passes over memory, compiled at the second step (seconds; it needs a C++
@@ -101,31 +109,20 @@ class FPTT(Optimizer):
     ) -> None:
         if not isinstance(base, Optimizer):
             raise ValueError(f"base={base!r} must be a torch.optim.Optimizer")
-        _require("alpha", alpha, _is_number(alpha) and alpha >= 0.0, "a finite number ≥ 0")
-        _require("beta", beta, _is_number(beta) and 0.0 < beta <= 1.0, "in (0, 1]")
-        _require("dual_weight", dual_weight, _is_number(dual_weight) and dual_weight >= 0.0, "a finite number ≥ 0")
-        _require("prox_weight", prox_weight, _is_number(prox_weight) and prox_weight >= 0.0, "a finite number ≥ 0")
-        _require("update", update, update in ("explicit", "prox", "algorithm2"), '"explicit", "prox" or "algorithm2"')
-        _require("metric", metric, metric in ("euclidean", "preconditioned"), '"euclidean" or "preconditioned"')
-        _require("clip", clip, clip in ("total", "gradient"), '"total" or "gradient"')
-        bounded = max_norm is None or (isinstance(max_norm, int | float) and max_norm > 0.0)
-        _require("max_norm", max_norm, bounded, "> 0, or None for no clipping")
-        if metric == "preconditioned":
-            if not has_second_moments(base):
-                raise ValueError(
-                    f'metric="preconditioned" needs second moments, which {type(base).__name__} does not keep: '
-                    'use Adam, AdamW or RMSprop, or metric="euclidean"'
-                )
-            if update != "explicit":
-                raise ValueError(f'metric="preconditioned" works with update="explicit" only, not update="{update}"')
-        if update == "algorithm2":
-            _require("alpha", alpha, alpha > 0.0, '> 0 with update="algorithm2", whose dual is u = g/α')
+        check_options(
+            base,
+            alpha=alpha,
+            beta=beta,
+            dual_weight=dual_weight,
+            prox_weight=prox_weight,
+            update=update,
+            metric=metric,
+            max_norm=max_norm,
+            clip=clip,
+        )
         problem = refusal(base, update) if fused else None
         if problem is not None:
             raise ValueError(f"fused=True: {problem}")
-
-        for group in base.param_groups:
-            _check_group(group)
 
         self.base = base
         self.beta = beta
@@ -138,8 +135,9 @@ class FPTT(Optimizer):
         self.norm_reduce: Callable[[Tensor], Tensor] | None = None
         self.anchor: Anchor | None = None
         self.fused = fused
-        self._fused = FusedUpdate(CENTER, SCALED_DUAL)
+        self._fused = FusedUpdate(CENTER, SCALED_DUAL, REFERENCE_RATE)
         self._warned_unstable = False
+        self._shows_others = False  # the parameters have other weights than W, see `showing`
         self._provisional: set[Tensor] = set()  # their state was made by a step that only makes state
 
         defaults = dict(base.defaults)
@@ -174,9 +172,10 @@ class FPTT(Optimizer):
             What the closure's first call returned; None without one.
 
         Raises:
-            RuntimeError: a sparse gradient; update="algorithm2" without a closure.
+            RuntimeError: within `at_center`; a sparse gradient; update="algorithm2" without a closure.
             ValueError: a half-precision parameter.
         """
+        self._require_own_weights("step")
         self._share()
         loss = None
         if closure is not None:
@@ -204,17 +203,22 @@ class FPTT(Optimizer):
         entering = {
             p: p.detach().clone() for _, params in active for p in params if CENTER not in self.state.get(p, {})
         }
-        makes_state = closure is None and bool(entering) and self._only_makes_state(active)
+        references: dict[Tensor, float | Tensor] = {}
+        if self.metric == "preconditioned":
+            references = {p: self._reference_rate(group, p) for group, params in active for p in params}
+        makes_state = closure is None and bool(entering) and only_makes_state(active)
 
         self._add_force(active)
         self._base_step([p for _, params in active for p in params])
 
         for p, weights in entering.items():
             if makes_state:
-                _forget_step(self.base, self.state[p])
+                forget_step(self.base, self.state[p])
                 self._provisional.add(p)
             self.state[p][CENTER] = weights
             self.state[p][SCALED_DUAL] = torch.zeros_like(weights)
+        for p, rate in references.items():
+            self.state[p][REFERENCE_RATE] = rate
         if self.update == "prox":
             for group, params in active:
                 alpha, lr = rates[id(group)]
@@ -229,9 +233,15 @@ class FPTT(Optimizer):
 
     @torch.no_grad()
     def plan(self, updates: int) -> Tensor | None:
-        """What the next `updates` fused updates take from the groups (updates, groups, coefficients) and the counts of
-        steps, on the host; None where they would not be fused. For CUDA graphs, with `following` and `count`."""
-        return self._fused.plan(self.param_groups, self.state, updates) if self.fused else None
+        """Plan the next `updates` fused updates: their coefficients (updates, groups, coefficients), on the host, from
+        the groups, the counts of steps and the reference rates; None where they would not be fused. For CUDA graphs,
+        with `following` and `count`.
+
+        Raises:
+            RuntimeError: within `at_center`.
+        """
+        self._require_own_weights("plan")
+        return self._fused.plan(self.param_groups, self.state, self._constants(), updates) if self.fused else None
 
     def following(self, rows: list[Tensor]) -> AbstractContextManager[None]:
         """Within the context `step` reads the next of `rows`, each (groups, coefficients) on the device, and counts no
@@ -244,8 +254,9 @@ class FPTT(Optimizer):
 
     @torch.no_grad()
     def count(self, updates: int) -> None:
-        """Let the base optimizer's counts of steps go on by `updates`, which a graph has done."""
-        self._fused.count(updates)
+        """Let the base's counts of steps, and the reference rates, advance by `updates`, which a graph has done."""
+        self._require_own_weights("count")
+        self._fused.count(self.param_groups, self._constants(), updates)
 
     @property
     def fusing_problem(self) -> str | None:
@@ -254,7 +265,12 @@ class FPTT(Optimizer):
 
     @torch.no_grad()
     def recenter(self, *, weights: bool = True, dual: bool = True) -> None:
-        """The reset at the end of an epoch: W ← W̄ (`weights`) and u ← 0 (`dual`); the base's moments are kept."""
+        """The reset at the end of an epoch: W ← W̄ (`weights`) and u ← 0 (`dual`); the base's moments are kept.
+
+        Raises:
+            RuntimeError: within `at_center`.
+        """
+        self._require_own_weights("recenter")
         params = self._started()
         if not params:
             return
@@ -264,16 +280,26 @@ class FPTT(Optimizer):
         if dual:
             torch._foreach_zero_(duals)
 
-    @contextmanager
-    def at_center(self) -> Iterator[None]:
-        """Within the context the model computes with W̄; W is back, bit for bit, on leaving, also on an exception."""
+    def at_center(self) -> AbstractContextManager[None]:
+        """Within the context the model computes with W̄; W is back, bit for bit, on leaving, also on an exception.
+
+        `step`, `recenter` and `load_state_dict` raise RuntimeError there: what they did to W would be lost on leaving.
+        """
         params = self._started()
+        return self.showing(params, self._slow(params)[0])
+
+    @contextmanager
+    def showing(self, params: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+        """Within the context `params` have `values`, one for each; otherwise `at_center`, with other weights."""
+        outer = self._shows_others
         with torch.no_grad():
             weights = [p.detach().clone() for p in params]
-            updates.copy(params, self._slow(params)[0])
+            updates.copy(params, values)
+        self._shows_others = True
         try:
             yield
         finally:
+            self._shows_others = outer
             with torch.no_grad():
                 updates.copy(params, weights)
 
@@ -357,9 +383,8 @@ class FPTT(Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
-            alpha = self.param_groups[-1]["alpha"]
-            _require("alpha", alpha, _is_number(alpha) and alpha >= 0.0, "a finite number ≥ 0")
+            check_group(self.param_groups[-1])
+            require_alpha(self.param_groups[-1]["alpha"])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -368,7 +393,11 @@ class FPTT(Optimizer):
         """Load a state; W̄ and u keep their own precision and are copied, whatever the parameters' type is now.
 
         The state of the base optimizer alone is taken too: W̄ then starts at the weights of the next step.
+
+        Raises:
+            RuntimeError: within `at_center`.
         """
+        self._require_own_weights("load_state_dict")
         final: dict[str, Any] = {}
 
         def complete(optimizer: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
@@ -396,16 +425,18 @@ class FPTT(Optimizer):
         return {"alpha": now["alpha"], **saved}
 
     def __getstate__(self) -> dict[str, Any]:
-        hooks = ("_optimizer_", "_zero_grad_profile_name", "norm_reduce", "anchor")
+        # A copy made within `at_center` has W̄ for its own weights: there is nothing that would come back.
+        hooks = ("_optimizer_", "_zero_grad_profile_name", "norm_reduce", "anchor", "_shows_others")
         return {name: value for name, value in self.__dict__.items() if not name.startswith(hooks) and name != "step"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("norm_reduce", None)
         self.__dict__.setdefault("anchor", None)
+        self.__dict__.setdefault("_shows_others", False)
         # The base repairs what older versions saved; it must do so on the dictionaries that both share, and takes every
         # state that is not empty for its own.
-        ours = {p: state for p, state in self.state.items() if state and state.keys() <= {CENTER, SCALED_DUAL}}
+        ours = {p: state for p, state in self.state.items() if state and state.keys() <= OURS}
         self.state.update({p: {} for p in ours})
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self.state.update(ours)
@@ -414,6 +445,18 @@ class FPTT(Optimizer):
         """One state and one list of groups for both objects, also after an engine replaced this one's."""
         self.base.state = self.state
         self.base.param_groups = self.param_groups
+
+    def _require_own_weights(self, call: str) -> None:
+        """Refuse a call where the parameters have other weights for a time.
+
+        Raises:
+            RuntimeError: within `at_center` or `showing`.
+        """
+        if self._shows_others:
+            raise RuntimeError(
+                f"{call}() inside at_center(): what it did to the weights would be lost, since those of before come "
+                "back when the context ends: leave the context first"
+            )
 
     def _weights(self) -> dict[str, float]:
         return {"prox_weight": self.prox_weight, "dual_weight": self.dual_weight}
@@ -430,32 +473,19 @@ class FPTT(Optimizer):
     def _check(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         for group, params in active:
             if self.update == "algorithm2":
-                _require("alpha", group["alpha"], group["alpha"] > 0.0, '> 0 with update="algorithm2"')
+                require("alpha", group["alpha"], group["alpha"] > 0.0, '> 0 with update="algorithm2"')
             for p in params:
-                _require_wide(p)
+                require_wide(p)
                 if p.grad is not None and p.grad.layout != torch.strided:
                     raise RuntimeError("FPTT does not support sparse gradients: build the embedding with sparse=False")
             if self.update == "explicit" and not self._warned_unstable:
                 self._warn_if_unstable(group)
 
     def _warn_if_unstable(self, group: dict[str, Any]) -> None:
-        lr = host_number(group["lr"])
-        if group["alpha"] == 0.0 or isinstance(lr, Tensor):
-            return
-        scale, dynamics = pull_dynamics(self.base, group, lr, self.metric)
-        if dynamics is None:
-            return
-        limit = explicit_limit(self.beta, self.prox_weight, self.dual_weight, **dynamics) / scale
-        if group["alpha"] > limit * (1.0 + 1e-6):
+        problem = instability(self.base, group, self.metric, self.beta, **self._weights())
+        if problem is not None:
             self._warned_unstable = True
-            prox = ', or take update="prox"' if self.metric == "euclidean" else ""
-            warnings.warn(
-                f"alpha={group['alpha']:g} is past the explicit step's stability limit, alpha < {limit:.3g} for "
-                f"{type(self.base).__name__} with lr={lr:g}, beta={self.beta:g}, prox_weight={self.prox_weight:g}, "
-                f"dual_weight={self.dual_weight:g}: the weights will oscillate. Lower alpha or the "
-                f"learning rate{prox}",
-                stacklevel=6,  # past torch's two wrappers of step
-            )
+            warnings.warn(problem, stacklevel=6)  # past torch's two wrappers of step
 
     def _force(self, group: dict[str, Any], params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The parameters that feel the pull towards W̄, and the pull on each."""
@@ -464,8 +494,14 @@ class FPTT(Optimizer):
             return [], []
         pull = updates.force(params, *self._slow(params), alpha=group["alpha"], **self._weights())
         if self.metric == "preconditioned":
-            torch._foreach_mul_(pull, preconditioner(self.base, group, params))
+            rates = [self._reference_rate(group, p) for p in params]
+            gain = rounding_gain(group["alpha"], self.beta, **self._weights())
+            torch._foreach_mul_(pull, preconditioner(self.base, group, params, rates, gain))
         return params, pull
+
+    def _reference_rate(self, group: dict[str, Any], param: Tensor) -> float | Tensor:
+        """r of the parameter's coming update; see `metric`."""
+        return reference_rate(self.state.get(param, {}).get(REFERENCE_RATE), group["lr"], self.beta)
 
     def _fused_step(self) -> bool:
         """The whole update in one, or False with nothing changed."""
@@ -478,7 +514,10 @@ class FPTT(Optimizer):
         for group in self.param_groups:
             if not self._warned_unstable:
                 self._warn_if_unstable(group)
-        constants = Constants(
+        return self._fused.run(self.param_groups, self.state, self._constants())
+
+    def _constants(self) -> Constants:
+        return Constants(
             beta=self.beta,
             dual_weight=self.dual_weight,
             prox_weight=self.prox_weight,
@@ -486,7 +525,6 @@ class FPTT(Optimizer):
             max_norm=self.max_norm,
             clips_total=self.clip == "total",
         )
-        return self._fused.run(self.param_groups, self.state, constants)
 
     def _add_force(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> None:
         everything = [p for _, params in active for p in params]
@@ -514,7 +552,7 @@ class FPTT(Optimizer):
 
     def _base_step(self, params: list[Tensor]) -> None:
         """The base optimizer's step; it must find no state where it made none, or it would not make its own."""
-        ours = {p: self.state.pop(p) for p in params if self.state.get(p, {}).keys() == {CENTER, SCALED_DUAL}}
+        ours = {p: self.state.pop(p) for p in params if self.state.get(p) and self.state[p].keys() <= OURS}
         try:
             self._base_step_with_own_alpha()
         finally:
@@ -556,41 +594,3 @@ class FPTT(Optimizer):
                 centers, duals = self._slow(params)
                 updates.copy(duals, torch._foreach_div(updates.gradients(params), group["alpha"]))
                 updates.renew_centers(params, centers, duals, beta=self.beta)
-
-    def _only_makes_state(self, active: list[tuple[dict[str, Any], list[Tensor]]]) -> bool:
-        """Whether this is torch.distributed.checkpoint creating the state: learning rates and gradients all 0."""
-        if any(host_number(group["lr"]) != 0.0 for group, _ in active):
-            return False
-        return not any(bool(p.grad.any()) for _, params in active for p in params if p.grad is not None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if group.get("maximize"):
-        raise ValueError("maximize=True: FPTT minimises; negate the loss instead")
-    for p in group["params"]:
-        _require_wide(p)
-
-
-def _require(name: str, value: Any, valid: bool, allowed: str) -> None:
-    if not valid:
-        raise ValueError(f"{name}={value!r} must be {allowed}")
-
-
-def _require_wide(param: Tensor) -> None:
-    if param.dtype not in WIDE:
-        raise ValueError(
-            f"FPTT keeps parameters in float32 or float64, got one of {param.dtype} and shape {tuple(param.shape)}: "
-            "keep the weights in float32 and use torch.autocast for speed"
-        )
-
-
-def _forget_step(base: Optimizer, state: dict[str, Any]) -> None:
-    """Bring a state that only should be made back to 0, so that a copy saved of it is the state before any step."""
-    if isinstance(base, SGD | Adam | RMSprop):
-        for value in state.values():
-            if isinstance(value, Tensor):
-                value.zero_()

@@ -4,7 +4,7 @@ coefficients of the updates to come."""
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from operator import is_
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fptt_dist.algorithm.kernel import CONSTANT, MOMENTS, Constants, Group, Kernel, Rule, coefficients, rule_of
+from fptt_dist.algorithm.metric import reference_rate
 
 LOG = logging.getLogger("fptt_dist")
 MOST_KERNELS = 4  # compiled in one run; a schedule of betas or momentum would want one an update
@@ -21,20 +22,23 @@ MOST_KERNELS = 4  # compiled in one run; a schedule of betas or momentum would w
 class FusedUpdate:
     """Runs the fused update of an optimizer where it can, and says where it cannot.
 
-    An update is fused where every parameter has a gradient and has had the same number of steps before; the first one
-    never is: the base optimizer makes its state there.
+    An update is fused where every parameter has a gradient and has had the same number of steps before, and the
+    reference rates (of the preconditioned metric) of a group are one; the first one never is: the base optimizer makes
+    its state there.
 
     Args:
         center: name of W̄ in a parameter's state.
         dual: name of u.
+        reference: name of r.
 
     Attributes:
         problem: why no update is fused any more, or None.
     """
 
-    def __init__(self, center: str, dual: str) -> None:
+    def __init__(self, center: str, dual: str, reference: str) -> None:
         self.problem: str | None = None
         self._slow = (center, dual)
+        self._reference = reference
         self._kernel: Kernel | None = None
         self._compiled_for: Any = None
         self._shapes: Any = None
@@ -43,7 +47,7 @@ class FusedUpdate:
         self.forget()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FusedUpdate, self._slow  # a copy compiles its own
+        return FusedUpdate, (*self._slow, self._reference)  # a copy compiles its own
 
     def forget(self) -> None:
         """Look at all tensors again before the next update."""
@@ -60,17 +64,17 @@ class FusedUpdate:
             return False
         gradients = [p.grad for group in groups for p in group["params"]]
         dense = [g if g.is_contiguous() else g.contiguous() for g in gradients if g is not None and _is_plain(g)]
-        if len(dense) < len(gradients) or not self._ready(groups, state):
+        if len(dense) < len(gradients) or not self._ready(groups, state, constants):
             self.forget()  # the plain path may step some parameters and not others
             return False
         rows = self._rows
-        rates = self._coefficients(groups, 1)[0].to(self._params[0].device) if rows is None else rows.pop(0)
+        rates = self._coefficients(groups, constants, 1)[0].to(self._params[0].device) if rows is None else rows.pop(0)
         if not self._has_kernel(groups, constants, dense, rates):
             return False
         assert self._kernel is not None
         self._kernel([*self._params, *dense, *self._state], rates)
         if self._rows is None:
-            self.count(1)
+            self.count(groups, constants, 1)
         return True
 
     def give_up(self, problem: str) -> bool:
@@ -79,14 +83,16 @@ class FusedUpdate:
         LOG.warning("the update is not fused: %s", problem)
         return False
 
-    def plan(self, groups: list[Group], state: dict[Tensor, Group], updates: int) -> Tensor | None:
+    def plan(
+        self, groups: list[Group], state: dict[Tensor, Group], constants: Constants, updates: int
+    ) -> Tensor | None:
         """The coefficients of the next `updates` updates (updates, groups, coefficients), float64 on the host.
 
         None where they would not be fused.
         """
-        if self.problem is not None or self._kernel is None or not self._ready(groups, state):
+        if self.problem is not None or self._kernel is None or not self._ready(groups, state, constants):
             return None
-        return self._coefficients(groups, updates)
+        return self._coefficients(groups, constants, updates)
 
     @contextmanager
     def following(self, rows: list[Tensor]) -> Iterator[None]:
@@ -102,29 +108,65 @@ class FusedUpdate:
         """Whether updates take their coefficients from a plan."""
         return self._rows is not None
 
-    def count(self, updates: int) -> None:
-        """Let the base optimizer's counts of steps go on by `updates`."""
+    def count(self, groups: list[Group], constants: Constants, updates: int) -> None:
+        """Let the base optimizer's counts of steps, and the reference rates, go on by `updates`."""
         if self._steps:
             torch._foreach_add_(self._steps, float(updates))
+        if constants.preconditioned and self._params:
+            ends = [rates[-1] for rates in self._rates(groups, constants, updates)]
+            for row, states in zip(ends, self._by_group(groups), strict=True):
+                for each in states:
+                    each[self._reference] = row
 
-    def _coefficients(self, groups: list[Group], updates: int) -> Tensor:
+    def _coefficients(self, groups: list[Group], constants: Constants, updates: int) -> Tensor:
         done = float(self._steps[0]) if self._steps else 0.0
-        rows = [[coefficients(group, done + k) for group in groups] for k in range(1, updates + 1)]
+        rates = self._rates(groups, constants, updates)
+        rows = [
+            [coefficients(group, done + k + 1, own[k]) for group, own in zip(groups, rates, strict=True)]
+            for k in range(updates)
+        ]
         return torch.tensor(rows, dtype=torch.float64)
 
-    def _ready(self, groups: list[Group], state: dict[Tensor, Group]) -> bool:
-        """Whether all tensors are known and still those that were looked at."""
+    def _rates(self, groups: list[Group], constants: Constants, updates: int) -> list[list[float]]:
+        """r of each of the next `updates` updates, by group; η where the metric needs none."""
+        if not constants.preconditioned:
+            return [[float(group["lr"])] * updates for group in groups]
+        found = []
+        for group, states in zip(groups, self._by_group(groups), strict=True):
+            lr, rates = float(group["lr"]), [states[0].get(self._reference, 0.0) if states else 0.0]
+            for _ in range(updates):
+                rates.append(float(reference_rate(rates[-1], lr, constants.beta)))
+            found.append(rates[1:])
+        return found
+
+    def _by_group(self, groups: list[Group]) -> list[list[Group]]:
+        """The states of the parameters of each group."""
+        states = iter(self._dictionaries)
+        return [list(islice(states, len(group["params"]))) for group in groups]
+
+    def _ready(self, groups: list[Group], state: dict[Tensor, Group], constants: Constants) -> bool:
+        """Return whether all tensors are those that were looked at, and each group has one reference rate."""
+        if not (self._knows(groups, state) or self._look(groups, state)):
+            return False
+        if not constants.preconditioned:
+            return True
+        rates = [{each.get(self._reference, 0.0) for each in states} for states in self._by_group(groups)]
+        return all(len(own) <= 1 and all(isinstance(rate, float) for rate in own) for own in rates)
+
+    def _knows(self, groups: list[Group], state: dict[Tensor, Group]) -> bool:
+        """Return whether all tensors are still those that were looked at."""
         params = [p for group in groups for p in group["params"]]
         if len(params) == len(self._params) and all(map(is_, params, self._params)):
             found = [place.get(name) for place, name in self._places]
             known = all(map(is_, map(state.get, params), self._dictionaries))
             if known and all(map(is_, found, chain(self._state, self._steps))):
                 return all(p.is_contiguous() for p in params)
-        self.forget()
-        return self._look(groups, params, state)
+        return False
 
-    def _look(self, groups: list[Group], params: list[Tensor], state: dict[Tensor, Group]) -> bool:
+    def _look(self, groups: list[Group], state: dict[Tensor, Group]) -> bool:
         """Gather the tensors of all parameters, if they can be updated together."""
+        self.forget()
+        params = [p for group in groups for p in group["params"]]
         kinds = {rule_of(group).kind for group in groups}
         if len(kinds) != 1 or not all(isinstance(group["lr"], int | float) for group in groups):
             return self.give_up("groups with and without momentum, or a learning rate that is a tensor")

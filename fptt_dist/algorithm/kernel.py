@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from fptt_dist.algorithm.metric import rounding_gain
+
 # Columns of the coefficients: α; η, for Adam over 1 − β₁ᵗ; √(1 − β₂ᵗ); what AdamW leaves of W; for the preconditioned
-# metric √(1 − β₂ᵗ) of the step before, and 1/η.
-ALPHA, STEP, ROOT, DECAY, ROOT_BEFORE, INVERSE_RATE = range(6)
+# metric √(1 − β₂ᵗ) of the step before, and the reference rate r, infinite where the regularizer's gradient is 0.
+ALPHA, STEP, ROOT, DECAY, ROOT_BEFORE, REFERENCE = range(6)
 CONSTANT = ("betas", "eps", "momentum", "dampening", "nesterov", "weight_decay")  # of a group: compiled in
 DECOUPLED = "decoupled_weight_decay"  # whether the weights decay apart from the gradient, as AdamW's
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
@@ -93,12 +95,12 @@ def rule_of(group: Group) -> Rule:
     )
 
 
-def coefficients(group: Group, step: float) -> list[float]:
-    """The columns, in their order, of a group's update number `step` (from 1); the plain path has them in double
-    precision too."""
+def coefficients(group: Group, step: float, reference: float) -> list[float]:
+    """The columns, in their order, of a group's update number `step` (from 1) with the reference rate r; the plain path
+    has them in double precision too."""
     lr, alpha = float(group["lr"]), float(group["alpha"])
     if "betas" not in group:
-        return [alpha, lr, 1.0, 1.0, 1.0, 0.0]
+        return [alpha, lr, 1.0, 1.0, 1.0, math.inf]
     first, second = group["betas"]
     before = 1.0 - second ** (step - 1)
     return [
@@ -107,7 +109,7 @@ def coefficients(group: Group, step: float) -> list[float]:
         math.sqrt(1.0 - second**step),
         1.0 - lr * group["weight_decay"] if group[DECOUPLED] else 1.0,
         math.sqrt(before) if before > 0.0 else 1.0,
-        1.0 / lr if lr != 0.0 and before > 0.0 else 0.0,
+        reference if lr != 0.0 and before > 0.0 else math.inf,
     ]
 
 
@@ -173,9 +175,10 @@ class Kernel:
         pull = (each["w"] - each["center"]) * (alpha * self.constants.prox_weight).to(like)
         pull = pull - each["dual"] * (alpha * self.constants.dual_weight).to(like)
         if self.constants.preconditioned:
-            pull = pull * (
-                (each["moment1"].sqrt() / rate[ROOT_BEFORE].to(like) + rule.eps) * rate[INVERSE_RATE].to(like)
-            )
+            own = self.constants
+            gain = rounding_gain(1.0, own.beta, own.prox_weight, own.dual_weight) * torch.finfo(like).eps
+            divisor = torch.maximum(each["w"].abs() * (alpha * gain).to(like), rate[REFERENCE].to(like))
+            pull = pull * ((each["moment1"].sqrt() / rate[ROOT_BEFORE].to(like) + rule.eps) / divisor)
         return pull
 
     def _update_one(self, each: dict[str, Tensor], rule: Rule, rate: Tensor, scale: Tensor) -> None:

@@ -6,6 +6,8 @@
 import math
 from collections.abc import Callable
 
+LARGEST = 1e28  # of α, so that a float32 times it is none that overflows
+
 AlphaSchedule = Callable[[float, float], float]
 """α from (progress in [0, 1], current learning rate / first learning rate)."""
 
@@ -26,10 +28,11 @@ def cosine(alpha: float, start: float) -> AlphaSchedule:
 
 
 def inverse_lr(alpha: float, maximum: float | None = None) -> AlphaSchedule:
-    """α η₀/η_t: the pull keeps its strength relative to the step as the learning rate falls; at most `maximum`."""
+    """α η₀/η_t: the pull keeps its strength relative to the step as the learning rate falls; at most `maximum`, or
+    `LARGEST` without one."""
 
     def schedule(progress: float, lr_ratio: float) -> float:
-        limit = math.inf if maximum is None else maximum
+        limit = LARGEST if maximum is None else maximum
         if lr_ratio <= 0.0:
             return alpha if maximum is None else maximum
         return min(alpha / lr_ratio, limit)

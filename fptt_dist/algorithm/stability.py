@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
+from fptt_dist.algorithm.metric import host_number
+
 
 def spectral_radius(
     a: Tensor,
@@ -92,6 +94,8 @@ def pull_dynamics(
         a/α (η; 1 with the preconditioned metric, where α is a fraction of a step), and the keyword arguments momentum,
         dampening and nesterov; None instead where no limit is known (Adam with the Euclidean metric).
     """
+    # Preconditioned, a is α η/r: r, the reference rate, is never below η, so a ≤ α and the limit of a steady rate
+    # stands for any schedule.
     if metric == "preconditioned":
         if isinstance(base, Adam):
             return 1.0, {"momentum": group["betas"][0], "dampening": group["betas"][0]}
@@ -100,3 +104,33 @@ def pull_dynamics(
         keys = ("momentum", "dampening", "nesterov") if group["momentum"] else ()
         return lr, {key: group[key] for key in keys}
     return 1.0, None
+
+
+def instability(
+    base: Optimizer, group: dict[str, Any], metric: str, beta: float, *, prox_weight: float, dual_weight: float
+) -> str | None:
+    """Return what to warn of where a group's α is past its limit, or None; also where η is a tensor on a device.
+
+    Args:
+        base: the optimizer that moves the weights.
+        group: one of its groups, with α.
+        metric: "euclidean" or "preconditioned".
+        beta: β.
+        prox_weight: c.
+        dual_weight: κ.
+    """
+    lr = host_number(group["lr"])
+    if group["alpha"] == 0.0 or isinstance(lr, Tensor):
+        return None
+    scale, dynamics = pull_dynamics(base, group, lr, metric)
+    if dynamics is None:
+        return None
+    limit = explicit_limit(beta, prox_weight, dual_weight, **dynamics) / scale
+    if group["alpha"] <= limit * (1.0 + 1e-6):
+        return None
+    prox = ', or take update="prox"' if metric == "euclidean" else ""
+    return (
+        f"alpha={group['alpha']:g} is past the explicit step's stability limit, alpha < {limit:.3g} for "
+        f"{type(base).__name__} with lr={lr:g}, beta={beta:g}, prox_weight={prox_weight:g}, "
+        f"dual_weight={dual_weight:g}: the weights will oscillate. Lower alpha or the learning rate{prox}"
+    )

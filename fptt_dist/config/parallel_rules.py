@@ -93,6 +93,15 @@ def _algorithm(consensus: ConsensusParallel, config: "Config") -> list[Conflict]
             "type parallel.weights=mean, or algorithm=fptt"
         )
         conflicts.append(Conflict(text, ("parallel.weights", "algorithm")))
+    preconditioned = config.algorithm == "fptt" and config.fptt.metric == "preconditioned" and config.fptt.alpha > 0.0
+    if consensus.weights == "kept" and preconditioned and config.schedule.name != "constant":
+        # Each sync puts the workers' distance into W - W̄, which then does not shrink as the rate does that divides it.
+        text = (
+            "parallel.weights=kept does not go with fptt.metric=preconditioned and "
+            f"schedule.name={config.schedule.name}, under which the regularizer's gradient may grow without limit: "
+            "type parallel.weights=mean, fptt.metric=euclidean, or schedule.name=constant"
+        )
+        conflicts.append(Conflict(text, ("parallel.weights", "fptt.metric", "schedule.name")))
     if consensus.dual == "worker" and config.fptt.clip == "gradient" and config.train.max_norm is not None:
         text = (
             "parallel.dual=worker does not go with fptt.clip=gradient, which would bias what the workers agree on: "

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from fptt_dist.parallel.collectives import Communicator, Traffic
@@ -52,6 +51,10 @@ class OptimizerView(Protocol):
 
     def at_center(self) -> AbstractContextManager[None]:
         """The model computes with W̄ within the context."""
+        ...
+
+    def showing(self, params: list[Tensor], values: list[Tensor]) -> AbstractContextManager[None]:
+        """`params` have `values` within the context, in which an update is refused."""
         ...
 
     def slow(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -221,15 +224,8 @@ class Strategy(ABC):
     @contextmanager
     def showing(self, values: list[Tensor]) -> Iterator[nn.Module]:
         """A module that computes with `values`, one for each of `parameters`; afterwards what was there is back."""
-        parameters = self._parameters()
-        with torch.no_grad():
-            before = [p.detach().clone() for p in parameters]
-            torch._foreach_copy_(parameters, values)
-        try:
+        with self.optimizer.showing(self._parameters(), values):
             yield self._network
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, before)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over the workers (metrics, estimates), in place."""

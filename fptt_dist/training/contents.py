@@ -105,8 +105,8 @@ def restore(trainer: "Trainer", folder: Path) -> None:
     )
     if then == now and same_strategy:
         own = _rank(folder, strategy.rank)
-        mine = next(folders for ranks, folders in _copies(folder, values) if strategy.rank in ranks)
-        _load(trainer, folder, values, SavedState([mine], [1.0]))
+        ranks, mine = next(copy for copy in _copies(folder, values) if strategy.rank in copy[0])
+        _load(trainer, folder, values, SavedState([mine], [1.0]), [0] if values["replicated"] else ranks)
         kept.own = read_tensors(own, "strategy.safetensors")
         own_values = read_values(own, "state.json")
         trainer.task.loss.load_state_dict(read_tensors(own, "loss.safetensors"))
@@ -130,17 +130,17 @@ def load_agreed(trainer: "Trainer", folder: Path) -> None:
     shares = [math.fsum(values["shares"][rank] for rank in ranks) for ranks, _ in copies]
     agreed = read_tensors(folder, "strategy.safetensors").items()
     centers = {name.removeprefix("center/"): z for name, z in agreed if name.startswith("center/")}  # Z
-    _load(trainer, folder, values, SavedState([folders for _, folders in copies], shares, centers))
+    ranks = [0] if values["replicated"] else list(range(len(values["shares"])))
+    _load(trainer, folder, values, SavedState([folders for _, folders in copies], shares, centers), ranks)
 
 
-def _load(trainer: "Trainer", folder: Path, values: dict[str, Any], saved: SavedState) -> None:
-    """Weights and the optimizer's state, this worker's part of them."""
+def _load(trainer: "Trainer", folder: Path, values: dict[str, Any], saved: SavedState, ranks: list[int]) -> None:
+    """Weights and the optimizer's state, this worker's part of them; `ranks`: who wrote what is read."""
     pieces = trainer.strategy.pieces()
     snapshot.check_model(values["shapes"], trainer.shapes, folder)
     snapshot.load_model(pieces, trainer.network, saved)
-    rank = 0 if values["replicated"] or trainer.strategy.world != len(values["shares"]) else trainer.strategy.rank
-    plain = read_values(_rank(folder, rank), "state.json")["optimizer"]
-    snapshot.load_optimizer(pieces, trainer.optimizer, saved, plain)
+    plain = [read_values(_rank(folder, rank), "state.json")["optimizer"] for rank in ranks]
+    snapshot.load_optimizer(pieces, trainer.optimizer, saved, snapshot.joined(plain))
     trainer.strategy.changed()
 
 

@@ -34,6 +34,22 @@ def optimizer_files(pieces: list[Piece], optimizer: FPTT) -> tuple[dict[str, Ten
     return tensors, {"param_groups": state["param_groups"], "entries": entries}
 
 
+def joined(values: list[dict[str, Any]]) -> dict[str, Any]:
+    """The plain values of workers that had other parts, or copies of their own: of a number the largest.
+
+    One of them is the reference rate of the preconditioned metric, which may only be too large.
+
+    Args:
+        values: what `optimizer_files` gave on each.
+    """
+    entries: dict[str, dict[str, Any]] = {}
+    for name, entry in (named for each in values for named in each["entries"].items()):
+        own = entries.setdefault(name, {})
+        for key, value in entry.items():
+            own[key] = max(own[key], value) if isinstance(own.get(key), float) else value
+    return {"param_groups": values[0]["param_groups"], "entries": entries}
+
+
 def load_optimizer(pieces: list[Piece], optimizer: FPTT, saved: SavedState, values: dict[str, Any]) -> None:
     """Put back what `optimizer_files` gave, on whichever workers."""
     index = _index(optimizer)

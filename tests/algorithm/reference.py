@@ -1,6 +1,7 @@
 """FPTT in float64 numpy, written from the equations alone: what the torch implementation is measured against.
 
-v  = g + α D [c (W − W̄) − κ u] + A (W − Z) − μ      D = 1, or (√v̂ + ε)/η from the moments before the step
+v  = g + α D [c (W − W̄) − κ u] + A (W − Z) − μ      D = 1, or (√v̂ + ε)/r from the moments before the step
+r  = max(η, (1 + √(1−β))/2 · r of the update before, G ε₆₄ |W| by element),  G = α [c + (c + κ/√β)/(1 − √(1−β))]
 W' = base (W, s v),   s = min(1, max_norm / (‖v‖ + 1e-6))
 u' = u − (W' − W̄)                                   algorithm2: u' = g(W')/α
 W̄' = (1 − β) W̄ + β (W' − u')
@@ -101,6 +102,7 @@ class Reference:
         self.update, self.metric, self.max_norm, self.clip = update, metric, max_norm, clip
         self.center: dict[int, Array] = {}
         self.u: dict[int, Array] = {}
+        self.rate: dict[int, float] = {}
         self.alpha_of_u: dict[int, float] = {}
         self.memory: list[Memory] = [{} for _ in weights]
         self.anchor: dict[int, tuple[Array, Array, float]] = {}  # (Z, μ, A) by index
@@ -118,7 +120,11 @@ class Reference:
         if self.metric == "euclidean":
             return pull
         s = self.memory[i]
-        return pull * (np.sqrt(s["v_hat"]) + s["eps"]) / self.lr[i] if "v_hat" in s and self.lr[i] else 0.0 * pull
+        if "v_hat" not in s or self.lr[i] == 0.0:
+            return 0.0 * pull
+        gain = self.alpha[i] * (self.c + (self.c + self.kappa / np.sqrt(self.beta)) / (1 - np.sqrt(1 - self.beta)))
+        floor = gain * np.finfo(np.float64).eps * np.abs(self.W[i])
+        return pull * (np.sqrt(s["v_hat"]) + s["eps"]) / np.maximum(self.rate[i], floor)
 
     def step(
         self, gradients: Sequence[Array | None], second: Callable[[list[Array]], list[Array]] | None = None
@@ -128,6 +134,7 @@ class Reference:
         for i in v:
             self.center.setdefault(i, self.W[i].copy())
             self.u.setdefault(i, np.zeros_like(self.W[i]))
+            self.rate[i] = max(self.lr[i], (1 + np.sqrt(1 - self.beta)) / 2 * self.rate.get(i, 0.0), 1e-28)
             if self.update == "algorithm2":
                 self.u[i] = self.u[i] * self.alpha_of_u.get(i, self.alpha[i]) / self.alpha[i]
                 self.alpha_of_u[i] = self.alpha[i]

@@ -1,5 +1,8 @@
 """Computing with W̄, the reset at the end of an epoch, and reading W̄, λ and the norms."""
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -46,6 +49,93 @@ def test_whatever_is_done_to_the_weights_at_the_center_is_undone() -> None:
     with optimizer.at_center(), torch.no_grad():
         params[0].zero_()
     assert same_bits(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda o: o.step(),
+        lambda o: o.step(lambda: torch.zeros(())),
+        lambda o: o.recenter(),
+        lambda o: o.load_state_dict(o.state_dict()),
+        lambda o: o.plan(1),
+        lambda o: o.count(1),
+    ],
+    ids=["step", "closure", "recenter", "load_state_dict", "plan", "count"],
+)
+def test_what_would_be_lost_at_the_center_is_refused(call: Callable[[FPTT], Any]) -> None:
+    """And it changes nothing; after it, and after any exception in the context, all is as if it had not been."""
+    optimizer, params = run()
+    before = snapshot(optimizer, params)
+    set_gradients(params, noise(5, params))
+    message = r"^[a-z_]+\(\) inside at_center\(\): .* would be lost, .*: leave the context first$"
+    with pytest.raises(RuntimeError, match=message), optimizer.at_center():
+        call(optimizer)
+    assert same_bits(snapshot(optimizer, params), before)
+    with optimizer.at_center(), pytest.raises(RuntimeError, match=message):
+        call(optimizer)
+    assert same_bits(snapshot(optimizer, params), before)
+    control, others = run(updates=8)
+    advance(optimizer, params, 5, 8)
+    optimizer.recenter(weights=False, dual=False)
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert same_bits(snapshot(optimizer, params), snapshot(control, others))
+
+
+def test_a_fused_update_at_the_center_is_refused_too() -> None:
+    params = parameters()
+    optimizer = FPTT(torch.optim.Adam(params, lr=0.05), alpha=0.5, fused=True)
+    set_gradients(params, noise(0, params))
+    optimizer.step()  # the first one is the plain path's, and nothing is compiled for a refusal
+    with optimizer.at_center(), pytest.raises(RuntimeError, match="at_center"):
+        optimizer.step()
+
+
+def test_the_center_within_the_center() -> None:
+    """The inner context's end is not the outer one's."""
+    optimizer, params = run()
+    before = snapshot(optimizer, params)
+    with optimizer.at_center():
+        with pytest.raises(KeyError), optimizer.at_center():
+            raise KeyError
+        assert same_bits([p.detach() for p in params], [optimizer.center(p) for p in params])
+        with pytest.raises(RuntimeError, match="at_center"):
+            optimizer.step()
+    assert same_bits(snapshot(optimizer, params), before)
+    advance(optimizer, params, 5, 6)
+
+
+def test_any_weights_are_shown_and_guarded_like_the_center() -> None:
+    """As the mean of the weights is (`Strategy.showing`)."""
+    optimizer, params = run()
+    before, other = snapshot(optimizer, params), noise(7, params)
+    with optimizer.showing(list(params), other):
+        assert same_bits([p.detach() for p in params], other)
+        with pytest.raises(RuntimeError, match="step"):
+            optimizer.step()
+    assert same_bits(snapshot(optimizer, params), before)
+
+
+def test_a_group_added_at_the_center_keeps_its_weights() -> None:
+    optimizer, params = run()
+    new = Parameter(torch.ones(3))
+    with optimizer.at_center():
+        optimizer.add_param_group({"params": [new]})
+    assert torch.equal(new, torch.ones(3))
+    set_gradients([*params, new], noise(9, [*params, new]))
+    optimizer.step()
+    assert not torch.equal(new, torch.ones(3))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_copy_made_at_the_center_has_its_weights_for_its_own(copied: Callable[[FPTT], FPTT]) -> None:
+    optimizer, params = run()
+    with optimizer.at_center():
+        other = copied(optimizer)
+    own = [p for group in other.param_groups for p in group["params"]]
+    assert same_bits([p.detach() for p in own], [optimizer.center(p) for p in params])
+    advance(other, own, 5, 6)
+    assert not torch.equal(own[0], optimizer.center(params[0]))
 
 
 def test_at_center_before_the_first_step_is_at_the_weights() -> None:

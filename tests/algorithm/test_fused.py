@@ -173,6 +173,36 @@ def test_a_plan_is_the_steps_themselves(calls: list[Kernel]) -> None:
 
 
 @pytest.mark.slow
+def test_in_mid_drop_it_is_the_plain_path_and_so_is_a_plan(calls: list[Kernel]) -> None:
+    """The preconditioned metric's reference rates, by group, while the learning rates fall, to 0 for an update."""
+    ends, rates = [], []
+    for fused, planned in ((True, False), (True, True), (False, False)):
+        params = parameters(torch.float64)
+        optimizer = two_groups(params, BASES["adam"], fused=fused, metric="preconditioned", **OPTIONS)
+        first = [group["lr"] for group in optimizer.param_groups]
+        for t in range(16):
+            for group, lr in zip(optimizer.param_groups, first, strict=True):
+                group["lr"] = lr * (1.0 if t < 5 else 0.0 if t == 8 else 1e-30 if t > 13 else 1e-4)
+            if t == 14:  # one parameter of a group has another rate than the rest: these updates are the plain path's
+                optimizer.state[params[0]]["reference_rate"] *= 1.5
+            if not (planned and 9 <= t < 12):
+                drive(optimizer, params, t, t + 1)
+            elif t == 9:
+                rows = optimizer.plan(3)
+                assert rows is not None
+                with optimizer.following(list(rows.unbind())):
+                    drive(optimizer, params, 9, 12)
+                optimizer.count(3)
+        ends.append(snapshot(optimizer, params))
+        rates.append([optimizer.state[p]["reference_rate"] for p in params])
+    assert len(calls) == 2 * 13
+    assert same_bits(ends[0], ends[1])
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-11, atol=1e-12)
+    assert rates[0] == rates[1] == rates[2]
+    assert rates[0][0] == 1.5 * rates[0][1] > rates[0][1] == 2.0 * rates[0][2]
+
+
+@pytest.mark.slow
 def test_a_plan_that_cannot_be_kept_is_an_error() -> None:
     params = parameters()
     optimizer = two_groups(params, BASES["adam"], fused=True, **OPTIONS)

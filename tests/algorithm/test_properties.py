@@ -15,6 +15,7 @@ from .helpers import ADAPTIVE, BASES, noise, numpy_of, parameters, scaled_dual, 
 
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5)
 rates = st.floats(1e-3, 0.1)
+falls = st.sampled_from([1.0, 0.97, 0.5, 1e-3, 1e-8, 1e-40, 0.0])
 factors = st.floats(0.0, 2.0)
 QUIET = pytest.mark.filterwarnings("ignore:alpha=.*stability limit:UserWarning")
 
@@ -31,6 +32,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "shapes": sizes,
         "group_of": group_of,
         "lr": draw(st.tuples(rates, rates, rates)),
+        "falls": draw(st.lists(falls, min_size=8, max_size=8)),  # of the rates, by update
         "alpha": draw(st.tuples(*[st.one_of(st.just(0.0), st.floats(0.01, 1.0))] * 3)),
         "missing": draw(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 7)), max_size=6)),
         "options": {
@@ -65,7 +67,10 @@ def test_float64_is_the_reference(case: dict[str, Any]) -> None:
         options={**base.options, **base.extra},
         **case["options"],
     )
-    for t in range(8):
+    for t, factor in enumerate(case["falls"]):
+        for group, lr in zip(optimizer.param_groups, case["lr"], strict=True):
+            group["lr"] = factor * lr
+        expected.lr = [factor * case["lr"][g] for g in group_of]
         gradients = [None if (i, t) in case["missing"] else g for i, g in enumerate(noise(t, params))]
         set_gradients(params, gradients)
         optimizer.step()

@@ -130,6 +130,19 @@ def test_a_delayed_agreement_arrives_before_the_next(strategy: str, every: int, 
     accepted({"strategy": strategy, "every": every, "delay": every - 1})
 
 
+def test_weights_that_stay_apart_and_a_rate_that_falls() -> None:
+    kept = {"strategy": "consensus", "weights": "kept"}
+    falls = {"schedule__name": "cosine", "optimizer__name": "adam", "fptt__metric": "preconditioned"}
+    assert message(kept, **falls).startswith(
+        "parallel.weights=kept does not go with fptt.metric=preconditioned and schedule.name=cosine, under which the "
+        "regularizer's gradient may grow without limit: type parallel.weights=mean, fptt.metric=euclidean, or "
+        "schedule.name=constant ("
+    )
+    for other in ({"schedule__name": "constant"}, {"fptt__metric": "euclidean"}, {"fptt__alpha": 0.0}):
+        accepted(kept, **{**falls, **other})
+    accepted({**kept, "weights": "mean"}, **falls)
+
+
 @pytest.mark.parametrize("strategy", AGREEING)
 def test_without_every_the_windows_of_a_sequence_count(strategy: str) -> None:
     text = message({"strategy": strategy, "delay": 5}, fptt__windows=5)

@@ -45,6 +45,7 @@ class Part:
         shapes: of the whole parameters.
         starts: the first element's place.
         runs: `weight`, or the key of the optimizer's state, by parameter; 0-dimensional where it is one number.
+        rates: the reference rate of the preconditioned metric, by parameter.
         random: torch's random stream.
         batch: batches trained.
     """
@@ -52,6 +53,7 @@ class Part:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
     runs: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
     random: Tensor = field(default_factory=lambda: torch.empty(0))
     batch: int = 0
 
@@ -60,7 +62,8 @@ def part_of(trainer: Trainer) -> Part:
     """What this worker holds now."""
     pieces = trainer.strategy.pieces()
     part = Part(random=torch.get_rng_state(), batch=trainer.position.batch)
-    optimizer, _ = snapshot.optimizer_files(pieces, trainer.optimizer)
+    optimizer, plain = snapshot.optimizer_files(pieces, trainer.optimizer)
+    part.rates = {name: entry["reference_rate"] for name, entry in plain["entries"].items()}
     weights = snapshot.model_tensors(pieces, trainer.network)
     for piece in pieces:
         part.shapes[piece.name], part.starts[piece.name] = piece.shape, piece.start
@@ -131,6 +134,15 @@ def _written(folder: Path, values: dict[str, Any]) -> Part:
         runs |= {key.rpartition("/")[2]: t for key, t in optimizer.items() if key.rpartition("/")[0] == name}
         part.runs[name] = {key: t if t.dim() == 0 and shape else t.reshape(-1) for key, t in runs.items()}
     return part
+
+
+def saved_rates(checkpoint: Path) -> dict[str, float]:
+    """The reference rates that a checkpoint's workers wrote, by parameter; each worker those of its own parts."""
+    found: dict[str, float] = {}
+    for state in sorted(checkpoint.glob("rank/*/state.json")):
+        entries = json.loads(state.read_text())["optimizer"]["entries"]
+        found |= {name: entry["reference_rate"] for name, entry in entries.items()}
+    return found
 
 
 def step(folder: Path, batch: int) -> Path:

@@ -21,6 +21,7 @@ from tests.sharded.helpers import (
     opened,
     same,
     saved,
+    saved_rates,
     step,
 )
 
@@ -59,6 +60,9 @@ def check_restored(parts: list[Part], how: str, checkpoint: Path, batch: int) ->
         "weight", "center", "scaled_dual", "exp_avg", "exp_avg_sq", "step",
     }  # fmt: skip
     assert [part.batch for part in parts] == [batch] * len(parts)
+    rates = saved_rates(checkpoint)
+    assert rates.keys() == {name.rpartition("/")[0] for name in written}
+    assert all(part.rates == {name: rates[name] for name in part.shapes} for part in parts)
     copies = [parts] if PARALLEL[how]["strategy"] in ("fsdp", "deepspeed") else [[part] for part in parts]
     for copy in copies:
         assert same(assembled(copy), written) == []

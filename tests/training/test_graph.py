@@ -61,7 +61,9 @@ def train(
         said.append(result.window_losses.clone())
     tensors = {name: t.clone() for name, t in trainer.network.state_dict().items()}
     for p, name in ((p, n) for n, p in trainer.network.named_parameters()):
-        tensors |= {f"{name}/{key}": value.clone() for key, value in trainer.optimizer.state[p].items()}
+        for key, value in trainer.optimizer.state[p].items():  # r is a plain number
+            own = value.clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+            tensors[f"{name}/{key}"] = own
     tensors |= {f"estimate/{key}": value for key, value in trainer.task.loss.state_dict().items()}
     assert trainer.strategy.window == batches * trainer.loop.updates
     return {"losses": said, "tensors": tensors, "recorder": recorder, "runner": runner}
@@ -92,7 +94,7 @@ def same(left: Run, right: Run) -> None:
     ids=str,
 )
 def test_replayed_is_the_batch_itself(tmp_path: Path, overrides: Run) -> None:
-    """Losses, weights, moments, W̄, u and counts at tolerance 0, with a learning rate and α that change."""
+    """Losses, weights, moments, W̄, u, r and counts at tolerance 0, with a learning rate and α that change."""
     ends = [train(tmp_path / str(captured), overrides, captured=captured) for captured in (True, False)]
     same(*ends)
     assert ends[0]["runner"].captured

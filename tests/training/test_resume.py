@@ -1,5 +1,6 @@
 """N straight batches are k batches, an interruption, and N − k more: bit for bit."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from fptt_dist import train
 from fptt_dist.config import dump
-from tests.training.helpers import assert_same_run, resumed, steps, tiny, train_until
+from tests.training.helpers import assert_same_run, checkpoints, resumed, steps, tiny, train_until
 
 CASES: dict[str, dict[str, Any]] = {
     "fptt": {},
@@ -71,6 +72,22 @@ def test_interrupted_twice_is_uninterrupted(case: str, tmp_path: Path) -> None:
     train_until(parts, 3, late=late)  # within the first epoch
     train_until(resumed(parts), 5, late=min(late, 1))  # at its end, where a checkpoint is due and all are asked
     assert 5 in steps(tmp_path / "parts")
+    train(resumed(parts))
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("strategy", ["single", "gradient"])
+def test_interrupted_in_mid_drop_of_the_learning_rate(strategy: str, tmp_path: Path) -> None:
+    """The preconditioned metric's reference rates are still falling when the run is saved."""
+    drop = {"schedule.name": "step", "schedule.milestones": [1], "schedule.factor": 1e-5}
+    overrides = {"fptt.metric": "preconditioned", "parallel.strategy": strategy, **drop}
+    train(tiny(tmp_path / "straight", overrides))
+    parts = tiny(tmp_path / "parts", overrides)
+    train_until(parts, 6, late=int(strategy != "single"))
+    state = json.loads((checkpoints(tmp_path / "parts")[-1] / "rank" / "0" / "state.json").read_text())
+    rates = {entry["reference_rate"] for entry in state["optimizer"]["entries"].values()}
+    assert len(rates) == 1
+    assert 1e-7 < rates.pop() < 1e-2
     train(resumed(parts))
     assert_same_run(tmp_path / "straight", tmp_path / "parts")
 

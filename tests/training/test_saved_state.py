@@ -11,6 +11,7 @@ from torch import Tensor
 from fptt_dist.parallel import Piece
 from fptt_dist.parallel.pieces import whole
 from fptt_dist.training.saved_state import MODEL, OPTIMIZER, PIECES, SavedState
+from fptt_dist.training.snapshot import joined
 
 
 def written(folder: Path, weight: Tensor, start: int, buffer: Tensor) -> Path:
@@ -46,3 +47,13 @@ def test_copies_are_averaged_by_their_shares_buffers_too(tmp_path: Path) -> None
     saved = SavedState(copies, [0.25, 0.75])
     assert torch.equal(saved.weight(whole("w", w)), torch.full((4,), 1.75))
     assert torch.equal(saved.weight(whole("b", b)), torch.full((2,), 1.75))
+
+
+def test_plain_values_of_other_parts_and_copies_are_joined() -> None:
+    """A parameter may be in one worker's part alone, and a reference rate larger where there was no gradient."""
+    groups = [{"lr": 0.1}]
+    first = {"param_groups": groups, "entries": {"a": {"reference_rate": 0.25, "momentum_buffer": None}}}
+    second = {"param_groups": groups, "entries": {"a": {"reference_rate": 0.5}, "b": {"reference_rate": 0.125}}}
+    rates = {"a": {"reference_rate": 0.5, "momentum_buffer": None}, "b": {"reference_rate": 0.125}}
+    assert joined([first, second]) == joined([first, second, first]) == {"param_groups": groups, "entries": rates}
+    assert joined([first]) == first

@@ -1,0 +1,101 @@
+"""Refusals of the optimizer: hyper-parameters out of range, and parameters that it cannot train."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fptt_dist.algorithm.metric import has_second_moments
+
+WIDE = (torch.float32, torch.float64)
+
+
+def check_options(
+    base: Optimizer,
+    *,
+    alpha: float,
+    beta: float,
+    dual_weight: float,
+    prox_weight: float,
+    update: str,
+    metric: str,
+    max_norm: float | None,
+    clip: str,
+) -> None:
+    """Refuse what `FPTT` cannot be made of; the arguments are its own.
+
+    Raises:
+        ValueError: a hyper-parameter out of range (named), a metric that the base optimizer cannot serve, or a group
+            that cannot be trained.
+    """
+    require_alpha(alpha)
+    require("beta", beta, _is_number(beta) and 0.0 < beta <= 1.0, "in (0, 1]")
+    require("dual_weight", dual_weight, _is_number(dual_weight) and dual_weight >= 0.0, "a finite number ≥ 0")
+    require("prox_weight", prox_weight, _is_number(prox_weight) and prox_weight >= 0.0, "a finite number ≥ 0")
+    require("update", update, update in ("explicit", "prox", "algorithm2"), '"explicit", "prox" or "algorithm2"')
+    require("metric", metric, metric in ("euclidean", "preconditioned"), '"euclidean" or "preconditioned"')
+    require("clip", clip, clip in ("total", "gradient"), '"total" or "gradient"')
+    bounded = max_norm is None or (isinstance(max_norm, int | float) and max_norm > 0.0)
+    require("max_norm", max_norm, bounded, "> 0, or None for no clipping")
+    if metric == "preconditioned":
+        if not has_second_moments(base):
+            raise ValueError(
+                f'metric="preconditioned" needs second moments, which {type(base).__name__} does not keep: '
+                'use Adam, AdamW or RMSprop, or metric="euclidean"'
+            )
+        if update != "explicit":
+            raise ValueError(f'metric="preconditioned" works with update="explicit" only, not update="{update}"')
+    if update == "algorithm2":
+        require("alpha", alpha, alpha > 0.0, '> 0 with update="algorithm2", whose dual is u = g/α')
+    for group in base.param_groups:
+        check_group(group)
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Refuse a group that cannot be trained.
+
+    Raises:
+        ValueError: a half-precision or complex parameter, or `maximize=True`.
+    """
+    if group.get("maximize"):
+        raise ValueError("maximize=True: FPTT minimises; negate the loss instead")
+    for p in group["params"]:
+        require_wide(p)
+
+
+def require_alpha(alpha: Any) -> None:
+    """Refuse an α that is no finite number ≥ 0.
+
+    Raises:
+        ValueError: with what is allowed.
+    """
+    require("alpha", alpha, _is_number(alpha) and alpha >= 0.0, "a finite number ≥ 0")
+
+
+def require(name: str, value: Any, valid: bool, allowed: str) -> None:
+    """Refuse a value.
+
+    Raises:
+        ValueError: `valid` is false; with the name, the value and what is `allowed`.
+    """
+    if not valid:
+        raise ValueError(f"{name}={value!r} must be {allowed}")
+
+
+def require_wide(param: Tensor) -> None:
+    """Refuse a parameter in half precision.
+
+    Raises:
+        ValueError: it is neither in float32 nor in float64.
+    """
+    if param.dtype not in WIDE:
+        raise ValueError(
+            f"FPTT keeps parameters in float32 or float64, got one of {param.dtype} and shape {tuple(param.shape)}: "
+            "keep the weights in float32 and use torch.autocast for speed"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
