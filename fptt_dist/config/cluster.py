@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from fptt_dist.config.loader import read_mapping
 from fptt_dist.config.merge import Layer
 from fptt_dist.config.messages import validated
+from fptt_dist.config.paths import refuse_remote
 from fptt_dist.config.section import Conflict, Section, refuse
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
@@ -103,6 +104,8 @@ def load_cluster(path: Path | None, options: Mapping[str, Any]) -> Cluster:
     Raises:
         ConfigError: a file that cannot be read, with all problems of its values, one per line.
     """
+    if path is not None:
+        refuse_remote("--cluster", path)
     file = Layer({}) if path is None else read_mapping(path)
     given = {key: value for key, value in options.items() if value is not None}
     where = {(key,): f"--{key.replace('_', '-')}" for key in given}

@@ -10,6 +10,7 @@ from fptt_dist.config.merge import Layer, merge
 from fptt_dist.config.messages import validated
 from fptt_dist.config.nearest import did_you_mean
 from fptt_dist.config.overrides import override_layer
+from fptt_dist.config.paths import refuse_remote
 from fptt_dist.config.schema import Config
 from fptt_dist.config.yaml12 import parse
 
@@ -77,6 +78,7 @@ def _find(path: Path, name: str, named_at: str = "") -> Path:
 
     `named_at` is the file and line that asks for it. Raises ConfigError, with the packaged names, for neither.
     """
+    refuse_remote(f"{named_at}: extends" if named_at else "CONFIG", name or path)
     if os.path.exists(path):
         return path
     wanted = Path(name or path)

@@ -12,6 +12,7 @@ from fptt_dist.config.describe import key_names
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.merge import Layer
 from fptt_dist.config.nearest import did_you_mean
+from fptt_dist.config.paths import REMOTE_PATH
 from fptt_dist.config.section import Choice, KeyPath, Section, choice_of, section_of
 from fptt_dist.config.values import allowed, show
 
@@ -90,6 +91,8 @@ def _lines(problem: Any, where: Mapping[KeyPath, str], schema: type[Section]) ->
         text = f"must be set; allowed: {allowed(place.field)}"
         if place.choice:
             blamed = (*path[:-1], place.choice.tag)
+    elif problem["type"] == REMOTE_PATH:
+        text = problem["msg"]
     elif choice:
         text = _refused(given, f"a section of keys, such as {'.'.join(path)}.{choice.tag}={choice.default}")
     elif section_of(place.field):

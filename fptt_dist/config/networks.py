@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fptt_dist.config.paths import LocalPath
 from fptt_dist.config.section import Conflict, Section, Variants, refuse
 
 _Hidden = Annotated[int, Field(ge=1, description="units of a layer")]
@@ -209,7 +210,7 @@ class LTC(_Spiking):
 class OwnCell(Section):
     """A network of a cell of your own: a class in a file (`docs/own-cell.md`)."""
 
-    cell: str = Field(default="PATH.py:CLASS", pattern=r"^.+\.py:[A-Za-z_]\w*$", description=_CELL)
+    cell: LocalPath = Field(default="PATH.py:CLASS", pattern=r"^.+\.py:[A-Za-z_]\w*$", description=_CELL)
     hidden: _Hidden = 128
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="of a text, probability of dropping a unit before and after the cell"

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fptt_dist.config.paths import LocalPath
 from fptt_dist.config.section import Section, Variants
 
 
@@ -104,7 +105,7 @@ class DeepspeedParallel(_Processes):
         description="what is split: 1 = moments, center and dual, 2 = gradients too, 3 = weights too",
     )
     offload: bool = Field(default=False, description="keep the optimizer's parts in the host's memory; for GPUs")
-    settings: str | None = Field(
+    settings: LocalPath | None = Field(
         default=None, min_length=1, description="a DeepSpeed JSON file whose settings are added, null = none"
     )
 

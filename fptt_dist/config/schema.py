@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from fptt_dist.config.networks import LSTM, Model
 from fptt_dist.config.optimizers import Adam, Optimizer
 from fptt_dist.config.parallel import AutoParallel, Parallel
+from fptt_dist.config.paths import LocalPath
 from fptt_dist.config.rules import conflicts_of
 from fptt_dist.config.schedules import AlphaSchedule, ConstantAlpha, ConstantLr, LrSchedule
 from fptt_dist.config.section import Section, refuse
@@ -100,7 +101,7 @@ class Telemetry(Section):
 class Data(Section):
     """Where data sets are, and how their examples fall to the processes."""
 
-    root: str = Field(default="data", min_length=1, description="folder of the data sets, e.g. of mnist/")
+    root: LocalPath = Field(default="data", min_length=1, description="folder of the data sets, e.g. of mnist/")
     shards: Literal["shuffled", "fixed", "by_label"] = Field(
         default="shuffled",
         description="shuffled: examples are dealt anew every epoch; fixed: once, by the seed; by_label: once, by label",
@@ -110,7 +111,7 @@ class Data(Section):
 class Run(Section):
     """Where a run writes."""
 
-    dir: str | None = Field(
+    dir: LocalPath | None = Field(
         default=None, min_length=1, description="folder of the run, null = runs/<task>-<algorithm>-seed<seed>"
     )
 

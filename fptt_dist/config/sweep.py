@@ -13,6 +13,7 @@ from fptt_dist.config.merge import Layer, merge
 from fptt_dist.config.messages import validated
 from fptt_dist.config.nearest import did_you_mean
 from fptt_dist.config.overrides import override_layer
+from fptt_dist.config.paths import LocalPath, refuse_remote
 from fptt_dist.config.section import Conflict, Section, Variants, refuse
 from fptt_dist.config.values import show
 
@@ -82,7 +83,7 @@ Scheduler = Annotated[RunAll | Asha | Median | Pbt, Variants("name")]
 class Sweep(Section):
     """Many runs of one configuration, with keys that vary."""
 
-    config: str = Field(
+    config: LocalPath = Field(
         min_length=1, description="configuration of the runs: a file beside this one, or a packaged one"
     )
     space: dict[str, Any] = Field(min_length=1, description="dotted keys with a value, or with how they vary")
@@ -155,6 +156,7 @@ def packaged_sweeps() -> list[str]:
 
 def _find(path: Path) -> Path:
     """`path` if it exists, else the packaged sweep of that name."""
+    refuse_remote("SWEEP", path)
     if os.path.exists(path):
         return path
     inner = path.relative_to("configs") if path.parts[:1] == ("configs",) else path

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fptt_dist.config.paths import LocalPath
 from fptt_dist.config.section import Conflict, Section, Variants, refuse
 
 PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 1024}  # of an image
@@ -99,7 +100,7 @@ class LanguageTask(Section):
     """The next word or character of a text, whose streams carry the recurrent state from sequence to sequence."""
 
     name: Literal["language"] = Field(default="language", description="the task")
-    text: str | None = Field(
+    text: LocalPath | None = Field(
         default=None,
         min_length=1,
         description="folder with train.txt, valid.txt and test.txt, null = the Penn Treebank in data.root/ptb",

@@ -23,7 +23,8 @@ def texts() -> st.SearchStrategy[str]:
 def values(annotation: Any, marks: list[Any]) -> st.SearchStrategy[Any]:
     args = get_args(annotation)
     if get_origin(annotation) is Annotated:
-        return values(args[0], [*marks, *args[1].metadata])
+        own = [mark for info in args[1:] for mark in (info.metadata if isinstance(info, FieldInfo) else [info])]
+        return values(args[0], [*marks, *own])
     if get_origin(annotation) is Literal:
         return st.sampled_from(args)
     if get_origin(annotation) is tuple:
