@@ -15,6 +15,7 @@ from fptt_dist.config.errors import ConfigError
 from fptt_dist.parallel.collectives import Communicator, GroupCommunicator
 from fptt_dist.parallel.environment import LaunchEnvironment, set_variables
 from fptt_dist.parallel.lost import LostWorkerError, dump_flight_recorder
+from fptt_dist.parallel.store import STORE_FILE, address, on_one_node, open_store, socket_variables
 
 START_SECONDS = 300.0  # to find each other, and until the first batch is trained
 RECORDED = 2000  # collectives that the flight recorder remembers
@@ -47,14 +48,15 @@ def process_group(environment: LaunchEnvironment, device: torch.device, evidence
         return
     backend = "nccl" if device.type == "cuda" else "gloo"
     found = dist.is_initialized()
-    with _recording(evidence):
+    sockets = socket_variables() if on_one_node(environment) else {}
+    with _recording(evidence), set_variables(sockets):
         if not found:
             global _was_connected
             _was_connected = True
             with _meeting(environment, backend):
                 dist.init_process_group(
                     backend,
-                    init_method=None if environment.master is None else f"tcp://{environment.master}",
+                    store=open_store(environment, START_SECONDS),
                     rank=environment.rank,
                     world_size=environment.world,
                     timeout=timedelta(seconds=START_SECONDS),
@@ -162,10 +164,8 @@ def _meeting(environment: LaunchEnvironment, backend: str) -> Iterator[None]:
 
 def _reachable(environment: LaunchEnvironment) -> str:
     """Whether the place where they meet answers, in words."""
-    host, _, port = (environment.master or "").rpartition(":")
-    if not host:
-        host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
-    if not (host and port.isdecimal()):
+    host, port = address(environment)
+    if STORE_FILE in os.environ or not (host and port.isdecimal()):
         return ""
     if environment.rank == 0:
         return f"; they meet here, at {host}:{port}: if another program has that port, type another MASTER_PORT"

@@ -238,7 +238,9 @@ def _master(restarts: int, environ: Mapping[str, str]) -> str:
     """Where the step's tasks meet: on its first machine, at a port of this start's own."""
     name = f"{environ.get('SLURM_JOB_ID')}.{environ[STEP]}.{restarts}"
     port = PORTS[int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % len(PORTS)]
-    host = environ.get("MASTER_ADDR") or _first_host(environ[HOSTS])
+    # Tasks of one node meet where no other node can come.
+    alone = _number(NODES, environ) == 1
+    host = environ.get("MASTER_ADDR") or ("127.0.0.1" if alone else _first_host(environ[HOSTS]))
     return f"{host}:{_number('MASTER_PORT', environ, port)}"
 
 

@@ -134,7 +134,9 @@ def test_a_slurm_step() -> None:
 def test_a_slurm_step_on_one_machine() -> None:
     environment = resolve_environment("slurm", {**ONE_NODE, "MASTER_PORT": "1234"})
     assert (environment.rank, environment.world, environment.local_world, environment.nodes) == (1, 2, 2, 1)
-    assert str(environment) == "rank 1 of 2, local rank 1, meeting at n0:1234 (from SLURM's step variables)"
+    assert str(environment) == "rank 1 of 2, local rank 1, meeting at 127.0.0.1:1234 (from SLURM's step variables)"
+    named = resolve_environment("slurm", {**ONE_NODE, "MASTER_ADDR": "n0", "MASTER_PORT": "1234"})
+    assert named.master == "n0:1234"
 
 
 def test_a_step_of_one_task() -> None:
@@ -146,7 +148,7 @@ def test_a_step_of_one_task() -> None:
 def test_the_port_is_of_the_start() -> None:
     def port(**other: str) -> int:
         host, _, text = (resolve_environment("auto", {**ONE_NODE, **other}).master or "").rpartition(":")
-        assert host == "n0"
+        assert host == "127.0.0.1"
         return int(text)
 
     assert port() == port(SLURM_PROCID="0", SLURM_LOCALID="0") == port(SLURM_RESTART_COUNT="0")
