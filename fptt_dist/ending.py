@@ -15,7 +15,8 @@ from fptt_dist.tasks import DataError
 def one_message() -> Iterator[None]:
     """Within the context an error that has a message of its own prints it, with the rank, and ends the program.
 
-    Exit codes: 2 a user's mistake, 1 another failure, 130 / 143 / 140 stopped by SIGINT / SIGTERM / SIGUSR2.
+    Exit codes: 2 a user's mistake, 1 another failure, 129 / 130 / 140 / 143 stopped by SIGHUP / SIGINT / SIGUSR2 /
+    SIGTERM.
     """
     rank = rank_of_process()
     where = "" if rank == "0" else f"[rank {rank}] "

@@ -48,7 +48,9 @@ def test_a_lost_worker(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left, one_message():
         raise LostWorkerError(rank=1, collective="sum", seconds=1.0, silent=[0], error=RuntimeError("why"))
     assert left.value.code == 1
-    assert capsys.readouterr().err.startswith("fptt-dist: rank 1 lost the other workers in the collective 'sum'")
+    said = capsys.readouterr().err
+    assert said.startswith("fptt-dist: rank 1 lost the other workers in the collective 'sum'")
+    assert said.endswith("look at the first error of the ranks named, then start again with resume=auto\n")
 
 
 def test_an_error_of_the_system_says_which_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,15 +120,15 @@ class Communicator:
         Raises:
             ConfigError: rank 0 found a mistake; the same message on every worker, so that none waits for one that left.
         """
-        result, problem = None, None
+        result, problem, mistake = None, None, None
         if self.rank == 0:
             try:
                 result = action()
             except ConfigError as error:
-                problem = str(error)
+                problem, mistake = str(error), error
         result, problem = self.gather([result, problem], name=name)[0]
         if problem is not None:
-            raise ConfigError(problem)
+            raise mistake or ConfigError(problem)
         return result
 
     def equal(self, tensors: list[Tensor], *, name: str) -> bool:

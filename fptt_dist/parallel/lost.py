@@ -18,18 +18,22 @@ class LostWorkerError(Exception):
     Attributes:
         collective: its name.
         silent: ranks in the whole job that did not report the same failure: those it waited for.
+        remedy: what to do once the cause is found; whoever knows the run's command says it.
     """
 
     def __init__(self, *, rank: int, collective: str, seconds: float, silent: list[int], error: Exception) -> None:
         self.collective = collective
         self.silent = silent
+        self.remedy = "start again with resume=auto"
         who = ", ".join(map(str, silent))
         found = f"no word from rank{'s' if len(silent) > 1 else ''} {who}" if silent else "all others lost it too"
         super().__init__(
             f"rank {rank} lost the other workers in the collective {collective!r} after {seconds:.1f} s ({found}): "
-            f"{str(error).splitlines()[0]}\nThe checkpoints are untouched: look at the first error of the ranks named, "
-            "then start again with resume=auto"
+            f"{str(error).splitlines()[0]}\nThe checkpoints are untouched: look at the first error of the ranks named"
         )
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, then {self.remedy}"
 
 
 def silent_ranks(ranks: list[int], own: int) -> list[int]:

@@ -234,7 +234,7 @@ def training_of(config: Config, shapes: memory.Shapes, device: torch.device) -> 
         shapes,
         moments,
         steps,
-        # the preconditioner holds the pull, v̂, √v̂ and zeros; telemetry's norms the pull, W − W̄ and λ
+        # the preconditioner holds the pull, v̂, √v̂ and their divisor; telemetry's norms the pull, W − W̄ and λ
         temporaries=4 if preconditioned else 3,
         bf16=config.train.precision == "bf16",
         gloo=device.type == "cpu",

@@ -2,19 +2,21 @@
 
 import logging
 import os
-import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from fptt_dist.config import Config, ConfigError, Run, SingleProcess, apply_overrides, load
-from fptt_dist.parallel import Communicator, LaunchEnvironment, process_group, resolve_environment
+from fptt_dist.parallel import Communicator, LaunchEnvironment, LostWorkerError, process_group, resolve_environment
 from fptt_dist.parallel.environment import FROM_SLURM
 from fptt_dist.training.build import build_device
+from fptt_dist.training.checkpoint import read_values
 from fptt_dist.training.dry_run import DryRun, dry_run
+from fptt_dist.training.orphan import ended_with_parent
 from fptt_dist.training.position import Watch
+from fptt_dist.training.resume_hint import hint_of_workers, restart_hint
 from fptt_dist.training.run_folder import Result, RunFolder
 from fptt_dist.training.same_program import check_same_program
 from fptt_dist.training.signals import Interrupted, hand_on, stop_on_signal
@@ -23,6 +25,7 @@ from fptt_dist.training.trainer import Trainer
 LOG = logging.getLogger("fptt_dist")
 
 
+@ended_with_parent()
 def train(config: Config, watch: Watch | None = None) -> Result:
     """Train as configured, on this process or on all processes that torchrun started.
 
@@ -49,17 +52,28 @@ def train(config: Config, watch: Watch | None = None) -> Result:
     except Interrupted as stopped:
         hand_on(stopped, rank=environment.rank)  # now that the processes are no longer connected
         raise
+    except LostWorkerError as lost:
+        lost.remedy = restart_hint(RunFolder(config).path, environment)
+        raise
 
 
 def _train(config: Config, environment: LaunchEnvironment, watch: Watch | None) -> Result:
     device = build_device(config, environment)
     folder = RunFolder(config)
     # Connected first: a signal while this process waits for the others ends it at once, there is nothing to save.
-    with _connected(environment, device, folder.path) as everyone, stop_on_signal(environment.rank) as stop:
+    with (
+        _connected(environment, device, folder.path) as everyone,
+        stop_on_signal(environment.rank) as stop,
+        ExitStack() as held,
+    ):
         check_same_program(everyone, folder.config)
         trainer = Trainer(folder, environment, device, watch)
+
+        def take_folder() -> None:
+            held.enter_context(folder.held())
+
         # After all that can be refused: a mistake leaves no folder behind.
-        everyone.first_alone(folder.open, name="run folder")
+        everyone.first_alone(take_folder, name="run folder")
         newest = _agree_on_checkpoint(trainer, everyone)
         if newest is not None:
             trainer.restore(newest)
@@ -114,8 +128,9 @@ def open_checkpoint(path: Path, which: str) -> Trainer:
     trainer = Trainer(folder, environment, device)
     checkpoint = trainer.store.pointed("best") if which == "best" else trainer.store.newest()
     if checkpoint is None:
-        again = f"fptt-dist train {shlex.quote(str(path / 'config.yaml'))} resume=auto"
-        raise ConfigError(f"{path} has no whole {which} checkpoint yet: go on with it by {again}")
+        newest = trainer.store.newest() if which == "best" else None
+        workers = None if newest is None else read_values(newest, "manifest.json")["world"]
+        raise ConfigError(f"{path} has no complete {which} checkpoint yet: {hint_of_workers(path, workers)}")
     trainer.load_weights(checkpoint)
     return trainer
 

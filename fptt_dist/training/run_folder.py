@@ -2,7 +2,7 @@
 
 config.yaml (resolved) · versions.json · job.json and slurm/ (the newest SLURM job, its logs) · trial.json (which point
 of a sweep) · own_cell.py (a cell of the user's) · metrics.jsonl · tensorboard/ · checkpoints/ · result.json (last) ·
-report.html, report_figures/
+report.html, report_figures/ · .lock (which process writes here, while it does)
 """
 
 import json
@@ -11,7 +11,8 @@ import os
 import platform
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ import torch
 from fptt_dist import __version__
 from fptt_dist.config import Config, ConfigError, OwnCell, apply_overrides, changes, dump, load
 from fptt_dist.config.values import show
+from fptt_dist.training.holder import slurm_job
+from fptt_dist.training.lock import DirectoryLock, hold, is_lock
 
 LOG = logging.getLogger("fptt_dist")
 LOGS = "slurm"
@@ -133,6 +136,7 @@ class RunFolder:
         self.config = config
         assert config.run.dir is not None
         self.path = Path(config.run.dir)
+        self._lock: DirectoryLock | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -176,9 +180,55 @@ class RunFolder:
                 )
             self._check_same_run(saved)
             return True
-        if self.path.is_dir() and any(path.name not in STARTED for path in self.path.iterdir()):
+        names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if any(name not in STARTED and not is_lock(name) for name in names):
             raise ConfigError(f"run.dir={self.path} is not empty and holds no run: type run.dir=… for another folder")
         return False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Open the folder, and let no other process write into it within the context; of rank 0 alone.
+
+        Raises:
+            ConfigError: as `open`, or another process writes into it.
+        """
+        self.check()  # a mistake leaves no folder behind
+        with self.alone() as lock:
+            self._lock = lock
+            try:
+                self.open()
+                yield
+            finally:
+                self._lock = None
+
+    def alone(self) -> AbstractContextManager[DirectoryLock]:
+        """Create the folder, and let no other process write into it within the context.
+
+        Raises:
+            ConfigError: another process writes into it, or it cannot be created.
+        """
+        return hold(self.path, f"run.dir={self.path}")
+
+    @property
+    def is_held(self) -> bool:
+        """Return whether this process may write records: not if it stood still so long that another one took over."""
+        return self._lock is None or self._lock.held
+
+    def lost(self) -> str | None:
+        """Why nothing more may be written, in words; None while this process has the folder's lock, or took none."""
+        return None if self._lock is None else self._lock.problem()
+
+    def _check_held(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
+
+    def refuse_held(self) -> None:
+        """Return unless a process that lives writes into the folder.
+
+        Raises:
+            ConfigError: one does.
+        """
+        DirectoryLock(self.path, f"run.dir={self.path}").refuse()
 
     def open(self) -> None:
         """Create the folder, or check that this configuration may go on in it; called by rank 0 alone.
@@ -242,17 +292,34 @@ class RunFolder:
             )
 
     def cut_metrics(self, batch: int) -> None:
-        """Drop the records after `batch`, which the resumed run writes again."""
-        if self.metrics.is_file():
-            kept = [line for line in self.metrics.read_text().splitlines() if _batch_of(line) <= batch]
-            write_whole(self.metrics, "".join(line + "\n" for line in kept))
+        """Drop the records after `batch`, which the resumed run writes again; in place, for who has the file open."""
+        self._check_held()
+        if not self.metrics.is_file():
+            return
+        with self.metrics.open("rb+") as file:
+            kept, last = 0, b"\n"
+            for line in file:
+                if _batch_of(line) > batch:
+                    break
+                kept, last = kept + len(line), line
+            file.truncate(kept)
+            if not last.endswith(b"\n"):
+                file.seek(kept)
+                file.write(b"\n")
 
     def write_result(self, result: Result) -> None:
-        """Write result.json, the last file of a run."""
+        """Write result.json, the last file of a run.
+
+        Raises:
+            LostLockError: another process has taken the folder over.
+            OSError: it could not be written.
+        """
+        self._check_held()
         write_whole(self.path / "result.json", json.dumps(asdict(result), indent=1) + "\n")
 
     def discard_result(self) -> None:
         """Take back result.json: the run goes on, so it is no longer finished."""
+        self._check_held()
         (self.path / "result.json").unlink(missing_ok=True)
 
     def read_result(self) -> Result | None:
@@ -267,18 +334,11 @@ def job_of(run: Path) -> dict[str, str]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def slurm_job(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The number of the SLURM job that this process belongs to, 12 or 12_3 in an array; None outside."""
-    if "SLURM_ARRAY_JOB_ID" in environ:
-        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID')}"
-    return environ.get("SLURM_JOB_ID")
-
-
-def _batch_of(line: str) -> float:
-    """The batch a record was written after; a line cut short by a crash counts as later than all."""
+def _batch_of(line: bytes) -> float:
+    """The batch a record was written after; a line that is truncated or corrupt counts as later than all."""
     try:
-        return json.loads(line)["batch"]
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["batch"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")
 
 

@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGUSR2: finish the batch, save, leave; a second signal leaves at once.
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR2: finish the batch, save, leave; a second signal leaves at once.
+
+SIGHUP says that the terminal is gone. It may come twice, from the kernel and from the shell, so it never is the second
+signal; and who has switched it off, as nohup does, wants the run to continue.
 
 SIGUSR2 is what SLURM is asked to send some time before a job must end: after saving, whoever handled it before this
 program's own handler (submitit, or `launchers.requeue`) puts the job back into the queue. A job that is preempted with
@@ -21,6 +24,7 @@ from typing import Literal
 LOG = logging.getLogger("fptt_dist")
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+"""Always; SIGHUP where it is not ignored."""
 ASK_SECONDS = 30.0  # that SLURM's controller may take to answer
 NO_PROGRESS = (
     "fptt-dist: the time is over and nothing was saved since the job's start, so it does not go back into the queue: "
@@ -35,7 +39,7 @@ class Interrupted(Exception):
     """The run was stopped by a signal after saving.
 
     Attributes:
-        exit_code: 128 + the signal's number: 130 for Ctrl-C, 143 for SIGTERM, 140 for SIGUSR2.
+        exit_code: 128 + the signal's number: 129 for SIGHUP, 130 for Ctrl-C, 143 for SIGTERM, 140 for SIGUSR2.
         requeue: whether any worker got SIGUSR2, or SLURM preempts the job: it is to go on by itself.
     """
 
@@ -71,8 +75,8 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
 
     SIGUSR2 after SIGTERM is no second signal: it adds the wish to be put back into the queue. With that wish, a time
     limit that is reached before the batch is done hands the job on at once, without saving; not if it has saved nothing
-    since its start, for it would go round for ever. Under torchrun's agent and srun what comes within five seconds is
-    the same signal once more.
+    since its start, for it would go round for ever. Under torchrun's agent and srun, and after SIGHUP, what comes
+    within five seconds is the same signal once more.
 
     The handler does nothing in a forked child. The handlers from before are back on leaving. On another thread than the
     main one signals are left to the program that started it.
@@ -89,16 +93,20 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
     first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal first
+        nonlocal first, twice
         if os.getpid() != owner:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif flag.number is None:
             flag.number, flag.requeue, first = number, number == signal.SIGUSR2, time.monotonic()
+            if number == signal.SIGHUP:
+                twice = TWICE_SECONDS  # a session that ends sends SIGTERM too
             # A person's next signal acts by itself, also while a long operation keeps Python from this handler.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             if not twice and not flag.requeue:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        elif number == signal.SIGHUP:
+            return
         elif number == signal.SIGUSR2 and not flag.requeue:
             flag.requeue = True
             signal.signal(signal.SIGTERM, handle)  # which hands on from now on
@@ -112,12 +120,27 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    before = {number: signal.signal(number, handle) for number in HANDLED}
+    before = {number: signal.signal(number, handle) for number in (*HANDLED, *hangup())}
     try:
         yield flag
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hangup() -> tuple[signal.Signals, ...]:
+    """Return SIGHUP, or nothing where whoever started this process, such as nohup, has switched it off."""
+    return () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+
+
+@contextmanager
+def hangup_blocked() -> Iterator[None]:
+    """Within the context SIGHUP waits, and no process that is started there ever gets it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def fate() -> Literal["goes on", "preempted", "out of time", "ended"]:

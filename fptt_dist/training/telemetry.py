@@ -141,7 +141,7 @@ class Telemetry:
 
     def training(self, record: dict[str, Any]) -> None:
         """Write a training record: "batch", "epoch", "loss", "window_losses", … as plain numbers."""
-        if not self.active:
+        if not self._writes:
             return
         self._write({"kind": "train", **record})
         self._text = f"loss {record['loss']:.4g}  {record['sequences_per_second']:.0f} sequences/s"
@@ -162,7 +162,7 @@ class Telemetry:
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Write an evaluation: "batch", "split", "metric", "value", "weights", …"""
-        if not self.active:
+        if not self._writes:
             return
         self._write({"kind": "evaluation", **record})
         self._progress.console.print(
@@ -181,6 +181,11 @@ class Telemetry:
         if self.active and self._board is not None:
             self._board.add_scalar(board.TEST, result.value, result.batches)
             board.end(self._board)
+
+    @property
+    def _writes(self) -> bool:
+        """Return whether to write records; a process that has lost the folder does not, and the next save says so."""
+        return self.active and self.folder.is_held
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")

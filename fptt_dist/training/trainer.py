@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -27,8 +26,10 @@ from fptt_dist.training.build_strategy import build_strategy, deal, shares
 from fptt_dist.training.checkpoint import CheckpointStore, problem_of
 from fptt_dist.training.contents import contents_of, load_agreed, restore
 from fptt_dist.training.evaluation import evaluate
+from fptt_dist.training.lock import LostLockError
 from fptt_dist.training.lr_schedule import LrSchedule
 from fptt_dist.training.position import Best, Position, Progress, Watch
+from fptt_dist.training.resume_hint import resume_hint
 from fptt_dist.training.run_folder import Result, RunFolder, versions
 from fptt_dist.training.signals import Interrupted, StopFlag, fate
 from fptt_dist.training.telemetry import Telemetry, TrafficMeter, peak_memory_bytes
@@ -62,6 +63,7 @@ class Trainer:
     ) -> None:
         config = folder.config
         self.folder = folder
+        self.environment = environment
         self.config = config
         self.device = device
 
@@ -230,7 +232,7 @@ class Trainer:
         wanted = any(wish for wish, _ in said)
         return Interrupted(
             f"stopped by a signal after batch {self.position.batch} of {self.total_batches}, saved in {folder}\n"
-            f"resume with: fptt-dist train {shlex.quote(str(self.folder.path / 'config.yaml'))} resume=auto",
+            f"{resume_hint(self.folder.path, self.environment)}",
             stop.exit_code,
             requeue=said[0][1] == "preempted" or (wanted and said[0][1] != "ended"),
         )
@@ -350,14 +352,16 @@ class Trainer:
     def _check_storable(self) -> None:
         """A run could not go on from a checkpoint with an infinite weight: the last update of a batch may overflow.
 
-        All workers refuse together.
+        Nor may it be written over that of a process which has taken the run over. All workers refuse together.
         """
         pieces = self.strategy.pieces()
         optimizer_tensors, _ = snapshot.optimizer_files(pieces, self.optimizer)
         tensors = {**snapshot.model_tensors(pieces, self.network), **optimizer_tensors}
         bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
-        found = self.strategy.everyone.gather(bad[:1], name="storable")
-        for rank, names in enumerate(found):
+        found = self.strategy.everyone.gather([self.folder.lost(), bad[:1]], name="storable")
+        if found[0][0] is not None:
+            raise LostLockError(found[0][0])
+        for rank, (_, names) in enumerate(found):
             if names:
                 of = f" of rank {rank}" if self.strategy.world > 1 else ""
                 raise NonFiniteError(
@@ -414,6 +418,7 @@ class Trainer:
 
         Raises:
             NonFiniteError: some worker has met, or holds, what is not finite.
+            LostLockError: another process has taken the run over; nothing was written.
         """
         self.strategy.vote()
         self._check_finite()

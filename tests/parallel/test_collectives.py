@@ -89,6 +89,10 @@ def test_gather(pool: Pool, world: int) -> None:
         assert nothings == [None] * world
 
 
+class Occupied(ConfigError):
+    """A mistake of a kind of its own."""
+
+
 def alone_first(environment: LaunchEnvironment, mistake: bool) -> tuple[Any, list[int]]:
     """What `first_alone` gives here, or its message; and which ranks did the action."""
     workers = communicator(environment, CPU)
@@ -97,13 +101,13 @@ def alone_first(environment: LaunchEnvironment, mistake: bool) -> tuple[Any, lis
     def action() -> dict[str, int]:
         did.append(environment.rank)
         if mistake:
-            raise ConfigError("train.batches=0: type more")
+            raise Occupied("train.batches=0: type more")
         return {"found": 3}
 
     try:
         answer = workers.first_alone(action, name="test")
     except ConfigError as error:
-        answer = str(error)
+        answer = f"{type(error).__name__}: {error}"
     return answer, did
 
 
@@ -111,7 +115,9 @@ def alone_first(environment: LaunchEnvironment, mistake: bool) -> tuple[Any, lis
 @pytest.mark.parametrize("mistake", [False, True])
 def test_what_rank_0_does_alone_is_known_to_all(pool: Pool, world: int, mistake: bool) -> None:
     answers = pool.run(alone_first, mistake, world=world)
-    assert [answer for answer, _ in answers] == ["train.batches=0: type more" if mistake else {"found": 3}] * world
+    kinds = ["Occupied", *["ConfigError"] * (world - 1)]  # rank 0 has its own error
+    refused = [f"{kind}: train.batches=0: type more" for kind in kinds]
+    assert [answer for answer, _ in answers] == (refused if mistake else [{"found": 3}] * world)
     assert [did for _, did in answers] == [[0], *[[]] * (world - 1)]
 
 

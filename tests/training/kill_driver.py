@@ -36,6 +36,7 @@ class Steps:
         self.saves = 0
         self.seen: list[str] = []
         self._wrap(checkpoint, "write_tensors", self._write_tensors)
+        self._wrap(os, "link", lambda real, source, target: self._step(f"link {Path(target).name}"))
         self._wrap(checkpoint.os, "replace", lambda real, source, target: self._step(f"rename {Path(target).name}"))
         self._wrap(checkpoint.shutil, "rmtree", lambda real, path, **more: self._rmtree(Path(path)))
         self._wrap(Path, "write_text", self._write_text)
@@ -133,7 +134,7 @@ def main(folder: Path, overrides: dict[str, Any]) -> None:
             "resumed": again == 0,
             "differing": None if newest is None else differing(expected, content(newest)),
             "result": again == 0 and without_clock(result(run)) == without_clock(result(folder / "straight")),
-            "leftovers": [name for name in listing(run) if ".tmp" in name],
+            "leftovers": [name for name in listing(run) if ".tmp" in name or ".lock" in name],
         }
     errors = folder / "errors"
     print(json.dumps({"steps": report, "errors": errors.read_text() if errors.is_file() else ""}))

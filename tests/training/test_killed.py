@@ -38,6 +38,7 @@ def _replaced(name: str) -> list[str]:
 
 NAMES = {
     case: [
+        "link .lock",
         *(step for name in STARTING for step in _replaced(name)),
         "remove step-00000004.tmp",
         *(step for name in [*files, "manifest.json"] for step in _written(name)),

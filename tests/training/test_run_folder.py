@@ -2,12 +2,18 @@
 
 import json
 import logging
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError, load
+from fptt_dist.training import lock
+from fptt_dist.training.holder import Holder
+from fptt_dist.training.lock import LostLockError
+from fptt_dist.training.position import Progress
 from fptt_dist.training.run_folder import RunFolder, job_of
 from tests.training.helpers import assert_same_run, records, result, resumed, steps, tiny, train_until
 
@@ -37,6 +43,8 @@ def test_a_start_that_was_killed_early_is_started_again(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "versions.json.tmp").write_text("{")
+    (run / ".lock").write_bytes(replace(Holder.here(kernel=True), pid=2**22 + 1).text())  # no process has this number
+    (run / f".lock.{'a' * 32}").write_text("{")
     assert train(tiny(run, batches=1)).batches == 1
     assert not list(run.glob("*.tmp"))
 
@@ -159,18 +167,96 @@ def test_the_run_keeps_its_identity(tmp_path: Path) -> None:
     assert train(tiny(tmp_path / "other", batches=1)).run_id != identity
 
 
-@pytest.mark.parametrize("rest", ['{"kind": "train", "bat', "{}\n", "null\n[]\n", '"half', "\n\n"])
-def test_metrics_are_cut_back_to_the_checkpoint(rest: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(b'{"kind": "train", "bat', b"{}\n", b"null\n[]\n", b'"half', b"\n\n"),
+        *(b'{"batch": 1\xff}\n', b'{"batch": 1e999}\n', b'{"batch": "late"}\n', b"\0" * 64, b"[" * 100_000),
+    ],
+)
+def test_metrics_are_cut_back_to_the_checkpoint(rest: bytes, tmp_path: Path) -> None:
     overrides = {"checkpoint.every": 2, "evaluate.every": 2}
     train(tiny(tmp_path / "straight", overrides, batches=6))
     parts = tiny(tmp_path / "parts", overrides, batches=6)
     train_until(parts, 4)
     late = [json.dumps({"kind": "train", "batch": batch}) for batch in (5, 6, 7)]  # of a run that was killed
-    with (tmp_path / "parts" / "metrics.jsonl").open("a") as metrics:
-        metrics.write("\n".join(late) + "\n" + rest)
+    with (tmp_path / "parts" / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(("\n".join(late) + "\n").encode() + rest)
     train(resumed(parts))
     assert [record["batch"] for record in records(tmp_path / "parts", "train")] == [1, 2, 3, 4, 5, 6]
     assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("end", [b"\n", b"", b'\n{"batch": 2\xff}\n{"batch": 2}\n'])
+def test_metrics_are_cut_in_place(end: bytes, tmp_path: Path) -> None:
+    folder = RunFolder(tiny(tmp_path))
+    folder.cut_metrics(2)
+    assert not folder.metrics.exists()
+    folder.metrics.write_bytes(b'{"batch": 1}\n{"batch": 2}' + end)
+    with folder.metrics.open("a") as writer:  # of a process that stood still
+        folder.cut_metrics(2)
+        assert folder.metrics.read_bytes() == b'{"batch": 1}\n{"batch": 2}\n'
+        folder.cut_metrics(1)
+        writer.write('{"batch": 2}\n')
+    assert folder.metrics.read_bytes() == b'{"batch": 1}\n{"batch": 2}\n'
+
+
+def test_a_folder_that_is_held_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", batches=3)
+    with RunFolder(config).alone() as held:
+        for resume in ("never", "auto"):
+            with pytest.raises(ConfigError, match=rf"^run.dir={tmp_path / 'run'} is in use by pid {os.getpid()} on "):
+                train(tiny(tmp_path / "run", {"resume": resume}, batches=3))
+        held.check()
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        RunFolder(config).check()
+    train(config)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(config)
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_mistake_that_is_found_under_the_lock_releases_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: RunFolder) -> None:
+        raise ConfigError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "open", refuse)
+        with pytest.raises(ConfigError, match=r"^no$"):
+            train(tiny(tmp_path / "run", batches=1))
+    assert train(tiny(tmp_path / "run", batches=1)).batches == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("how", ["taken over", "deleted"])
+def test_a_run_that_lost_its_folder_writes_nothing_more(
+    how: str, asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.0)  # every record asks
+    run = tmp_path / "run"
+    often = {"evaluate.every": 2, "checkpoint.every": 2, "checkpoint.asynchronous": asynchronous}
+
+    def lose(progress: Progress) -> None:
+        if progress.batch == 4:
+            if how == "taken over":
+                (run / ".new").write_bytes(replace(Holder.here(kernel=True), host="other", pid=7).text())
+                (run / ".new").rename(run / ".lock")
+            else:
+                (run / ".lock").unlink()
+
+    with pytest.raises(LostLockError) as caught:
+        train(tiny(run, often), lose)
+    said = {"taken over": "was taken over by pid 7 on other (", "deleted": f"{run / '.lock'} is gone, so nothing more"}
+    assert said[how] in str(caught.value)
+    assert "so nothing more is written" in str(caught.value)
+    assert steps(run) == [2, 4]
+    assert {record["batch"] for record in records(run, "train")} == {1, 2, 3, 4}
+    assert {record["batch"] for record in records(run, "evaluation")} == {2, 4}
+    assert (run / ".lock").exists() is (how == "taken over")
+    (run / ".lock").unlink(missing_ok=True)
+    train(resumed(tiny(run, often)))
+    train(tiny(tmp_path / "straight", often))
+    assert_same_run(tmp_path / "straight", run)
 
 
 def test_the_configuration_comes_back(tmp_path: Path) -> None:

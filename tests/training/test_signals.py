@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR2: the batch is finished, the run saved, and the command that goes on is printed."""
+"""Ctrl-C, SIGTERM, SIGHUP and SIGUSR2: the batch is finished, the run saved, and what resumes is printed."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import dump
-from fptt_dist.training.signals import HANDLED, Interrupted, StopFlag, hand_on, stop_on_signal
+from fptt_dist.training.signals import HANDLED, Interrupted, StopFlag, hand_on, hangup_blocked, stop_on_signal
 from tests.training.helpers import assert_same_run, checkpoints, resumed, steps, tiny, train_until
 
 LONG = {"evaluate.every": 100000, "checkpoint.every": 100000, "telemetry.every": 1, "task.examples": 400000}
@@ -55,7 +55,9 @@ def wait_for_default(process: int, number: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)]
+)
 def test_a_signal_saves_and_the_printed_command_goes_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
     run = tmp_path / "a run"  # with a space, which the printed command must quote
     config = tmp_path / "config.yaml"
@@ -203,3 +205,35 @@ def test_interrupted_then_told_to_end_there(tmp_path: Path) -> None:
     assert (outcome.batches, outcome.best_batch) == (3, 3)
     train(tiny(tmp_path / "straight", batches=3))
     assert outcome.value == train(tiny(tmp_path / "again", batches=3)).value
+
+
+def test_a_terminal_that_is_gone_says_so_more_than_once() -> None:
+    """The kernel and the shell send SIGHUP, and the end of a session SIGTERM besides: none is a second signal."""
+    with stop_on_signal() as stop:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert (stop.number, stop.exit_code, stop.requeue) == (signal.SIGHUP, 129, False)
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert (stop.number, stop.exit_code) == (signal.SIGTERM, 143)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_started_while_sighup_is_blocked_never_gets_it() -> None:
+    with hangup_blocked(), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        process.send_signal(signal.SIGHUP)
+        process.communicate(b"\n", timeout=60)
+    assert process.returncode == 0
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -1,0 +1,39 @@
+"""A worker ends with the process that started it: nobody else would stop it, or know that it still writes its run."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+STARTED_BY = "FPTT_DIST_STARTED_BY"
+"""The variable that tells a worker the process id of whoever started it."""
+STARTERS = {STARTED_BY, "TORCHELASTIC_RUN_ID"}
+"""Variables of which a worker has one."""
+SET_SIGNAL, GET_SIGNAL = 1, 2  # PR_SET_PDEATHSIG and PR_GET_PDEATHSIG of prctl(2)
+
+
+@contextmanager
+def ended_with_parent() -> Iterator[None]:
+    """Within the context the kernel sends SIGTERM to a worker when its parent dies; now, if that is dead already.
+
+    Only a worker's parent matters, and only on Linux. Not on another thread than the main one, as with all signals.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or sys.platform != "linux" or not STARTERS & os.environ.keys():
+        yield
+        return
+    parent = int(os.environ.pop(STARTED_BY, os.getppid()))  # not for what this process starts itself
+    kernel = ctypes.CDLL(None)
+    before = ctypes.c_int()
+    kernel.prctl(GET_SIGNAL, ctypes.byref(before))
+    # At the end of the thread that has started this process: torchrun's and submitit's main ones. Nobody inherits it.
+    kernel.prctl(SET_SIGNAL, ctypes.c_ulong(signal.SIGTERM))
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+    try:
+        yield
+    finally:
+        kernel.prctl(SET_SIGNAL, ctypes.c_ulong(before.value))
