@@ -1,4 +1,4 @@
-"""The verbs of `fptt-dist`. Exit codes: 0 done, 1 failure, 2 bad usage, 130 / 140 / 143 stopped by a signal, saved."""
+"""The verbs of `fptt-dist`. Exit codes: 0 done, 1 failure, 2 bad usage, 129 / 130 / 140 / 143 saved after a signal."""
 
 import json
 import logging
@@ -13,8 +13,10 @@ from rich.table import Table
 
 from fptt_dist import __version__
 from fptt_dist.config import describe, dump, json_schema, load, parse_overrides
+from fptt_dist.config.paths import refuse_remote
 from fptt_dist.config.values import show
 from fptt_dist.ending import one_message, rank_of_process
+from fptt_dist.streams import protect
 
 if TYPE_CHECKING:
     from fptt_dist.reporting import SweepResults
@@ -46,9 +48,21 @@ def program(
     """Train recurrent networks on long sequences with forward propagation through time (FPTT)."""
 
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, or the name of a packaged one")]
+def _local(parameter: typer.CallbackParam, value: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Refuse a remote path; the callback of every parameter that is a path."""
+    option = parameter.opts[0]
+    name = option if option.startswith("--") else str(parameter.metavar).strip("[]…")
+    for path in value if isinstance(value, list) else [value]:
+        if path is not None:
+            refuse_remote(name, path)
+    return value
+
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", callback=_local, help="a YAML file, or the name of a packaged one")
+]
 DatasetName = Annotated[str, typer.Argument(metavar="NAME", help="mnist, fashion-mnist, cifar10 or ptb")]
-DataRoot = Annotated[Path, typer.Option(help="folder of the data sets, as data.root")]
+DataRoot = Annotated[Path, typer.Option(callback=_local, help="folder of the data sets, as data.root")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="e.g. fptt.alpha=0.3")]
 
 
@@ -64,6 +78,7 @@ def train(
 
     What is set later wins: defaults, then what CONFIG extends, then CONFIG, then key=value.
     """
+    protect()
     from fptt_dist.launchers.requeue import requeue_on_signal
 
     requeue_on_signal(rank_of_process())
@@ -93,6 +108,7 @@ def launch(
     ] = 0,
 ) -> None:
     """Train as CONFIG says on several processes, of one machine or more."""
+    protect()
     from fptt_dist.launchers.local import launch as start
 
     raise typer.Exit(
@@ -114,7 +130,8 @@ def submit(
     constraint: Annotated[str | None, typer.Option(help="features the nodes must have")] = None,
     setup: Annotated[list[str] | None, typer.Option(help="shell command before the processes; may be repeated")] = None,
     cluster: Annotated[
-        Path | None, typer.Option(help="YAML file with a site's defaults of these options", envvar="FPTT_CLUSTER")
+        Path | None,
+        typer.Option(callback=_local, help="YAML file with a site's defaults of these options", envvar="FPTT_CLUSTER"),
     ] = None,
     array: Annotated[
         bool, typer.Option("--array", help="CONFIG is a sweep: one job array, a task for each of its runs")
@@ -125,6 +142,7 @@ def submit(
     """Train as CONFIG says, as a SLURM job that saves, goes back into the queue and resumes when its time is over."""
     from fptt_dist.config.cluster import load_cluster
     from fptt_dist.launchers import slurm
+    from fptt_dist.training.resume_hint import resuming
 
     given = {"nodes": nodes, "gpus_per_node": gpus_per_node, "tasks_per_node": tasks_per_node, "time": time}
     given |= {"partition": partition, "account": account, "qos": qos, "constraint": constraint, "setup": setup or None}
@@ -133,8 +151,11 @@ def submit(
     if dry_run:
         typer.echo(slurm.script(str(config), words, place, array=array), nl=False)
         return
-    done = slurm.submit(str(config), words, place, array=array, where="local" if local else "slurm")
-    again = [word for word in sys.argv[1:] if not word.startswith("resume=")]
+    typed = ["fptt-dist", *sys.argv[1:]]
+    if cluster is not None and not any(word.startswith("--cluster") for word in typed):
+        typed.append(f"--cluster={cluster}")  # it came from FPTT_CLUSTER, which another shell may not have
+    again = resuming(typed)
+    done = slurm.submit(str(config), words, place, array=array, where="local" if local else "slurm", resume=again)
     # With setup commands the local process is the shell that waits for them.
     stop = "scancel" if not local else "pkill -P" if place.setup else "kill"
     rows = {
@@ -144,7 +165,7 @@ def submit(
         "follow": shlex.join(["tail", "-n", "+1", "-F", *map(str, done.logs)]),
         "state": shlex.join(["fptt-dist", "jobs", str(done.runs[0].parent)]),
         "cancel": f"{stop} {done.job}",
-        "resume": shlex.join(["fptt-dist", *again, "resume=auto"]),
+        "resume": again,
     }
     for name, value in rows.items():
         typer.echo("\n".join(f"{name if i == 0 else '':<8}{line}" for i, line in enumerate(value.splitlines())))
@@ -152,7 +173,9 @@ def submit(
 
 @app.command()
 def sweep(
-    path: Annotated[Path, typer.Argument(metavar="SWEEP", help="a YAML file, or the name of a packaged one")],
+    path: Annotated[
+        Path, typer.Argument(metavar="SWEEP", callback=_local, help="a YAML file, or the name of a packaged one")
+    ],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the sweep in run.dir, if there is one")] = False,
 ) -> None:
@@ -160,6 +183,7 @@ def sweep(
 
     key=value sets a key of every run, sweep.key=value one of the sweep's own, such as sweep.search.trials=32.
     """
+    protect()
     from fptt_dist.launchers.sweep import make_plan
     from fptt_dist.launchers.tune import sweep as start
 
@@ -187,6 +211,7 @@ def reproduce(
 
     Runs, table and picture are in run.dir/BUDGET (default: runs/paper); the same command again goes on with them.
     """
+    protect()
     from fptt_dist.launchers.reproduce import make_plan
     from fptt_dist.launchers.reproduce import reproduce as start
 
@@ -199,9 +224,9 @@ def reproduce(
 
 @app.command()
 def jobs(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="the folder above the runs' folders")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", callback=_local, help="the folder above the runs' folders")
+    ] = Path("runs"),
 ) -> None:
     """The runs below FOLDER and their state, from what they wrote and SLURM's queue."""
     from fptt_dist.launchers.jobs import list_runs
@@ -220,7 +245,7 @@ def jobs(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=_local, help="a run's folder")],
     checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="a language model that goes on learning from the text (Krause 2018)")
@@ -236,10 +261,12 @@ def evaluate(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="folders of runs or sweeps, or folders with such below them")
+        list[Path],
+        typer.Argument(metavar="RUN…", callback=_local, help="folders of runs or sweeps, or folders with such below"),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="the page (default: report.html in the first folder)")
+        Path | None,
+        typer.Option(metavar="FILE.html", callback=_local, help="the page (default: report.html in the first folder)"),
     ] = None,
 ) -> None:
     """Print runs side by side, and write one HTML page with their table, pictures and configurations.
@@ -259,8 +286,10 @@ def report(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a run's folder")],
-    out: Annotated[Path | None, typer.Option(help="folder that receives the network (default: RUN/export)")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=_local, help="a run's folder")],
+    out: Annotated[
+        Path | None, typer.Option(callback=_local, help="folder that receives the network (default: RUN/export)")
+    ] = None,
     checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
 ) -> None:
     """Write a run's network as safetensors and JSON, for use without the run."""
@@ -354,6 +383,7 @@ def _print_table(table: Table) -> None:
 
 def main() -> NoReturn:
     """Run the program; a user's mistake is one message and exit code 2, never a traceback."""
+    protect(result=True)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     with one_message():
         app(standalone_mode=True)

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import uuid
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +17,18 @@ from torch.distributed.elastic.rendezvous import RendezvousConnectionError, Rend
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
 from fptt_dist.config import Config, ConfigError, load, parse_overrides
+from fptt_dist.launchers import rendezvous
+from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.parallel.environment import set_variables
+from fptt_dist.training.orphan import STARTED_BY
+from fptt_dist.training.resume_hint import RESUME, restart_hint, resuming
+from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.signals import hangup
 
 LOG = logging.getLogger("fptt_dist")
 
-# SLURM sends SIGUSR2 before a job's time is over; torch < 2.9 does not pass it on.
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
-PASSED_ON: dict[str, Any] = {"signals_to_handle": SIGNALS} if hasattr(LaunchConfig, "signals_to_handle") else {}
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR2)
+"""What the agent passes on to its workers, besides SIGHUP. SLURM sends SIGUSR2 before a job's time is over."""
 JOIN_SECONDS = 600  # that a machine waits for the others
 STOP_SECONDS = 300  # that the processes have to save after a signal
 # Torch alone knows what its port answers, and its client may wait for ever for a program that answers something else.
@@ -66,26 +72,30 @@ def launch(
     if max_restarts and not any(word.startswith("resume=") for word in overrides):
         LOG.warning("resume=auto: what is started again goes on from the newest checkpoint")
         overrides = [*overrides, "resume=auto"]
+    run = RunFolder(settings).path
+    options = ["--nproc", str(nproc), *(["--nnodes", str(nnodes), "--rdzv", rdzv] if rdzv is not None else [])]
+    options += ["--max-restarts", str(max_restarts)] if max_restarts else []
+    again = resuming(["fptt-dist", "launch", str(run / "config.yaml"), *options])
     _prepare(nproc, max_restarts)
-    with tempfile.TemporaryDirectory(prefix="fptt-dist-") as reports:
+    told = {RESUME: again, STARTED_BY: str(os.getpid())}
+    with set_variables(told), tempfile.TemporaryDirectory(prefix="fptt-dist-") as reports:
+        meeting = rendezvous.on_one_node(reports) if rdzv is None else rendezvous.between_nodes(rdzv)
+        meeting["rdzv_configs"] |= {"join_timeout": JOIN_SECONDS}
         agent = LaunchConfig(
             min_nodes=nnodes,
             max_nodes=nnodes,
             nproc_per_node=nproc,
-            run_id="fptt-dist" if rdzv else str(uuid.uuid4()),
-            rdzv_backend="c10d",
-            rdzv_endpoint=rdzv or "localhost:0",
-            rdzv_configs={"join_timeout": JOIN_SECONDS},
-            local_addr=None if rdzv else "localhost",
+            run_id="fptt-dist",
+            **meeting,
             max_restarts=max_restarts,
             logs_specs=DefaultLogsSpecs(log_dir=reports),
-            **PASSED_ON,
+            **_passed_on(),
         )
-        return _run(agent, ["-u", "-m", "fptt_dist", "train", config, *overrides])
+        return _run(agent, ["-u", "-m", "fptt_dist", "train", config, *overrides], run)
 
 
-def _run(agent: LaunchConfig, command: list[str]) -> int:
-    """The exit code of this machine's processes."""
+def _run(agent: LaunchConfig, command: list[str], run: Path) -> int:
+    """The exit code of this machine's processes, which train in the folder `run`."""
     place = f"--rdzv {agent.rdzv_endpoint}"
     try:
         launch_agent(agent, sys.executable, command)
@@ -93,7 +103,8 @@ def _run(agent: LaunchConfig, command: list[str]) -> int:
         rank, failure = failed.get_first_failure()
         if failure.exitcode > 0:
             return failure.exitcode  # the process said why
-        LOG.warning("rank %d was killed by %s: start again with resume=auto", rank, failure.signal_name())
+        hint = restart_hint(run, LaunchEnvironment(nodes=agent.max_nodes))
+        LOG.warning("rank %d was killed by %s: %s", rank, failure.signal_name(), hint)
         return 128 - failure.exitcode
     except SignalException as stopped:
         return 128 + stopped.sigval
@@ -111,6 +122,14 @@ def _run(agent: LaunchConfig, command: list[str]) -> int:
     return 0
 
 
+def _passed_on() -> dict[str, Any]:
+    """Return an argument of torch's `LaunchConfig`; torch < 2.9 has none, and handles SIGHUP but not SIGUSR2."""
+    if not hasattr(LaunchConfig, "signals_to_handle"):
+        return {}
+    # The agent would also handle, and end by, a SIGHUP that nohup has switched off.
+    return {"signals_to_handle": ",".join(each.name for each in (*SIGNALS, *hangup()))}
+
+
 def _prepare(nproc: int, max_restarts: int) -> None:
     """Set in the environment what torchrun's agent and the processes read there; what the user has set stays."""
     if "OMP_NUM_THREADS" not in os.environ:
@@ -118,9 +137,8 @@ def _prepare(nproc: int, max_restarts: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores // nproc))
         LOG.warning("OMP_NUM_THREADS=%s: %d processes on %d cores", os.environ["OMP_NUM_THREADS"], nproc, cores)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_SECONDS))
-    if max_restarts:
-        # With the agent's store the processes of a restart still find the addresses of those before.
-        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # The agent's own store would be open on all addresses, and keep for a restart the addresses of those before it.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what failed is said by the processes, and here
@@ -138,19 +156,19 @@ def _refuse_too_many(config: Config, nproc: int) -> None:
 
 def _check_meeting_place(rdzv: str) -> None:
     """Refuse a place that is no place, and a port that another program has."""
-    host, _, port = rdzv.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ConfigError(f"--rdzv {rdzv} is not of the form HOST:PORT, such as --rdzv node0:29500")
     try:
-        socket.create_connection((host, int(port)), timeout=3.0).close()
+        host, port = rendezvous.split(rdzv)
+    except ValueError as error:
+        raise ConfigError(f"--rdzv {rdzv} is not of the form HOST:PORT, such as --rdzv node0:29500") from error
+    try:
+        socket.create_connection((host, port), timeout=3.0).close()
     except socket.gaierror as error:
         raise ConfigError(f"--rdzv {rdzv}: {host} is no host that this machine knows ({error.strerror})") from error
     except OSError:
         return  # nothing is there yet
     try:
         subprocess.run(
-            [sys.executable, "-c", PROBE, host, port], capture_output=True, check=True, timeout=PROBE_SECONDS
+            [sys.executable, "-c", PROBE, host, str(port)], capture_output=True, check=True, timeout=PROBE_SECONDS
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise ConfigError(

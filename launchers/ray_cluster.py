@@ -15,6 +15,7 @@ from typing import Any
 
 from fptt_dist.config import ConfigError
 from fptt_dist.parallel.environment import set_variables
+from fptt_dist.training.signals import hangup_blocked
 
 MISSING = "sweep needs Ray Tune: pip install 'fptt-dist[ray]'"
 QUIET = {
@@ -79,7 +80,8 @@ def connected() -> Iterator[None]:
                 here = {"num_cpus": len(os.sched_getaffinity(0)), "object_store_memory": OBJECTS}
                 here |= {"include_dashboard": False, "_temp_dir": f"{private}/ray"}
             try:
-                ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
+                with hangup_blocked():  # to save a sweep whose terminal is gone, Ray must live
+                    ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL, **here)
             except (ConnectionError, RayError) as error:
                 if address == "local":
                     raise

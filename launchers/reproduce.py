@@ -13,11 +13,13 @@ from typing import Any
 
 from fptt_dist.config import Config, ConfigError, apply_overrides, changes, load, parse_overrides
 from fptt_dist.config.overrides import override_layer
+from fptt_dist.config.paths import refuse_remote
 from fptt_dist.config.section import leaves
 from fptt_dist.config.values import show
 from fptt_dist.launchers.paper_rows import Budget, Row, Tables, Target, load_tables, row_config
 from fptt_dist.launchers.sweep import said_once
 from fptt_dist.parallel import resolve_environment
+from fptt_dist.parallel.environment import set_variables
 from fptt_dist.reporting import (
     DYNAMIC,
     NOT_FINITE,
@@ -32,6 +34,9 @@ from fptt_dist.reporting import (
 from fptt_dist.training import run as training
 from fptt_dist.training.build import build_task
 from fptt_dist.training.dynamic import evaluate_dynamically
+from fptt_dist.training.lock import NAME as LOCK
+from fptt_dist.training.lock import hold
+from fptt_dist.training.resume_hint import RESUME
 from fptt_dist.training.run_folder import Result, RunFolder, write_whole
 from fptt_dist.training.trainer import NonFiniteError
 
@@ -163,7 +168,9 @@ def make_plan(
     given = {".".join(path): value for path, value in leaves(override_layer(parse_overrides(words)).values)}
     root = given.pop("run.dir", None)
     _refuse_words(name, target, given)
-    folder = Path(FOLDER if root is None else str(root)) / budget
+    place = str(FOLDER if root is None else root)
+    refuse_remote("run.dir", place)
+    folder = Path(place) / budget
     runs, labels = [], {}
     for row in target.rows:
         base = row_config(tables, row, budget)
@@ -193,7 +200,8 @@ def reproduce(plan: Plan) -> str:
         The table, as Markdown.
 
     Raises:
-        ConfigError: several processes, or a folder that holds a run of another configuration.
+        ConfigError: several processes, a folder that holds a run of another configuration, or another process that
+            trains the same target or one of its runs.
         DataError: data are missing; nothing has been trained.
         Interrupted: a signal arrived; the run was saved, and the same command goes on with it.
     """
@@ -205,13 +213,20 @@ def reproduce(plan: Plan) -> str:
         )
     wanted = [run for run in plan.runs if run.row.name in plan.wanted]
     _check(wanted)
+    with hold(plan.folder, f"reproduce {plan.name} in {plan.folder}", f"{LOCK}-{plan.name}"):
+        return _reproduce(plan, wanted)
+
+
+def _reproduce(plan: Plan, wanted: list[PlannedRun]) -> str:
+    """The same under the target's lock. Two targets may run at once; the locks of their runs keep them apart."""
     try:
         for number, run in enumerate(wanted, 1):
             kept = run.result is not None
             done = ", finished before" if kept else " …"
             print(f"{number} of {len(wanted)}: {run.row.name}, seed {run.seed}{done}", file=sys.stderr, flush=True)
             if not kept:
-                _train(run)
+                with set_variables({RESUME: plan.command}):
+                    _train(run)
             _evaluate_dynamically(run)
             _write(plan)
     finally:
@@ -245,6 +260,7 @@ def _check(runs: list[PlannedRun]) -> None:
     for run in runs:
         if run.result is None:
             run.folder.check()
+            run.folder.refuse_held()
             source = {key: getattr(run.config.task, key, None) for key in ("name", "dataset", "units", "text")}
             tasks.setdefault(json.dumps(source), run.config)
     for config in tasks.values():
@@ -259,9 +275,12 @@ def _train(run: PlannedRun) -> None:
         LOG.warning("%s, seed %d: %s", run.row.name, run.seed, error)
         batch = re.search(r"batch (\d+)", str(error))
         said = {"batch": int(batch[1]) if batch else None, "message": str(error)}
-        write_whole(note, json.dumps(said, indent=1) + "\n")
+        with run.folder.alone():
+            write_whole(note, json.dumps(said, indent=1) + "\n")
     else:
-        note.unlink(missing_ok=True)
+        if note.is_file():
+            with run.folder.alone():
+                note.unlink(missing_ok=True)
 
 
 def _evaluate_dynamically(run: PlannedRun) -> None:
@@ -273,7 +292,8 @@ def _evaluate_dynamically(run: PlannedRun) -> None:
     file = path / DYNAMIC
     if file.is_file() and of.items() <= json.loads(file.read_text()).items():
         return
-    write_whole(file, json.dumps({**evaluate_dynamically(path), **of}, indent=1) + "\n")
+    with run.folder.alone():
+        write_whole(file, json.dumps({**evaluate_dynamically(path), **of}, indent=1) + "\n")
 
 
 def _write(plan: Plan) -> str:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from types import FrameType
 
+from fptt_dist.training.resume_hint import RESUME
+
 SECONDS = 60.0  # that SLURM's controller may take to answer
 
 
@@ -46,4 +48,6 @@ def _requeue(job: str) -> str | None:
         if done.returncode in (0, -signal.SIGTERM):  # SLURM's answer is to end the job, and scontrol with it
             return None
         said = done.stderr.strip()
-    return f"fptt-dist: job {job} could not be put back into the queue ({said}): submit it again, with resume=auto"
+    command = os.environ.get(RESUME)
+    again = "submit it again, with resume=auto" if command is None else f"resume with: {command}"
+    return f"fptt-dist: job {job} could not be put back into the queue ({said}): {again}"

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -21,7 +22,12 @@ from fptt_dist.launchers.jobs import active_jobs
 from fptt_dist.launchers.sweep import Plan, make_plan, said_once
 from fptt_dist.launchers.sweep_folder import check_folder, create_folder, note_trial, write_if_over
 from fptt_dist.training.build_strategy import check_world
+from fptt_dist.training.lock import DirectoryLock
+from fptt_dist.training.orphan import STARTED_BY
+from fptt_dist.training.own_files import create_closed, doubt_inside
+from fptt_dist.training.resume_hint import RESUME
 from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.signals import hangup_blocked
 
 LOG = logging.getLogger("fptt_dist")
 
@@ -49,16 +55,29 @@ class Submission:
 
 
 class Training:
-    """What submitit calls in every process of a job."""
+    """What submitit calls in every process of a job.
+
+    Args:
+        resume: the command that submits it again, to resume; None: not known.
+    """
+
+    def __init__(self, resume: str | None = None) -> None:
+        self.resume = resume
 
     def __call__(self, values: dict[str, Any]) -> None:
         """Train as the configuration's explicit `values` say; an error ends the process with one message."""
         import submitit
 
         from fptt_dist.ending import end_at_once, one_message, rank_of_process
+        from fptt_dist.streams import protect
         from fptt_dist.training import run
 
+        os.environ.pop(RESUME, None)  # of whatever started the command that submitted the job
+        os.environ.update({} if self.resume is None else {RESUME: self.resume})
+        protect()
         if submitit.JobEnvironment().cluster == "local":
+            os.environ[STARTED_BY] = str(os.getppid())
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which submitit ignores, also before training handles it
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
             os.environ["MASTER_ADDR"] = "localhost"
         logging.getLogger("fptt_dist").addHandler(logging.StreamHandler())
@@ -83,6 +102,7 @@ def submit(
     *,
     array: bool = False,
     where: Literal["slurm", "local"] = "slurm",
+    resume: str | None = None,
 ) -> Submission:
     """Put a training run, or an array of them, into the queue.
 
@@ -92,6 +112,7 @@ def submit(
         cluster: the job's size and place.
         array: `config` is a sweep: each of its runs is a task of one job array, in a folder of its own below run.dir.
         where: "local": on this machine, without SLURM.
+        resume: the command that submits it again, to resume, as the job's messages print it.
 
     Raises:
         ConfigError: a mistake, or what SLURM refuses; nothing was submitted and no folder is left.
@@ -107,16 +128,19 @@ def submit(
     if where == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("there is no sbatch here: type the command on a login node of the cluster, or add --local")
     folder = _shared_logs(runs, plan)
+    _refuse_foreign(folder)
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     old = set(folder.iterdir()) if folder.is_dir() else set()
     limit = {f"{name}_max_num_timeout": cluster.requeues for name in ("slurm", "local")}
     python = {f"{name}_python": cluster.python for name in ("slurm", "local")} if cluster.python else {}
     try:
+        create_closed(folder)
         executor = AutoExecutor(folder, cluster=where, **limit, **python)
         chosen = _parameters(cluster, folder.parent.name) if where == "slurm" else _parameters_here(cluster)
         executor.update_parameters(**chosen)
-        with redirect_stderr(io.StringIO()):  # submitit prints what it also raises
-            jobs = executor.map_array(Training(), [explicit(run.config) for run in runs])
+        # Submitit prints what it also raises. A job on this machine does not end with the terminal.
+        with redirect_stderr(io.StringIO()), hangup_blocked():
+            jobs = executor.map_array(Training(resume), [explicit(run.config) for run in runs])
     except OSError as error:
         _take_back(folder, old, new)
         raise ConfigError(f"run.dir={folder.parent} cannot be created: {error.strerror}") from error
@@ -129,7 +153,7 @@ def submit(
             note_trial(run.path, vars(trial))
     for run, job in zip(runs, jobs, strict=True):
         number = job.job_id if where == "slurm" else f"process {job.job_id}"
-        run.logs.mkdir(parents=True, exist_ok=True)
+        create_closed(run.logs)
         run.note_job(number, log=str(job.paths.stdout))
     return Submission(
         job=jobs[0].job_id.partition("_")[0],
@@ -258,6 +282,7 @@ def _planned(config: str, overrides: list[str], cluster: Cluster, array: bool) -
         )
     if plan is not None:
         check_folder(plan, resume=runs[0].config.resume == "auto", option="resume=auto")
+        DirectoryLock(plan.folder, f"run.dir={plan.folder}").refuse()
     return runs, plan
 
 
@@ -291,6 +316,17 @@ def _check(runs: list[RunFolder], cluster: Cluster, where: str) -> None:
         _check_launcher(run.config, cluster.nodes * cluster.tasks, where)
         check_world(run.config, cluster.nodes * cluster.tasks)
         run.check()
+        run.refuse_held()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder whose files somebody else could replace: submitit puts what the job unpickles beside its logs."""
+    doubt = doubt_inside(folder.resolve()) if folder.is_dir() else None
+    if doubt:
+        raise ConfigError(
+            f"run.dir={folder.parent}: the job unpickles a file of {folder.name}/, which runs what it holds, and "
+            f"{doubt} run.dir=… for another folder"
+        )
 
 
 def _check_launcher(config: Config, world: int, where: str) -> None:

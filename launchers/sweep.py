@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fptt_dist.config import Config, ConfigError, apply_overrides, load, parse_overrides
+from fptt_dist.config.paths import refuse_remote
 from fptt_dist.config.sweep import PREFIX, GridSearch, OptunaSearch, Pbt, RandomSearch, Sweep, load_sweep
 from fptt_dist.config.values import show
 from fptt_dist.launchers.space import Overrides, Space
 from fptt_dist.tasks import Task
 from fptt_dist.training.build import build_task
 from fptt_dist.training.build_strategy import check_world
+from fptt_dist.training.resume_hint import resuming
 
 LOG = logging.getLogger("fptt_dist")
 OWN = ("run.dir", "resume", "task.name", "data.root")
@@ -58,6 +60,7 @@ class Plan:
         batches: of the base configuration's run.
         metric: the validation metric's name.
         higher_is_better: its direction.
+        command: what resumes it.
     """
 
     sweep: Sweep
@@ -68,6 +71,7 @@ class Plan:
     batches: int
     metric: str
     higher_is_better: bool
+    command: str
 
     @property
     def count(self) -> int:
@@ -138,7 +142,9 @@ def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> 
             raise ConfigError(f"{places[key]}: {key} is the same for all runs: leave it out here")
         if key in common and key not in values:
             raise ConfigError(f"{places[key]}: {key} varies: type no {key}=…, or leave it out here")
-    folder = Path(str(common.pop("run.dir", None) or Path("runs") / path.stem)).absolute()
+    place = str(common.pop("run.dir", None) or Path("runs") / path.stem)
+    refuse_remote("run.dir", place)
+    folder = Path(place).absolute()
     common.pop("resume", None)
     base = load(sweep.config, {**space.fixed, **common})
     _check_search(sweep, space)
@@ -152,6 +158,7 @@ def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> 
         batches=_batches(base, task),
         metric=task.metric,
         higher_is_better=task.higher_is_better,
+        command=resuming(["fptt-dist", "sweep", str(path), *words], "--resume"),
     )
     _check_runs(plan)
     plan.trials.extend(_trials(plan))

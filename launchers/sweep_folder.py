@@ -4,6 +4,7 @@ runs/<name>/sweep.yaml          what was asked for
             000/, 001/, …       a run's folder each, the default's first; trial.json says which point it is
             sweep.json, best.yaml, figures/, tensorboard/     written by `fptt_dist.reporting`
             ray/                the state of Ray Tune
+            .lock               the process that runs the sweep, or writes its results, while it does
 """
 
 import io
@@ -21,13 +22,12 @@ from fptt_dist.config.values import show
 from fptt_dist.launchers.space import Overrides
 from fptt_dist.launchers.sweep import STATE, Plan
 from fptt_dist.reporting import SWEEP, TRIAL, is_sweep, read_sweep, write_sweep
+from fptt_dist.training.lock import HeldError, hold, is_lock
 from fptt_dist.training.run_folder import write_whole
 
 LOG = logging.getLogger("fptt_dist")
 FAILURE = "failure.json"
 """Why a run's newest process ended, in the run's folder within Ray Tune's."""
-WRITING = ".writing"
-"""A folder within the sweep's, there while a task of an array writes the results."""
 
 
 def check_folder(plan: Plan, *, resume: bool, option: str = "--resume") -> bool:
@@ -38,7 +38,7 @@ def check_folder(plan: Plan, *, resume: bool, option: str = "--resume") -> bool:
     """
     folder, file = plan.folder, plan.folder / SWEEP
     if not file.is_file():
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        if folder.exists() and not (folder.is_dir() and all(is_lock(path.name) for path in folder.iterdir())):
             raise ConfigError(f"run.dir={folder} is not empty and holds no sweep: type run.dir=… for another folder")
         return False
     if not resume:
@@ -103,12 +103,9 @@ def write_if_over(folder: Path) -> None:
     try:
         if any(trial.state != "finished" for trial in read_sweep(folder).trials):
             return
-        (folder / WRITING).mkdir()
-        try:
+        with hold(folder, f"run.dir={folder}"):
             write_sweep(folder)
-        finally:
-            (folder / WRITING).rmdir()
-    except FileExistsError:  # two runs have finished at the same moment: the other one writes
+    except HeldError:  # two runs have finished at the same moment: the other one writes
         return
     except (ConfigError, OSError) as error:  # the run itself is finished
         LOG.warning("%s: the sweep's results could not be written: %s", folder, error)

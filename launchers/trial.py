@@ -20,19 +20,23 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from fptt_dist.config import Config, ConfigError, dump
 from fptt_dist.config.section import explicit
 from fptt_dist.launchers.ray_cluster import Need
+from fptt_dist.launchers.ray_workers import MeetingPlace
 from fptt_dist.launchers.sweep import config_of
 from fptt_dist.launchers.sweep_folder import note_failure, note_trial, read_failure, read_note
 from fptt_dist.parallel import LostWorkerError
-from fptt_dist.parallel.connection import START_SECONDS
 from fptt_dist.reporting import TRIAL, read_runs
+from fptt_dist.streams import protect
 from fptt_dist.tasks import DataError
+from fptt_dist.training.holder import STARTER
+from fptt_dist.training.lock import HeldError, is_lock
 from fptt_dist.training.position import Progress
+from fptt_dist.training.resume_hint import RESUME
 from fptt_dist.training.run import train
 from fptt_dist.training.run_folder import Result, RunFolder, write_whole
 from fptt_dist.training.trainer import NonFiniteError
 
-RETRIED = (OSError, LostWorkerError, RayError, TrainingFailedError)
-"""What another attempt may not meet again: a full disk, a process that died. All else it would."""
+RETRIED = (HeldError, OSError, LostWorkerError, RayError, TrainingFailedError)
+"""What another attempt may not meet again: a full disk, a process that died, or was about to. All else it would."""
 OWN_WORDS = (ConfigError, DataError, NonFiniteError, OSError, LostWorkerError)
 """Errors with a message of their own."""
 
@@ -50,11 +54,15 @@ class Sweep:
         base: the configuration's explicit values.
         folder: of the sweep.
         need: of each run.
+        command: what resumes it.
+        starter: a token of the process that runs the sweep.
     """
 
     base: dict[str, Any]
     folder: Path
     need: Need
+    command: str
+    starter: str
 
 
 def trainable(sweep: Sweep) -> Callable[[dict[str, Any]], None]:
@@ -72,6 +80,8 @@ def run_trial(sweep: Sweep, point: Mapping[str, Any]) -> None:
     Raises:
         Exception: what ended the run; trial.json in its folder has the message.
     """
+    protect()
+    os.environ |= {RESUME: sweep.command, STARTER: sweep.starter}
     name = tune.get_context().get_trial_name()
     assert name is not None
     folder = sweep.folder / name
@@ -82,13 +92,16 @@ def run_trial(sweep: Sweep, point: Mapping[str, Any]) -> None:
         raise RuntimeError(failure["message"])  # Ray Tune started it again for nothing
     with _failure_noted(sweep.folder, name, note):
         config = config_of(Config.model_validate(sweep.base), {**note["overrides"], "resume": "auto"}, folder)
+        run = RunFolder(config)
         if sweep.need.workers == 1:
-            _go_back_to(tune.get_checkpoint(), RunFolder(config), note)
+            with run.alone():
+                _go_back_to(tune.get_checkpoint(), run, note)
             result = train(config, lambda progress: _report(progress, folder))
         else:
-            if before and before["overrides"] != note["overrides"]:  # another point's, of which Ray Tune knows nothing
-                shutil.rmtree(folder)
-            note_trial(folder, note)
+            with run.alone():
+                if before and before["overrides"] != note["overrides"]:  # another point's, which Ray Tune does not know
+                    _empty(folder)
+                note_trial(folder, note)
             result = _train_on_workers(sweep, config)
         tune.report(_final(result, folder))
 
@@ -96,7 +109,7 @@ def run_trial(sweep: Sweep, point: Mapping[str, Any]) -> None:
 def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunFolder, note: Note) -> None:
     """Make the run's folder what it was at a checkpoint, its own or another run's; empty it where there is none."""
     if checkpoint is None:
-        shutil.rmtree(run.path, ignore_errors=True)
+        _empty(run.path)
         note_trial(run.path, note)
         return
     for old in (run.checkpoints, *run.path.glob(f"{PACKED}*")):
@@ -118,6 +131,15 @@ def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunFolder, note: Note) 
         note["history"] = before["history"]
     write_whole(run.path / "config.yaml", dump(run.config))
     note_trial(run.path, note)
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a run has left in its folder, but for the lock, which this process holds."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not is_lock(path.name):
+            path.unlink()
 
 
 def _report(progress: Progress, folder: Path) -> None:
@@ -164,8 +186,8 @@ def _train_on_workers(sweep: Sweep, config: Config) -> Result:
     need = sweep.need
     trainer = ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"values": explicit(config)},
-        torch_config=ray.train.torch.TorchConfig(timeout_s=int(START_SECONDS)),
+        train_loop_config={"values": explicit(config), "command": sweep.command, "starter": sweep.starter},
+        torch_config=MeetingPlace(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=need.workers,
             use_gpu=need.gpus > 0,
@@ -185,6 +207,8 @@ def _train_on_workers(sweep: Sweep, config: Config) -> Result:
 
 def _worker(given: dict[str, Any]) -> None:
     """One process of a run of several."""
+    protect()
+    os.environ |= {RESUME: given["command"], STARTER: given["starter"]}
     config = Config.model_validate(given["values"])
     folder = RunFolder(config).path
     train(config, lambda progress: ray.train.report(_metrics(progress, folder)))

@@ -5,8 +5,11 @@ import os
 import random
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,10 @@ from fptt_dist.launchers.ray_cluster import MISSING, Need, connected, gpus, room
 from fptt_dist.launchers.sweep import STATE, Plan, Trial
 from fptt_dist.launchers.sweep_folder import check_folder, create_folder
 from fptt_dist.reporting import SweepResults, write_sweep
-from fptt_dist.training.signals import Interrupted
+from fptt_dist.training.lock import DirectoryLock, hold
+from fptt_dist.training.own_files import create_closed, doubt_above, doubt_inside
+from fptt_dist.training.resume_hint import RESUME
+from fptt_dist.training.signals import TWICE_SECONDS, Interrupted, hangup
 
 if TYPE_CHECKING:
     import optuna
@@ -36,27 +42,32 @@ def sweep(plan: Plan, *, resume: bool = False) -> SweepResults:
         resume: go on with the sweep that the folder holds, if it does.
 
     Raises:
-        ConfigError: a mistake, or no room for a run; nothing was written.
+        ConfigError: a mistake, no room for a run, or another process that runs the sweep; nothing was written.
         Interrupted: by a signal; the sweep's state was saved.
     """
     if "SLURM_RESTART_COUNT" in os.environ and not resume:
         LOG.warning("--resume: SLURM started this job again")
         resume = True
     check_folder(plan, resume=resume)
+    _own_state(plan)
     _require_optuna(plan)
-    with connected():
-        need = _need(plan)
-        at_once = min(room(need), plan.sweep.concurrent or plan.count, plan.count)
-        LOG.warning("%d runs of %s: %d at once", plan.count, need, at_once)
-        there = check_folder(plan, resume=resume)
-        create_folder(plan)
-        signal_number = _fit(plan, need, at_once, there=there)
-    results = write_sweep(plan.folder)
+    where = f"run.dir={plan.folder}"
+    DirectoryLock(plan.folder, where).refuse()  # before Ray is started
+    with ExitStack() as held:
+        with connected():
+            need = _need(plan)
+            at_once = min(room(need), plan.sweep.concurrent or plan.count, plan.count)
+            LOG.warning("%d runs of %s: %d at once", plan.count, need, at_once)
+            held.enter_context(hold(plan.folder, where))
+            there = check_folder(plan, resume=resume)
+            create_folder(plan)
+            signal_number = _fit(plan, need, at_once, there=there)
+        results = write_sweep(plan.folder)
     over = sum(trial.state in ("finished", "stopped", "failed") for trial in results.trials)
     if over < plan.count:
         raise Interrupted(
             f"stopped by a signal after {over} of {plan.count} runs, saved in {plan.folder}\n"
-            "go on with the same command and --resume",
+            f"resume with: {os.environ.get(RESUME, plan.command)}",
             128 + signal_number,
         )
     return results
@@ -76,15 +87,17 @@ def _fit(plan: Plan, need: Need, at_once: int, *, there: bool) -> int:
     from fptt_dist.launchers import schedulers, trial
     from fptt_dist.launchers.bookkeeper import Bookkeeper
 
-    common = trial.Sweep(explicit(plan.base), plan.folder, need)
+    command, starter = os.environ.get(RESUME, plan.command), uuid.uuid4().hex
+    common = trial.Sweep(explicit(plan.base), plan.folder, need, command, starter)
     # The driver of a run on several processes only waits: a CPU of its own would keep them from starting. Ray wants it
     # to take something; a byte is always there.
     takes = {"CPU": need.cpus, "GPU": need.gpus} if need.workers == 1 else {"memory": 1.0}
     function = tune.with_resources(trial.trainable(common), takes)
-    state = plan.folder / STATE
+    state = _own_state(plan)
     if there and tune.Tuner.can_restore(str(state)):
         tuner = tune.Tuner.restore(str(state), function, resume_unfinished=True, resume_errored=True)
     else:
+        _create_state(plan, state)
         points: dict[str, Any] = {}
         searcher: Searcher | None = None
         samples = 1
@@ -105,17 +118,44 @@ def _fit(plan: Plan, need: Need, at_once: int, *, there: bool) -> int:
                 trial_dirname_creator=_name,
             ),
             run_config=tune.RunConfig(
-                name=STATE,
-                storage_path=str(plan.folder),
+                name=state.name,
+                storage_path=str(state.parent),
                 # All checkpoints are kept: a driver that is killed has deleted what its saved state still names.
                 failure_config=tune.FailureConfig(max_failures=plan.sweep.retries),
                 callbacks=[Bookkeeper(plan.folder, plan.count, plan.metric, plan.sweep.retries, plan.space.varying)],
                 verbose=0,
             ),
         )
-    with _stopped_by_sigterm() as got:
+    with _stopped_by_signal() as got:
         tuner.fit()
     return got[0] if got else signal.SIGINT
+
+
+def _own_state(plan: Plan) -> Path:
+    """The folder of Ray Tune's state, by a path without links: no link can be made to lead elsewhere after the look.
+
+    Ray unpickles what is there, to go on with a sweep and to sum up a run that failed.
+
+    Raises:
+        ConfigError: it is there, and somebody else could have written it.
+    """
+    state = (plan.folder / STATE).resolve()
+    doubt = (doubt_inside(state) or doubt_above(state)) if state.exists() else None
+    if doubt:
+        raise ConfigError(
+            f"run.dir={plan.folder}: Ray Tune unpickles its state, which runs what a file holds, and {doubt} run.dir=… "
+            "for a new sweep"
+        )
+    return state
+
+
+def _create_state(plan: Plan, state: Path) -> None:
+    create_closed(state)
+    doubt = doubt_above(state)
+    if doubt:
+        LOG.warning(
+            "run.dir=%s: --resume will not continue this sweep: %s run.dir=… in another place", plan.folder, doubt
+        )
 
 
 def _order(plan: Plan) -> list[Trial]:
@@ -169,19 +209,32 @@ def _require_optuna(plan: Plan) -> None:
 
 
 @contextmanager
-def _stopped_by_sigterm() -> Iterator[list[int]]:
-    """Within the context SIGTERM does what Ctrl-C does: the first one lets Ray Tune save and stop."""
+def _stopped_by_signal() -> Iterator[list[int]]:
+    """Within the context SIGTERM, and SIGHUP if not ignored, do what Ctrl-C does: the first lets Ray Tune save.
+
+    SIGHUP is never the second one, and what comes within five seconds of it is the same signal once more: a terminal
+    that is gone, or a session that ends, sends several.
+    """
     got: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # Python sets handlers on the main thread alone
         yield got
         return
 
+    first = 0.0
+
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        same = got[:1] == [signal.SIGHUP] and time.monotonic() - first < TWICE_SECONDS
+        if got and (same or number == signal.SIGHUP):
+            return
+        first = time.monotonic()
         got.append(number)
         signal.raise_signal(signal.SIGINT)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    signal.signal(signal.SIGTERM, handle)
+    handled = (signal.SIGTERM, *hangup())
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1, *handled)}
+    for number in handled:
+        signal.signal(number, handle)
     try:
         yield got
     finally:

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from PIL import Image
+from typer.models import ArgumentInfo
 
 from fptt_dist import __version__
-from fptt_dist.cli import main
+from fptt_dist.cli import app, config_app, data_app, main
 from fptt_dist.config import describe, dump, load
 from fptt_dist.config.yaml12 import parse
 from tests.training.helpers import isolated, result, resumed, tiny, train_until
@@ -326,16 +327,16 @@ def test_a_broken_environment(
 
 def test_a_run_without_a_checkpoint(tmp_path: Path, fptt_dist: Command) -> None:
     config = tiny(tmp_path / "run", batches=4)
-    again = f"go on with it by fptt-dist train {tmp_path / 'run' / 'config.yaml'} resume=auto"
+    again = f"resume with: fptt-dist train {tmp_path / 'run' / 'config.yaml'} resume=auto"
     train_until(config, 1)
     code, _, err = fptt_dist("evaluate", str(tmp_path / "run"))
-    assert (code, err) == (2, f"fptt-dist: {tmp_path / 'run'} has no whole best checkpoint yet: {again}\n")
+    assert (code, err) == (2, f"fptt-dist: {tmp_path / 'run'} has no complete best checkpoint yet: {again}\n")
     assert fptt_dist("evaluate", str(tmp_path / "run"), "--checkpoint", "latest")[0] == 0
     for folder in (tmp_path / "run" / "checkpoints").glob("step-*"):
         (folder / "manifest.json").unlink()
     code, _, err = fptt_dist("evaluate", str(tmp_path / "run"), "--checkpoint", "latest")
     assert code == 2
-    assert err.endswith(f"has no whole latest checkpoint yet: {again}\n")
+    assert err.endswith("has no complete latest checkpoint yet: resume with the same command and resume=auto\n")
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, fptt_dist: Command) -> None:
@@ -449,3 +450,66 @@ def test_jobs(finished: Path, fptt_dist: Command, tmp_path: Path, monkeypatch: p
         "",
         "fptt-dist: elsewhere: no run is there: type fptt-dist jobs FOLDER, the folder above the runs' folders\n",
     )
+
+
+REMOTE = "s3://bucket/x"
+NO_PATHS = {  # parameters of text that are no path
+    *("account", "constraint", "max_restarts", "name", "only", "overrides", "partition", "prefix", "qos", "rdzv"),
+    *("setup", "target", "time"),
+}
+
+
+def paths() -> Iterator[tuple[str, list[str]]]:
+    """Every parameter that is a path: its name in messages, and a command that gives it a remote one."""
+    for group, program in (("", app), ("config", config_app), ("data", data_app)):
+        for command in program.registered_commands:
+            assert command.callback is not None
+            verb = command.name or command.callback.__name__.replace("_", "-")
+            hints = get_type_hints(command.callback, include_extras=True)
+            known = {
+                name: (str(get_args(hint)[0]), get_args(hint)[1]) for name, hint in hints.items() if name != "return"
+            }
+            texts = {name for name, (kind, _) in known.items() if "str" in kind}
+            assert texts <= NO_PATHS, f"{verb}: {texts - NO_PATHS}: a path, or one for NO_PATHS"
+            words = {name: "x" for name, (_, info) in known.items() if isinstance(info, ArgumentInfo)}
+            words |= {name: "--nproc=2" for name in known if name == "nproc"}
+            words.pop("overrides", None)
+            for name in (name for name, (kind, _) in known.items() if "Path" in kind):
+                info = known[name][1]
+                given = REMOTE if isinstance(info, ArgumentInfo) else f"--{name}={REMOTE}"
+                shown = str(info.metavar).strip("[]…") if isinstance(info, ArgumentInfo) else f"--{name}"
+                yield shown, [*filter(None, [group]), verb, *({**words, name: given}).values()]
+
+
+@pytest.mark.parametrize(("name", "command"), list(paths()), ids=lambda value: value if isinstance(value, str) else "_")
+def test_no_parameter_takes_a_remote_path(name: str, command: list[str], workplace: Path, fptt_dist: Command) -> None:
+    code, out, err = fptt_dist(*command)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f'fptt-dist: {name}: "s3:/bucket/x" is a remote path, and only local ones are supported (a ')
+    assert err.endswith(": type a path without s3://\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{ADD} run.dir={REMOTE}",
+        f"{ADD} --dry-run data.root={REMOTE}",
+        f"reproduce table3 --budget smoke run.dir={REMOTE}",
+        f"sweep alpha_seeds run.dir={REMOTE}",
+        f"sweep alpha_seeds sweep.config={REMOTE}",
+        f"submit add_task --dry-run run.dir={REMOTE}",
+        f"submit alpha_seeds --array --dry-run run.dir={REMOTE}",
+        f"launch add_task --nproc 2 run.dir={REMOTE}",
+    ],
+)
+def test_no_key_takes_a_remote_path(command: str, workplace: Path, fptt_dist: Command) -> None:
+    code, out, err = fptt_dist(*command.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f'"{REMOTE}" is a remote path' in err
+
+
+def test_no_variable_takes_a_remote_path(workplace: Path, fptt_dist: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FPTT_CLUSTER", REMOTE)
+    code, out, err = fptt_dist("submit", "add_task", "--dry-run")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith('fptt-dist: --cluster: "s3:/bucket/x" is a remote path')

@@ -73,9 +73,11 @@ def _read(path: Path) -> History:
 
 def last_words(log: Path) -> str:
     """The last message of this program's in a log, or else the last line that is not srun's or submitit's; or ""."""
-    if not log.is_file():
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:  # not there, or closed to others than the job's user
         return ""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("submitit INFO")]
     own = [line for line in lines if line.startswith("fptt-dist: ")]
     others = [line for line in lines if not line.startswith("srun: ")]

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from fptt_dist.config import ConfigError
 from fptt_dist.launchers.local import launch
 from tests.program import Program
-from tests.training.helpers import content, differing
+from tests.training.helpers import assert_same_checkpoint, content, differing, records, result, without_clock
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -57,6 +59,12 @@ def launched(tmp_path: Path, *words: str) -> tuple[int, str]:
     """`fptt-dist launch …`: its exit code, and what it printed."""
     with command(tmp_path / "log", "-m", "fptt_dist", "launch", *words) as started:
         return started.end(), started.text()
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; what has ended may wait for its parent to ask."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def small(run: Path, **more: str) -> list[str]:
@@ -168,11 +176,12 @@ def test_a_message_and_the_exit_code_of_the_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_reaches_the_processes_which_save(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    run = tmp_path / "run"
-    settings = small(run, train__batches="100000")
-    with command(tmp_path / "log", "-m", "fptt_dist", "launch", "--nproc", "2", *settings) as started:
+    run = tmp_path / "a run"  # with a space, which the printed command must quote
+    more = {"train__batches": "100000", "evaluate__every": "100000", "model__dropout": "0.5", "model__layers": "2"}
+    options = ["--nproc", "2", "--max-restarts", "1"]
+    with command(tmp_path / "log", "-m", "fptt_dist", "launch", *options, *small(run, **more)) as started:
         started.wait_until(lambda: len(batches(run)) > 3)
         workers = processes_of(started)
         started.process.send_signal(number)
@@ -183,6 +192,20 @@ def test_a_signal_reaches_the_processes_which_save(tmp_path: Path, number: signa
     assert "Traceback" not in started.text()
     newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     assert f"saved in {newest}" in started.text()
+    hints = {line for line in started.text().splitlines() if line.startswith("resume ")}
+    assert hints == {f"resume with: fptt-dist launch '{run}/config.yaml' {' '.join(options)} resume=auto"}
+    if number != signal.SIGTERM:
+        return  # the hint is the same
+    words = shlex.split(hints.pop().removeprefix("resume with: fptt-dist launch "))
+    more["train__batches"] = str(max(batches(run)) + 3)
+    code, text = launched(tmp_path, *words, f"train.batches={more['train__batches']}")
+    assert code == 0, text
+    assert launched(tmp_path, *options, *small(tmp_path / "straight", **more))[0] == 0
+    straight = tmp_path / "straight"
+    assert_same_checkpoint(straight, run)
+    losses = [[record["loss"] for record in records(each, "train")] for each in (straight, run)]
+    assert losses[0] == losses[1]
+    assert without_clock(result(straight)) == without_clock(result(run))
 
 
 @pytest.mark.slow
@@ -208,6 +231,49 @@ def test_a_killed_process_is_started_again_and_goes_on_exactly(tmp_path: Path) -
     assert differing(*ends) == []
 
 
+NOHUP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "fptt_dist", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+def test_the_agent_ignores_a_hangup_and_is_killed(tmp_path: Path) -> None:
+    """Its workers train on under nohup; without it they save and end, and what resumes is the undisturbed run."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    settings = {"train__batches": "200", "evaluate__every": "100"}
+    assert launched(tmp_path, "--nproc", "2", *small(straight, **settings))[0] == 0
+    words = ["launch", "--nproc", "2", *small(killed, **settings)]
+    with command(tmp_path / "log", "-c", NOHUP, *words) as started:
+        started.wait_until(lambda: len(batches(killed)) > 3)
+        workers = processes_of(started)
+        try:
+            for pid in (started.process.pid, *workers):
+                os.kill(pid, signal.SIGHUP)
+            at = len(batches(killed))
+            started.wait_until(lambda: len(batches(killed)) > at + 5)
+            started.process.kill()
+            assert started.end() == -signal.SIGKILL
+            deadline = time.monotonic() + 30
+            while any(map(alive, workers)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not any(map(alive, workers)), started.text()
+        finally:
+            for pid in filter(alive, workers):
+                os.kill(pid, signal.SIGKILL)
+    assert len(workers) == 2
+    newest = max(batches(killed))
+    assert at < newest < 200
+    assert started.text().count(f"stopped by a signal after batch {newest} of 200, saved in ") == 2
+    code, text = launched(tmp_path, "--nproc", "2", *small(killed, **settings), "resume=auto")
+    assert code == 0, text
+    assert f"resumed from {killed / 'checkpoints' / f'step-{newest:08d}'}\n" in text
+    assert batches(killed) == batches(straight)
+    assert_same_checkpoint(straight, killed)
+    assert without_clock(result(straight)) == without_clock(result(killed))
+
+
 @pytest.mark.slow
 def test_a_killed_process_without_restarts(tmp_path: Path) -> None:
     run = tmp_path / "run"
@@ -216,7 +282,8 @@ def test_a_killed_process_without_restarts(tmp_path: Path) -> None:
         started.wait_until(lambda: len(batches(run)) > 3)
         os.kill(processes_of(started)[1], signal.SIGKILL)
         assert started.end() == 128 + signal.SIGKILL, started.text()
-    assert "rank 1 was killed by SIGKILL: start again with resume=auto\n" in started.text()
+    again = f"fptt-dist launch {run}/config.yaml --nproc 2 resume=auto"
+    assert f"rank 1 was killed by SIGKILL: resume with: {again}\n" in started.text()
 
 
 @pytest.mark.slow

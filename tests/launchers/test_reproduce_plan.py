@@ -1,7 +1,9 @@
 """The paper's tables: which runs they ask for, what is refused, what is kept, and what a broken run leaves."""
 
 import json
+import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -10,13 +12,15 @@ from typing import Any
 
 import pytest
 
+from fptt_dist import train
 from fptt_dist.cli import main
 from fptt_dist.config import ConfigError, load
 from fptt_dist.launchers.paper_rows import FOLDER, Grid, Row, Shortened, Tables, Target, load_tables
 from fptt_dist.launchers.reproduce import Plan, make_plan, reproduce
 from fptt_dist.tasks import DataError
+from fptt_dist.training.lock import hold
 from tests.program import Program
-from tests.training.helpers import records, result
+from tests.training.helpers import assert_same_run, records, result
 
 SMALL = {
     "task.length": 12,
@@ -179,6 +183,25 @@ def test_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize("held", ["the target", "a run"])
+def test_a_target_in_use(held: str, here: Path) -> None:
+    plan = plan_of()
+    folder = plan.folder if held == "the target" else run(plan, 1)
+    with hold(folder, "another", ".lock-mine" if held == "the target" else ".lock"):
+        with pytest.raises(ConfigError) as caught:
+            reproduce(plan)
+        assert [path.name for path in here.rglob("*") if path.is_file()] == [next(folder.iterdir()).name]
+    what = f"reproduce mine in {plan.folder}" if held == "the target" else f"run.dir={run(plan, 1)}"
+    assert str(caught.value).startswith(f"{what} is in use by pid {os.getpid()} on ")
+
+
+def test_two_targets_at_once() -> None:
+    plan = plan_of()
+    with hold(plan.folder, "another", ".lock-other"):
+        reproduce(plan)
+    assert not list(plan.folder.rglob(".lock*"))
+
+
 def test_missing_data_end_it_before_anything_is_trained(here: Path) -> None:
     rows = [row("adding200_fptt"), row("smnist_lstm_fptt")]
     target = Target(title="Mine", unit="error", varies=(), rows=tuple(rows))
@@ -331,10 +354,10 @@ def test_dynamic_evaluation_once_for_each_best_checkpoint(here: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_leaves_the_table_so_far(tmp_path: Path, here: Path) -> None:
-    words = ["figure1", "--budget", "smoke", f"run.dir={here}/runs", "train.batches=40", "device=cpu"]
+    words = ["figure1", "--budget", "smoke", f"run.dir={here}/all runs", "train.batches=40", "device=cpu"]
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     program = Program(tmp_path / "log", ["-m", "fptt_dist", "reproduce", *words, "model.hidden=2"], environment)
-    folder = here / "runs" / "smoke"
+    folder = here / "all runs" / "smoke"
     metrics = folder / "adding500_tbptt-seed0" / "metrics.jsonl"
     try:
         program.wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0)
@@ -347,6 +370,16 @@ def test_a_signal_leaves_the_table_so_far(tmp_path: Path, here: Path) -> None:
     assert found["BPTT"][1].endswith("(1)")
     assert found["truncated BPTT, K = 22"][1].startswith("not finished (batch ")
     assert found["FPTT, K = 22"][1] == "not run"
+
+    (hint,) = [line for line in program.text().splitlines() if line.startswith("resume with: fptt-dist ")]
+    resumed = Program(tmp_path / "log", ["-m", "fptt_dist", *shlex.split(hint)[3:]], environment)
+    try:
+        assert resumed.end() == 0, resumed.text()
+    finally:
+        resumed.kill()
+    assert all(line[1].endswith("(1)") for line in cells((folder / "figure1.md").read_text()).values())
+    train(load(metrics.parent / "config.yaml", {"run.dir": f"{here}/straight", "resume": "never"}))
+    assert_same_run(here / "straight", metrics.parent)
 
 
 # The command.

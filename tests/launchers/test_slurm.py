@@ -25,6 +25,7 @@ from fptt_dist.config.section import explicit
 from fptt_dist.launchers.slurm import Training, sbatch_text, script, submit
 from fptt_dist.launchers.sweep import make_plan
 from fptt_dist.launchers.sweep_folder import check_folder, create_folder
+from fptt_dist.training.lock import hold
 from tests.launchers.test_jobs import stand_in
 from tests.training.helpers import tiny, train_until
 
@@ -223,6 +224,18 @@ def test_a_folder_that_a_job_waits_for(place: Path, slurm: Path) -> None:
 
 
 @pytest.mark.parametrize("array", [False, True])
+def test_a_folder_that_a_process_writes_into(array: bool, place: Path, slurm: Path) -> None:
+    config = sweep_file(place, PULLS) if array else "add_task"
+    with hold(place / "run", "another"):
+        before = state(place)
+        with pytest.raises(ConfigError) as caught:
+            submit(config, ["run.dir=run"], Cluster(), array=array)
+        assert str(caught.value).startswith(f"run.dir={place / 'run'} is in use by pid {os.getpid()} on ")
+        assert state(place) == before
+    assert submit(config, ["run.dir=run"], Cluster(), array=array).job == "12"
+
+
+@pytest.mark.parametrize("array", [False, True])
 @pytest.mark.parametrize("exists", [False, True])
 def test_sbatch_refuses_and_no_folder_is_left(exists: bool, array: bool, place: Path, slurm: Path) -> None:
     (place.parent / "files").mkdir()
@@ -251,6 +264,37 @@ def test_a_folder_whose_name_slurm_would_read_otherwise(name: str, place: Path) 
     with pytest.raises(ConfigError) as caught:
         script("add_task", [f"run.dir={name}"], Cluster())
     assert "type run.dir=… without" in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user: needs root")
+@pytest.mark.parametrize("array", [False, True])
+def test_a_folder_where_others_could_replace_what_the_job_unpickles(array: bool, place: Path, slurm: Path) -> None:
+    config = sweep_file(place, PULLS) if array else "add_task"
+    mask = os.umask(0o002)
+    try:
+        submit(config, ["run.dir=run"], Cluster(), array=array)
+    finally:
+        os.umask(mask)
+    logs = place / "run" / "slurm"
+    closed = [logs, *(place / "run" / f"{index:03d}" / "slurm" for index in range(3 if array else 0))]
+    assert [path.stat().st_mode & 0o777 for path in closed] == [0o700] * len(closed)
+    (pickled, *_) = logs.glob("*_submitted.pkl")
+    for path in (place / "run").rglob("job.json"):
+        path.unlink()
+    before = state(place)
+    for mode, owner, said in (
+        (0o777, 0, f"{logs} is writable by everybody (mode 0777): look whether all in {logs} is your own, and type "),
+        (0o700, 54321, f"{pickled} belongs to user 54321: type run.dir=… for another folder"),
+    ):
+        logs.chmod(mode)
+        os.chown(pickled, owner, owner)
+        with pytest.raises(ConfigError) as caught:
+            submit(config, ["run.dir=run", "resume=auto"], Cluster(), array=array)
+        start = f"run.dir={place}/run: the job unpickles a file of slurm/, which runs what it holds, and {said}"
+        assert str(caught.value).startswith(start)
+        assert state(place) == before
+    os.chown(pickled, 0, 0)
+    submit(config, ["run.dir=run", "resume=auto"], Cluster(), array=array)
 
 
 def test_a_refused_job_leaves_an_old_folder_as_it_was(place: Path, slurm: Path) -> None:

@@ -101,6 +101,33 @@ def test_a_job_goes_on_after_its_signal_and_its_cancel_command_ends_it(place: Pa
 
 
 @pytest.mark.slow
+def test_a_job_outlives_its_terminal_and_ends_with_its_controller(place: Path, tmp_path: Path) -> None:
+    run = place / "run"
+    words = [*small(run, train__batches="100000", evaluate__every="100000"), "--tasks-per-node", "2"]
+    pid, _ = submitted(tmp_path / "printed", *words)
+    log = run / "slurm" / f"{pid}_0_log.out"
+    tasks: list[int] = []
+    try:
+        wait_for(lambda: len(batches(run)) > 3, pid, log)
+        tasks = [int(task) for task in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        for each in (pid, *tasks):
+            os.kill(each, signal.SIGHUP)
+        at = max(batches(run))
+        wait_for(lambda: max(batches(run)) > at + 5, pid, log)
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while any(map(alive, tasks)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert (len(tasks), any(map(alive, tasks))) == (2, False), log.read_text()
+    finally:
+        for each in filter(alive, (pid, *tasks)):
+            os.kill(each, signal.SIGKILL)
+    newest = max(batches(run))
+    assert f"stopped by a signal after batch {newest} of 100000, saved in " in log.read_text()
+    assert (run / "checkpoints" / f"step-{newest:08d}").is_dir()
+
+
+@pytest.mark.slow
 def test_an_array_is_not_started_all_at_once(place: Path) -> None:
     (place / "sweep.yaml").write_text("config: add_task\nspace:\n  fptt.alpha: {grid: [0.1, 0.3]}\n")
     command = [sys.executable, "-m", "fptt_dist", "submit", "sweep.yaml", "--array", "--local"]
@@ -116,7 +143,7 @@ def test_a_job_that_went_back_often_enough(place: Path, tmp_path: Path) -> None:
     run = place / "run"
     (place / "site.yaml").write_text("requeues: 0\n")
     words = [*small(run, train__batches="100000"), "--time", "5", "--cluster", "site.yaml"]
-    pid, _ = submitted(tmp_path / "printed", *words)
+    pid, rows = submitted(tmp_path / "printed", *words)
     log = run / "slurm" / f"{pid}_0_log.out"
     wait_for(lambda: len(batches(run)) > 3, pid, log)
     (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -124,4 +151,5 @@ def test_a_job_that_went_back_often_enough(place: Path, tmp_path: Path) -> None:
     wait_for(lambda: not alive(pid), pid, log)
     assert "Job not requeued because: timed-out too many times." in log.read_text()
     assert "Traceback" not in log.read_text()
-    assert log.read_text().splitlines()[-1] == f"resume with: fptt-dist train {run / 'config.yaml'} resume=auto"
+    assert log.read_text().splitlines()[-1] == f"resume with: {rows['resume']}"
+    assert rows["resume"].endswith(" --time 5 --cluster site.yaml --local resume=auto")

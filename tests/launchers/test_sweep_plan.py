@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,10 @@ from fptt_dist.config.loader import PACKAGED, read_mapping
 from fptt_dist.config.section import explicit
 from fptt_dist.config.sweep import packaged_sweeps
 from fptt_dist.launchers.sweep import Plan, config_of, make_plan
-from fptt_dist.launchers.sweep_folder import (
-    WRITING,
-    check_folder,
-    create_folder,
-    note_trial,
-    read_note,
-    write_if_over,
-)
+from fptt_dist.launchers.sweep_folder import check_folder, create_folder, note_trial, read_note, write_if_over
+from fptt_dist.launchers.tune import sweep
+from fptt_dist.training.holder import Holder
+from fptt_dist.training.lock import hold
 from tests.reporting.sweeps import make_sweep, run
 from tests.tasks.test_pixels import write_images
 
@@ -492,14 +489,15 @@ def test_the_last_run_to_finish_writes_the_results(here: Path, caplog: pytest.Lo
     write_if_over(folder)
     assert results(folder) == set()
     shutil.copy(folder / "000" / "result.json", other)
-    (folder / WRITING).mkdir()  # as another task does at this moment
-    write_if_over(folder)
-    assert results(folder) == {WRITING}
-    (folder / WRITING).rmdir()
+    with hold(folder, "another task"):  # which writes at this moment
+        write_if_over(folder)
+        assert results(folder) == {".lock"}
+    killed = replace(Holder.here(kernel=True), pid=2**22 + 1)  # a task that was killed while it wrote
+    (folder / ".lock").write_bytes(killed.text())
     write_if_over(folder)
     assert results(folder) == {"sweep.json", "best.yaml", "figures", "tensorboard"}
     write_if_over(folder)
-    assert WRITING not in results(folder)
+    assert ".lock" not in results(folder)
     assert caplog.messages == []
 
 
@@ -512,7 +510,17 @@ def test_results_that_cannot_be_written_fail_no_run(here: Path, caplog: pytest.L
     write_if_over(folder)
     assert len(caplog.messages) == 2
     assert all(said.startswith(f"{folder}: the sweep's results could not be written: ") for said in caplog.messages)
-    assert not (folder / WRITING).exists()
+    assert not (folder / ".lock").exists()
+
+
+def test_a_sweep_in_use_is_refused_before_anything_starts(here: Path) -> None:
+    plan = plan_of(f"fptt.alpha: {GRID}")
+    with hold(plan.folder, "another sweep"):
+        assert not check_folder(plan, resume=False)  # of a start that was killed early
+        for resume in (False, True):
+            with pytest.raises(ConfigError, match=rf"^run.dir={plan.folder} is in use by pid {os.getpid()} on "):
+                sweep(plan, resume=resume)
+        assert [path.name for path in plan.folder.iterdir()] == [".lock"]
 
 
 def test_a_note_is_read_as_it_was_written(here: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,13 +97,13 @@ def test_the_folder_is_whole(straight: tuple[Path, str]) -> None:
 
 
 def test_sigterm_then_resume_is_the_uninterrupted_run(straight: tuple[Path, str], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder = tmp_path / "it's a run"
     with torchrun(tmp_path / "stopped", f"run.dir={folder}") as launched:
         launched.wait_until(lambda: any(record["batch"] >= 60 for record in records(folder)))
         launched.process.send_signal(signal.SIGTERM)
         assert launched.end() != 0
         text = launched.text()
-    stopped = re.findall(rf"stopped by a signal after batch (\d+) of {BATCHES}, saved in (\S+)", text)
+    stopped = re.findall(rf"stopped by a signal after batch (\d+) of {BATCHES}, saved in (.+)", text)
     assert len(stopped) == 2, text
     assert stopped[0] == stopped[1]
     batch, saved = int(stopped[0][0]), Path(stopped[0][1])
@@ -113,9 +114,15 @@ def test_sigterm_then_resume_is_the_uninterrupted_run(straight: tuple[Path, str]
     assert {path.name for path in (saved / "rank").iterdir()} == {"0", "1"}
     assert not (folder / "result.json").exists()
 
-    with torchrun(tmp_path / "resumed", f"run.dir={folder}", "resume=auto") as launched:
+    (hint,) = {line for line in text.splitlines() if line.startswith("resume with: torchrun ")}
+    words = ["-m", "torch.distributed.run", *shlex.split(hint.removeprefix("resume with: torchrun "))]
+    environment = {name: value for name, value in os.environ.items() if name not in PLACES}
+    launched = Program(tmp_path / "resumed", words, environment)
+    try:
         assert launched.end() == 0, launched.text()
-        assert f"resumed from {saved}" in launched.text()
+    finally:
+        launched.kill()
+    assert f"resumed from {saved}" in launched.text()
     last = f"checkpoints/step-{BATCHES:08d}"
     expected, got = checkpoint_tensors(straight[0] / last, 2), checkpoint_tensors(folder / last, 2)
     for name, tensors in expected.items():

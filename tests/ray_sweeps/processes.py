@@ -9,6 +9,8 @@ from pathlib import Path
 
 MARK = "FPTT_TESTS_STARTED"
 LISTENING = "0A"
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+"""As `listening` writes them."""
 
 
 def marked(mark: str) -> set[int]:

@@ -118,6 +118,17 @@ def test_a_run_goes_on_from_anothers_state(population: SweepResults, tmp_path: P
     assert trial.name not in donors
 
 
+def test_a_run_that_begins_anew_keeps_its_lock(tmp_path: Path) -> None:
+    run = RunFolder(tiny(tmp_path / "003"))
+    with run.alone() as held:
+        (run.path / "metrics.jsonl").write_text("{}\n")
+        (run.checkpoints / "step-00000001").mkdir(parents=True)
+        _go_back_to(None, run, {"index": 3, "overrides": {}, "default": True})
+        assert sorted(path.name for path in run.path.iterdir()) == [".lock", "trial.json"]
+        held.check()
+    assert [path.name for path in run.path.iterdir()] == ["trial.json"]
+
+
 def test_a_report_over_an_older_one(tmp_path: Path) -> None:
     """As Ray Tune leaves it when a run at batch 24 took a state of batch 9: the later one is not the run's any more."""
     packed = tmp_path / "checkpoint_000007"

@@ -13,10 +13,9 @@ from fptt_dist.config import ConfigError
 from fptt_dist.launchers.ray_cluster import Need, _processes, connected
 from tests.program import Program
 from tests.ray_sweeps.helpers import Ray, sweep_file
-from tests.ray_sweeps.processes import environment, listening, marked, words
+from tests.ray_sweeps.processes import LOOPBACK, environment, listening, marked, words
 from tests.training.helpers import TINY
 
-LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 TENTHS = st.integers(1, 40)
 
 

@@ -75,11 +75,35 @@ def test_signals(shared: Ray, undisturbed: tuple[Path, Path], tmp_path: Path) ->
             program.wait_until(trained(folder / run, 15))
             program.process.send_signal(number)
             assert program.end() == code, program.text()
-        assert f"runs, saved in {folder}\ngo on with the same command and --resume\n" in program.text()
+        again = f"fptt-dist sweep {file} run.dir={folder} --resume"
+        assert f"runs, saved in {folder}\nresume with: {again}\n" in program.text()
         assert "Traceback" not in program.text()
         assert "not finished" in states(read_sweep(folder))
     _, printed = shared.sweep(file, folder, SLURM_RESTART_COUNT="1")
     assert printed.startswith("--resume: SLURM started this job again\n")
+    assert_same_sweep(whole, folder)
+
+
+def test_the_terminal_is_gone(own: Ray, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    """SIGHUP goes to the sweep and to all that it started, twice, and to the trials' processes too."""
+    file, whole = undisturbed
+    folder = tmp_path / "out"
+    command = ["sweep", str(file), f"run.dir={folder}"]
+    with own.program(tmp_path / "log", *command) as (program, mark):
+        program.wait_until(trained(folder / "001", 15))
+        others = marked(mark) - {program.process.pid}
+        assert len(others) > 4
+        for process in others:
+            os.kill(process, signal.SIGHUP)
+        time.sleep(1.0)
+        assert others <= marked(mark)
+        for _ in range(2):
+            os.killpg(program.process.pid, signal.SIGHUP)
+        assert program.end() == 129, program.text()
+        assert gone(mark, 30.0)
+    assert f"runs, saved in {folder}\nresume with: " in program.text()
+    assert "Traceback" not in program.text()
+    own.sweep(file, folder, "--resume")
     assert_same_sweep(whole, folder)
 
 

@@ -49,6 +49,7 @@ def test_the_folder_is_complete(asha: tuple[Path, str]) -> None:
     assert {"sweep.yaml", "sweep.json", "best.yaml", "figures", "tensorboard", STATE} < {
         path.name for path in folder.iterdir()
     }
+    assert (folder / STATE).stat().st_mode & 0o777 == 0o700  # what is unpickled there is nobody else's
     assert {"curves.png", "heatmap.png", "parallel.png"} == {path.name for path in (folder / "figures").iterdir()}
     assert [note(folder / f"{index:03d}")["index"] for index in range(6)] == list(range(6))
     said = json.loads((folder / "sweep.json").read_text())

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fptt_dist.reporting import SweepResults
+from fptt_dist.reporting import SweepResults, read_sweep
 from tests.program import Program
 from tests.ray_sweeps.helpers import BATCHES, Ray, note, states, sweep_file
-from tests.ray_sweeps.processes import holding, marked, words
+from tests.ray_sweeps.processes import LOOPBACK, holding, listening, marked, words
 from tests.training.helpers import assert_same_checkpoint, records, result, without_clock
 
 ACTORS = ("ImplicitFunc", "Train")  # a run's driver; what Ray Train starts for it
@@ -24,11 +24,27 @@ SPACE = {
 
 
 @pytest.fixture(scope="module")
-def results(shared: Ray, tmp_path_factory: pytest.TempPathFactory) -> SweepResults:
-    """The default, a better one and a poor one."""
+def watched(shared: Ray, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepResults, set[str]]:
+    """The default, a better one and a poor one; and where anything of Ray's listened while they were trained."""
     place = tmp_path_factory.mktemp("workers")
     file = sweep_file(place, SPACE, workers=2, scheduler={"name": "asha"}, concurrent=1)
-    return shared.sweep(file, place / "out")[0]
+    addresses: set[str] = set()
+    with shared.program(place / "log", "sweep", str(file), f"run.dir={place / 'out'}") as (program, mark):
+        while program.process.poll() is None:
+            addresses |= set(listening(marked(shared.mark) | marked(mark)))
+            time.sleep(0.2)
+        assert program.end() == 0, program.text()
+    return read_sweep(place / "out"), addresses
+
+
+@pytest.fixture(scope="module")
+def results(watched: tuple[SweepResults, set[str]]) -> SweepResults:
+    return watched[0]
+
+
+def test_nothing_listens_beyond_the_loopback_address(watched: tuple[SweepResults, set[str]]) -> None:
+    assert "0100007F" in watched[1]
+    assert watched[1] <= LOOPBACK
 
 
 def test_two_processes_train_one_run(results: SweepResults) -> None:

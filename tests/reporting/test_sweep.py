@@ -294,7 +294,7 @@ def test_the_last_words_of_a_run_that_is_not_finished(tmp_path: Path) -> None:
 def test_last_words(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "log").write_text(text)
     assert last_words(tmp_path / "log") == words
-    assert last_words(tmp_path / "none") == ""
+    assert last_words(tmp_path / "none") == last_words(tmp_path) == ""
 
 
 def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:

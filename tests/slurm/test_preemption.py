@@ -1,5 +1,6 @@
 """Jobs that must give way, at every point where SLURM says so: saved, back in the queue, and equal at the end."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,16 +93,19 @@ def test_told_to_stop(tmp_path: Path, cluster: Cluster, other: Path, way: str, w
 
 @pytest.mark.parametrize("way", [TRAIN, TORCHRUN])
 def test_cancelled(tmp_path: Path, cluster: Cluster, other: Path, way: str) -> None:
-    """It saves, stays out of the queue, and the same command goes on with it."""
-    run = tmp_path / "run"
-    job = start(cluster, way, run)
+    """It saves, stays out of the queue, and the printed command resumes it."""
+    run = tmp_path / "a run"
+    job = sbatch(cluster, run.with_suffix(".log"), "--nodes=2", "--time=30", "--mem=500", way, small(run))
     job.train(run, EARLY)
     cluster.command("scancel", job.number)
     job.until(lambda: job.state() == "CANCELLED" and "saved in" in job.text(), "the job to be cancelled")
     job.until(lambda: cluster.command("squeue", "--noheader", f"--jobs={job.number}") == "", "its processes to end")
     assert job.shown("Restarts") == "0"
     left = stopped(job, run)
-    again = sbatch(cluster, run.with_suffix(".log"), "--nodes=2", way, small(run))
+    [hint] = {line for line in job.text().splitlines() if line.startswith("resume with: ")}
+    size = "--nodes=2 --ntasks-per-node=1 --mem=500 --partition=main --time=00:30:00"
+    assert hint == f"resume with: sbatch {size} {way} '{small(run)}' resume=auto"
+    again = sbatch(cluster, run.with_suffix(".log"), *shlex.split(hint.removeprefix("resume with: sbatch ")))
     assert_went_on(again, run, left, other)
 
 

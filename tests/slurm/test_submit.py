@@ -94,6 +94,7 @@ def test_a_job_from_the_command_to_the_result(
     job.reach("CANCELLED")
     checkpoint = saved(run)
     assert f"saved in {checkpoint}" in job.text()
+    assert f"resume with: {lines['resume']}\n" in job.text()
     assert f"saved in {checkpoint}" in typed(["timeout", "2", *shlex.split(lines["follow"])], variables(cluster)).stdout
     gone = row(cluster, run)
     assert gone.state == "cancelled"

@@ -1,6 +1,7 @@
 """slurm/sweep.sbatch on a real SLURM of two nodes: Ray starts on both, is used, is interrupted, and is gone."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.ray_sweeps.processes import LOOPBACK
 from tests.slurm.cluster import Cluster
 from tests.slurm.helpers import ROOT, Job, sbatch, small, variables
 
@@ -30,6 +32,11 @@ def host():
 
 nodes = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in ray.nodes() if node["Alive"]]
 token = pathlib.Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+
+sys.path.insert(0, {str(ROOT)!r})
+from tests.ray_sweeps.processes import listening, words
+of_ray = [int(path.name) for path in pathlib.Path("/proc").glob("[0-9]*") if path.name != str(os.getpid())]
+of_ray = {{process for process in of_ray if "ray" in " ".join(words(process))}}
 lines = [path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")]
 seen = {{
     "hosts": sorted(ray.get([host.options(scheduling_strategy=node).remote() for node in nodes])),
@@ -38,6 +45,7 @@ seen = {{
     "address": os.environ["RAY_ADDRESS"],
     "restarts": os.environ.get("SLURM_RESTART_COUNT", "0"),
     "others may": token.parent.stat().st_mode & 0o077,
+    "listening": sorted(set(listening(of_ray))),
     "shown": sum(token.read_bytes().strip() in line for line in lines),
 }}
 print("seen", json.dumps(seen), flush=True)
@@ -97,6 +105,18 @@ def test_a_driver_that_fails(tmp_path: Path, cluster: Cluster, driver: str, left
     assert first["others may"] == first["shown"] == 0
 
 
+def test_on_one_node_nothing_listens_beyond_it(
+    tmp_path: Path, cluster: Cluster, driver: str, left: Callable[[], list[str]]
+) -> None:
+    job = submit(cluster, tmp_path, "--nodes=1", SWEEP, sys.executable, driver, "end")
+    job.end()
+    assert left() == []
+    (first,) = seen(job)
+    assert first["address"].startswith("127.0.0.1:")
+    assert first["listening"]
+    assert set(first["listening"]) <= LOOPBACK
+
+
 def test_interrupted_and_started_again(
     tmp_path: Path, cluster: Cluster, driver: str, left: Callable[[], list[str]]
 ) -> None:
@@ -124,6 +144,9 @@ def test_a_sweep_goes_on_when_its_job_does(tmp_path: Path, cluster: Cluster, lef
     cluster.command("scancel", "--signal=USR2", "--batch", job.number)
     job.reach("PENDING")
     assert "stopped by a signal after" in job.text()
+    size = "--nodes=2 --ntasks-per-node=1 --cpus-per-task=2 --partition=main --time=04:00:00"
+    again = f"sbatch {size} --chdir={tmp_path} slurm/sweep.sbatch {shlex.join(words)} --resume"
+    assert f"\nresume with: {again}\n" in job.text()
     job.end()  # after SLURM's pause
     assert left() == []
     assert "6 runs of 1 process of 1 CPU: 4 at once\n" in job.text()  # two CPUs on each of two nodes
