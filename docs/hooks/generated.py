@@ -11,7 +11,12 @@ from reference_commands import commands_page
 from reference_configuration import configuration_page
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"slurm/README.md": "slurm.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+ELSEWHERE = {
+    "slurm/README.md": "slurm.md",
+    "SECURITY.md": "security.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 REFERENCE = {"configuration.md": configuration_page, "api.md": api_page, "commands.md": commands_page}
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")  # the file that a link names; none of another site
 

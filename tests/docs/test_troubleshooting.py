@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from signal import SIGINT, SIGTERM, SIGUSR2
+from signal import SIGHUP, SIGINT, SIGTERM, SIGUSR2
 from typing import TypeVar
 
 import pytest
@@ -28,7 +28,9 @@ ERRORS = {
     "ConfigError",
     "ConnectionError",
     "DataError",
+    "HeldError",
     "Interrupted",
+    "LostLockError",
     "LostWorkerError",
     "NonFiniteError",
     "OSError",
@@ -328,7 +330,7 @@ def test_every_explanation_says_something_of_its_own() -> None:
 
 def test_every_exit_code_is_in_the_table() -> None:
     table = re.findall(r"^\| (\d+) \| ", PAGE.read_text(), re.MULTILINE)
-    assert [int(code) for code in table] == [0, 1, 2, 128 + SIGINT, 128 + SIGUSR2, 128 + SIGTERM]
+    assert [int(code) for code in table] == [0, 1, 2, 128 + SIGHUP, 128 + SIGINT, 128 + SIGUSR2, 128 + SIGTERM]
 
 
 PROGRAMS = {
