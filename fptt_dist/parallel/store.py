@@ -24,13 +24,15 @@ LOG = logging.getLogger("fptt_dist")
 
 STORE_FILE = "FPTT_DIST_STORE"
 """The variable with the path of the file store, set by `launch` for the workers of one node."""
+PREFIX = "default_pg"
+"""Torch's own, so that a worker that lets torch open the store meets the others too."""
 LOOPBACK = "lo"
 """The loopback interface, by the name that Linux gives it."""
 BACKLOG = 2048
 
 
 def open_store(environment: LaunchEnvironment, seconds: float) -> dist.Store | None:
-    """Open this worker's store.
+    """Open this worker's store, under the prefix that torch gives the one that it opens itself.
 
     Args:
         environment: this worker's place.
@@ -49,26 +51,31 @@ def open_store(environment: LaunchEnvironment, seconds: float) -> dist.Store | N
         # A restart gets a file of its own: the addresses of the workers before it are still in the old one.
         store = dist.FileStore(f"{file}.{environment.restarts}", environment.world)
         store.set_timeout(timeout)
-        return store
+        return dist.PrefixStore(PREFIX, store)
     host, port = address(environment)
     agents = environment.master is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     if agents or not port.isdecimal():
         return None
     if environment.rank > 0:
-        return dist.TCPStore(host, int(port), environment.world, timeout=timeout)
+        return dist.PrefixStore(PREFIX, dist.TCPStore(host, int(port), environment.world, timeout=timeout))
+    return dist.PrefixStore(PREFIX, _serve(environment, host, int(port), timeout))
+
+
+def _serve(environment: LaunchEnvironment, host: str, port: int, timeout: timedelta) -> dist.TCPStore:
+    """Open rank 0's store at a port."""
     found = numeric_address(host)
     if names_no_interface(host, found) and not on_one_node(environment):
         warn_of_open_port(host, port, f"on this node it is {found}, which no other node reaches")
     else:
         try:
-            return served(listening_socket(found, int(port)), environment.world, timeout)
+            return served(listening_socket(found, port), environment.world, timeout)
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:
                 raise ConfigError(
                     f"{host}:{port}, where the workers meet: {error.strerror}: type another MASTER_PORT"
                 ) from error
         warn_of_open_port(host, port, f"{found} is no address of this node")
-    return dist.TCPStore(host, int(port), environment.world, is_master=True, timeout=timeout)
+    return dist.TCPStore(host, port, environment.world, is_master=True, timeout=timeout)
 
 
 def address(environment: LaunchEnvironment) -> tuple[str, str]:

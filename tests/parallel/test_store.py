@@ -91,6 +91,7 @@ def test_a_host_that_names_no_interface(
     if host == NOT_HERE:
         # Only the server is wanted: torch's own client would look for it where nobody is.
         monkeypatch.setattr(dist, "TCPStore", lambda *args, **kwargs: (args, kwargs))
+        monkeypatch.setattr(dist, "PrefixStore", lambda prefix, store: store)
         assert store.open_store(place, 1.0) == (
             (host, port, 1),
             {"is_master": True, "timeout": timedelta(seconds=1)},
