@@ -1,6 +1,7 @@
 """What all tests share: a watch over what they leave behind, and the pool of worker processes."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ WRITTEN_BY_OTHERS = {
 }
 
 MARKS = {"slurm": ("slurm", "slow"), "ray_sweeps": ("ray", "slow")}  # of all tests in a folder
+
+
+# Under nohup SIGHUP would be ignored by all that the tests start, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

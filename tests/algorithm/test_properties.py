@@ -15,7 +15,8 @@ from .helpers import ADAPTIVE, BASES, noise, numpy_of, parameters, scaled_dual, 
 
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5)
 rates = st.floats(1e-3, 0.1)
-falls = st.sampled_from([1.0, 0.97, 0.5, 1e-3, 1e-8, 1e-40, 0.0])
+# At steps near W's rounding, W - W̄ is made of rounding errors, which the reference need not share: see test_metric.py.
+falls = st.sampled_from([1.0, 0.97, 0.5, 0.1, 1e-2, 0.0])
 factors = st.floats(0.0, 2.0)
 QUIET = pytest.mark.filterwarnings("ignore:alpha=.*stability limit:UserWarning")
 
