@@ -77,6 +77,7 @@ def launch(
     options += ["--max-restarts", str(max_restarts)] if max_restarts else []
     again = resuming(["fptt-dist", "launch", str(run / "config.yaml"), *options])
     _prepare(nproc, max_restarts)
+    os.environ.pop(STARTED_BY, None)  # of another agent it would end the workers
     told = {RESUME: again, STARTED_BY: str(os.getpid())}
     with set_variables(told), tempfile.TemporaryDirectory(prefix="fptt-dist-") as reports:
         meeting = rendezvous.on_one_node(reports) if rdzv is None else rendezvous.between_nodes(rdzv)
@@ -91,7 +92,8 @@ def launch(
             logs_specs=DefaultLogsSpecs(log_dir=reports),
             **_passed_on(),
         )
-        return _run(agent, ["-u", "-m", "fptt_dist", "train", config, *overrides], run)
+        # -P: a Python module that lies in this folder, which may be anybody's, is not imported in the place of another.
+        return _run(agent, ["-P", "-u", "-m", "fptt_dist", "train", config, *overrides], run)
 
 
 def _run(agent: LaunchConfig, command: list[str], run: Path) -> int:

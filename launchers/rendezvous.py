@@ -33,6 +33,7 @@ from fptt_dist.parallel.store import (
 
 BACKEND = "fptt-dist"
 """The name by which torch's agent finds this rendezvous."""
+KEEP_ALIVE_SECONDS = 600
 READ_TIMEOUT = timedelta(seconds=60)
 
 
@@ -46,7 +47,8 @@ def on_one_node(private: str) -> dict[str, Any]:
     return {
         "rdzv_backend": "c10d",
         "rdzv_endpoint": os.path.join(private, "agent"),
-        "rdzv_configs": {"store_type": "file"},
+        # The file grows by each sign of life, which on one node nobody waits for.
+        "rdzv_configs": {"store_type": "file", "keep_alive_interval": KEEP_ALIVE_SECONDS},
         "local_addr": "localhost",
     }
 

@@ -259,8 +259,8 @@ def _check(runs: list[PlannedRun]) -> None:
     tasks: dict[str, Config] = {}
     for run in runs:
         if run.result is None:
-            run.folder.check()
             run.folder.refuse_held()
+            run.folder.check()
             source = {key: getattr(run.config.task, key, None) for key in ("name", "dataset", "units", "text")}
             tasks.setdefault(json.dumps(source), run.config)
     for config in tasks.values():

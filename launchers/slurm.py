@@ -315,8 +315,8 @@ def _check(runs: list[RunFolder], cluster: Cluster, where: str) -> None:
     for run in runs:
         _check_launcher(run.config, cluster.nodes * cluster.tasks, where)
         check_world(run.config, cluster.nodes * cluster.tasks)
-        run.check()
         run.refuse_held()
+        run.check()
 
 
 def _refuse_foreign(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Self
 
 STARTER = "FPTT_DIST_STARTER"
 """The variable with a token of the sweep that starts a run's processes, the next one when it has done with the last."""
+LONGEST_TOKEN = 64
 ENDED = ("Z", "X")  # states of a process that only its parent still knows
 
 
@@ -76,14 +77,16 @@ class Holder:
         """Read what `text` gave; None where it is no holder."""
         try:
             found = cls(**json.loads(text))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
         kinds = {name: type(value) for name, value in vars(found).items()}
         plain = dict.fromkeys(("token", "host", "boot", "began", "user", "since", "command"), str)
         right = {**plain, "space": int, "pid": int, "restart": int, "kernel": bool}
         alike = all(kinds[name] is kind for name, kind in right.items())
         alike = alike and {kinds["job"], kinds["starter"]} <= {str, type(None)}
-        return found if alike and found.token.isalnum() and found.pid > 0 else None
+        # It becomes part of a file's name.
+        named = alike and found.token.isalnum() and len(found.token) <= LONGEST_TOKEN
+        return found if named and 0 < found.pid < 2**31 else None
 
     def text(self) -> bytes:
         """One JSON object, which `parse` reads."""

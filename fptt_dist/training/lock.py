@@ -20,6 +20,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ SILENCE = 60.0  # seconds without one, after which a holder on another node is g
 LOOK = 2.0  # seconds between two looks at it
 ENDING = 2.0  # seconds that a holder may take to end, before the lock is refused
 SETTLE = 1.0  # seconds within which whoever saw a name free has taken it, where the file system has no hard links
+PATIENCE = 60.0  # seconds to try while other processes are quicker
 KERNEL_LOCKS = True
 """False only in tests: as on a file system without POSIX locks."""
 BLOCKED = (errno.EACCES, errno.EAGAIN)
@@ -134,7 +136,10 @@ class DirectoryLock:
         until = time.monotonic() + ENDING
         while True:
             self._refuse_own()
-            found = self._newest()[1]
+            try:
+                found = self._newest()[1]
+            except OSError:  # whoever takes the lock is told
+                return
             if found is None or self._state(found) != "lives":
                 return
             if time.monotonic() > until:
@@ -210,8 +215,11 @@ class DirectoryLock:
             self._refuse_own()
             _held[self._key] = claim
         try:
+            until = time.monotonic() + PATIENCE
             while not self._take():
-                pass
+                if time.monotonic() > until:  # others are quicker again and again, or names and files do not agree
+                    raise OSError(errno.ETIMEDOUT, f"not to be had within {PATIENCE:.0f} s")
+                time.sleep(0.01)
         except BaseException:
             self._forget(claim)
             raise
@@ -249,7 +257,7 @@ class DirectoryLock:
         finally:
             if not taken:
                 if _is(wanted, file):
-                    wanted.unlink()
+                    wanted.unlink(missing_ok=True)  # a holder may have tidied it up
                 os.close(file)
             prepared.unlink(missing_ok=True)
         if taken:
@@ -369,9 +377,15 @@ def hold(folder: Path, what: str, name: str = NAME) -> Iterator[DirectoryLock]:
     lock = DirectoryLock(folder, what, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.__enter__()
     except OSError as error:
         raise ConfigError(f"{what} cannot be created: {error.strerror}") from error
+    try:
+        lock.__enter__()
+    except OSError as error:
+        raise ConfigError(
+            f"{what}: its lock {folder / name} cannot be taken: {error.strerror}: delete that file if no process "
+            "writes into its folder, or type run.dir=… for another folder"
+        ) from error
     try:
         yield lock
     finally:
@@ -401,10 +415,13 @@ def _lock(file: int, kind: int) -> Kernel:
 def _look(path: Path) -> _Found | None:
     """A lock's file; None if there is none."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # opened anew: NFS asks its server then
+        # Opened anew: NFS asks its server then. A pipe that somebody put there is not waited for, nor a link followed.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
         # A shared lock, so that two who look at once do not take each other for the holder.
         kernel = _lock(file, fcntl.LOCK_SH)
         status = os.fstat(file)

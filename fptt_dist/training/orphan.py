@@ -25,7 +25,8 @@ def ended_with_parent() -> Iterator[None]:
     if not main or sys.platform != "linux" or not STARTERS & os.environ.keys():
         yield
         return
-    parent = int(os.environ.pop(STARTED_BY, os.getppid()))  # not for what this process starts itself
+    told = os.environ.pop(STARTED_BY, "")  # not for what this process starts itself
+    parent = int(told) if told.isdecimal() else os.getppid()
     kernel = ctypes.CDLL(None)
     before = ctypes.c_int()
     kernel.prctl(GET_SIGNAL, ctypes.byref(before))

@@ -43,7 +43,7 @@ def doubt_inside(folder: Path) -> str | None:
         if not _is_own(status):
             return f"{path} belongs to {_user(status.st_uid)}: type"
         if stat.S_ISLNK(status.st_mode):
-            if path.resolve().is_relative_to(folder):  # as submitit makes some: what it leads to is looked at too
+            if _leads_into(path, folder):  # as submitit makes some: what it leads to is looked at too
                 continue
             return f"{path} is a symbolic link to a place outside {folder}: type"
         writers = "" if closed else _writers(path, status)
@@ -82,6 +82,13 @@ def _all_in(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder, onerror=fail):
         for name in (*folders, *files):
             yield Path(place, name)
+
+
+def _leads_into(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # links that lead to each other
+        return False
 
 
 def _is_own(status: os.stat_result) -> bool:

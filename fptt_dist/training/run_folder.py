@@ -192,6 +192,7 @@ class RunFolder:
         Raises:
             ConfigError: as `open`, or another process writes into it.
         """
+        self.refuse_held()  # before anything else is said of what is there
         self.check()  # a mistake leaves no folder behind
         with self.alone() as lock:
             self._lock = lock

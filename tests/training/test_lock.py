@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +133,38 @@ def test_a_directory_is_created_for_its_lock(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"^run.dir=x cannot be created: Not a directory$"):
         hold(tmp_path / "file" / "run", "run.dir=x").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "no regular file"),  # which is not waited for
+        (os.mkdir, "no regular file"),
+        (lambda path: os.symlink("/nowhere", path), "Too many levels of symbolic links"),
+    ],
+)
+def test_a_name_that_is_no_file(tmp_path: Path, make: Callable[[Path], None], reason: str) -> None:
+    make(tmp_path / ".lock")
+    taken(tmp_path).refuse()
+    with pytest.raises(ConfigError) as caught, hold(tmp_path, "run.dir=x"):
+        pass
+    assert str(caught.value) == (
+        f"run.dir=x: its lock {tmp_path / '.lock'} cannot be taken: {reason}: delete that file if no process writes "
+        "into its folder, or type run.dir=… for another folder"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("text", ["", "[" * 60000, "{}", "null", "\x00"])
+def test_a_file_that_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".lock").write_text(text)
+    takes(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"pid": 10**20}, {"pid": -1}, {"token": "a" * 300}, {"token": "../x"}])
+def test_a_holder_that_cannot_be(wrong: dict[str, Any]) -> None:
+    said = {**vars(Holder.here(kernel=True)), **wrong}
+    assert Holder.parse(json.dumps(said).encode()) is None
 
 
 def test_a_process_that_lives_is_refused_at_once(tmp_path: Path) -> None:

@@ -82,6 +82,9 @@ def test_a_link(state: Path, tmp_path: Path) -> None:
         link.symlink_to(tmp_path / target)
         assert doubt_inside(state) == f"{link} is a symbolic link to a place outside {state}: type"
         link.unlink()
+    link.symlink_to(link)
+    assert doubt_inside(state) == f"{link} is a symbolic link to a place outside {state}: type"
+    link.unlink()
     link.symlink_to(state / "tuner.pkl")
     assert doubt_inside(state) is None
     (state / "tuner.pkl").chmod(0o666)
