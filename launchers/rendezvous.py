@@ -1,7 +1,7 @@
 """The stores through which torchrun's agents, and then their workers, find each other.
 
 On one node they are files that only the user may open. The agents of several nodes meet at a port, on one address
-instead of on all. Torch's agents unpickle what they find in their store, and it asks nobody who he is: whoever reaches
+instead of on all. Torch's agents unpickle what they find in their store, and it has no authentication: whoever reaches
 that port can run code as the user, so the network between the nodes must be closed to others. See SECURITY.md.
 """
 

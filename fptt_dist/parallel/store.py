@@ -5,7 +5,7 @@
     several nodes                            a port on the address that the workers are given, on rank 0's node
     torchrun's agent shares its own store    that one: its port is torchrun's business
 
-The store asks nobody who he is: whoever can reach it can disturb the run. Nothing that is read from it is unpickled.
+The store has no authentication: whoever can reach it can disturb the run. Nothing that is read from it is unpickled.
 """
 
 import errno
@@ -161,8 +161,8 @@ def numeric_address(host: str) -> str:
 def warn_of_open_port(host: str, port: int | str, reason: str) -> None:
     """Say that a port is open on all addresses of this node, and what to do about it."""
     LOG.warning(
-        "port %s is open on all addresses of this node, not on that of %s alone: %s; as MASTER_ADDR or --rdzv give the "
-        "number of an address that only the nodes of this job reach",
+        "port %s is open on all addresses of this node, not only on that of %s: %s; as MASTER_ADDR or --rdzv give a "
+        "numeric address that only the nodes of this job reach",
         port,
         host,
         reason,

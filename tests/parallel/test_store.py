@@ -111,8 +111,8 @@ def test_a_host_that_names_no_interface(
         (
             "fptt_dist",
             logging.WARNING,
-            f"port {port} is open on all addresses of this node, not on that of {host} alone: {reason}; as MASTER_ADDR "
-            "or --rdzv give the number of an address that only the nodes of this job reach",
+            f"port {port} is open on all addresses of this node, not only on that of {host}: {reason}; as MASTER_ADDR "
+            "or --rdzv give a numeric address that only the nodes of this job reach",
         )
     ]
 
