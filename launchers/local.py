@@ -28,7 +28,7 @@ from fptt_dist.training.signals import hangup
 LOG = logging.getLogger("fptt_dist")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR2)
-"""What the agent passes on to its workers, besides SIGHUP. SLURM sends SIGUSR2 before a job's time is over."""
+"""Signals that the agent passes on, besides SIGHUP. SLURM sends SIGUSR2 before a job's time is over."""
 JOIN_SECONDS = 600  # that a machine waits for the others
 STOP_SECONDS = 300  # that the processes have to save after a signal
 # Torch alone knows what its port answers, and its client may wait for ever for a program that answers something else.

@@ -55,7 +55,7 @@ class Submission:
 
 
 class Training:
-    """What submitit calls in every process of a job.
+    """The function that submitit calls in every process of a job.
 
     Args:
         resume: the command that submits it again, to resume; None: not known.

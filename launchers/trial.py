@@ -36,7 +36,7 @@ from fptt_dist.training.run_folder import Result, RunFolder, write_whole
 from fptt_dist.training.trainer import NonFiniteError
 
 RETRIED = (HeldError, OSError, LostWorkerError, RayError, TrainingFailedError)
-"""What another attempt may not meet again: a full disk, a process that died, or was about to. All else it would."""
+"""Errors that may not come back at another attempt: a full disk, a process that died, or was about to."""
 OWN_WORDS = (ConfigError, DataError, NonFiniteError, OSError, LostWorkerError)
 """Errors with a message of their own."""
 

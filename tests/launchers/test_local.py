@@ -62,7 +62,7 @@ def launched(tmp_path: Path, *words: str) -> tuple[int, str]:
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; what has ended may wait for its parent to ask."""
+    """Return whether it runs; what has ended may wait for its parent to ask."""
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 

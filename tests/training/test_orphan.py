@@ -24,7 +24,7 @@ sys.exit(found.value)
 
 
 def death_signal() -> int:
-    """What the kernel would send to this process when its parent dies."""
+    """The signal that the kernel would send to this process when its parent dies."""
     found = ctypes.c_int()
     ctypes.CDLL(None).prctl(GET_SIGNAL, ctypes.byref(found))
     return found.value
