@@ -2,11 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUNS := runs/add_task
+# Processes that run tests side by side.
+JOBS ?= 2
 
 # Networks this small gain little from a second thread, and lose everything when another program wants the core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test test-all check docs install clean
+# What the tests' targets run: make run-tests TESTS=tests/models
+TESTS ?= tests
+
+.PHONY: train test test-all run-tests test-clients check coverage mutation docs install clean
 
 install: .venv/.installed
 
@@ -32,10 +37,26 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu" $(TESTS)
 
-test-all: check
-	$(BIN)/python -m pytest -m "not gpu"
+test-all: check run-tests
+
+run-tests: install
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not clients" --hypothesis-profile=full $(TESTS)
+
+# FPTT in other programs: Lightning, Accelerate, snnTorch, statsmodels.
+test-clients: install
+	$(BIN)/python -m pytest -m "clients and not gpu" tests/examples
+
+# Neither is part of CI. The mutation run takes hours, and continues where it was stopped.
+coverage: install
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -m "not slow and not gpu" $(TESTS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+mutation: install
+	$(BIN)/python -m tests.mutation runs/mutation
 
 clean:
-	rm -rf .venv build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .coverage* build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

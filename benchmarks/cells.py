@@ -1,9 +1,9 @@
-"""What a window costs by cell: every cell of the package, those that are stepped through compiled too.
+"""Time per window of every layer of the package; those that are stepped through are compiled, too.
 
     python -m benchmarks.cells --json results/cells.json
     python -m benchmarks.cells --device cuda        # flashrnn's LSTM and GRU too, where it can be imported
 
-Forward and backward of one window with the state given, all cells in turns, one thread on a CPU. A table shows the
+Forward and backward of one window with the state given, all layers in turns, one thread on a CPU. A table shows the
 median (smallest–largest) and the ratio to the LSTM of the same size.
 """
 
@@ -37,8 +37,8 @@ Window = Callable[[Tensor, Any], tuple[Tensor, Any]]
 class FlashLayer(nn.Module):
     """flashrnn's LSTM or GRU with the weights of PyTorch's, one layer, float32.
 
-    flashrnn reads W x of all steps, (B, T, gates, heads, units), R (gates, heads, units out, units in), a bias a gate
-    and states (states, B, 1, heads, units). Its GRU has the gates g, r, z, n: g reads the state alone, n the input
+    flashrnn reads W x of all steps, (B, T, gates, heads, units), R (gates, heads, units out, units in), a bias per
+    gate and states (states, B, 1, heads, units). Its GRU has the gates g, r, z, n: g reads the state alone, n the input
     alone. PyTorch's order is r, z, n.
 
     Args:
@@ -54,7 +54,7 @@ class FlashLayer(nn.Module):
         self.flashrnn = importlib.import_module("flashrnn").flashrnn
 
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """As PyTorch's layer."""
+        """Run PyTorch's layer on a window."""
         inward, recurrent, b_in, b_rec = (getattr(self.layer, name) for name in self.layer._flat_weights_names)
         hidden = self.layer.hidden_size
         states = torch.stack(state) if self.function == "lstm" else state[None]  # (states, layers = 1, B, H)
@@ -89,7 +89,7 @@ class SnntorchLayer(nn.Module):
         self.neuron = neuron(beta=torch.full((hidden,), 0.9), learn_beta=True, threshold=0.1, linear_features=hidden)
 
     def forward(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """Membranes at every step, spikes and membranes after the last."""
+        """Return membranes at every step, spikes and membranes after the last."""
         spikes, membranes = self.neuron.init_rleaky() if state is None else state
         outputs = []
         for drive in self.inward(x):
@@ -99,7 +99,7 @@ class SnntorchLayer(nn.Module):
 
 
 def cells(hidden: int, device: torch.device) -> dict[str, nn.Module]:
-    """Every cell by its name in the table, of one layer."""
+    """Return every layer by its name in the table."""
     found: dict[str, nn.Module] = {}
     for cell in LAYERS:
         plain, compiled = (_drawn(cell, hidden) for _ in range(2))
@@ -124,12 +124,12 @@ def _drawn(cell: Any, hidden: int) -> nn.Module:
 
 
 def beginning(cell: nn.Module, x: Tensor) -> Any:
-    """A state as a window leaves it."""
+    """Return a state as a window leaves it."""
     return detach(hidden_of((cell.layer if isinstance(cell, FlashLayer) else cell)(x[:1], None)[1]))
 
 
-def disagreement(cell: nn.Module, name: str, others: dict[str, nn.Module], x: Tensor, state: Any) -> float | None:
-    """The largest difference of the outputs to the cell's reference; None where it is its own."""
+def difference(cell: nn.Module, name: str, others: dict[str, nn.Module], x: Tensor, state: Any) -> float | None:
+    """Return the largest difference of the outputs to the layer's reference; None where it is its own."""
     if isinstance(cell, FlashLayer):
         reference: nn.Module = cell.layer
     elif name.endswith(", compiled"):
@@ -140,7 +140,7 @@ def disagreement(cell: nn.Module, name: str, others: dict[str, nn.Module], x: Te
 
 
 def measure(steps: int, batch: int, hidden: int, device: torch.device, repeats: int) -> list[dict[str, Any]]:
-    """One shape: for each cell the seconds of the first window and of the others."""
+    """Measure one shape: for each layer the seconds of the first window and of the others."""
     torch.manual_seed(1)
     x = torch.randn(steps, batch, INPUTS, device=device)
     modules = cells(hidden, device)
@@ -155,13 +155,13 @@ def measure(steps: int, batch: int, hidden: int, device: torch.device, repeats: 
             for weight in weights:
                 weight.grad = None
 
-        row: dict[str, Any] = {"cell": name, "steps": steps, "batch": batch, "hidden": hidden, "seconds": []}
+        row: dict[str, Any] = {"layer": name, "steps": steps, "batch": batch, "hidden": hidden, "seconds": []}
         began = time.perf_counter()
         try:
             window()
             _wait(device)
             row["first"] = time.perf_counter() - began
-            row["disagreement"] = disagreement(cell, name, modules, x, state)
+            row["difference"] = difference(cell, name, modules, x, state)
         except Exception as error:
             if not isinstance(cell, FlashLayer):
                 raise
@@ -193,31 +193,31 @@ def _wait(device: torch.device) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The Markdown table; the first window's seconds hold what compiling took, where nothing was cached."""
+    """Return the Markdown table; the first window's seconds hold what compiling took, where nothing was cached."""
     lines = [
-        "| S × B × H | cell | µs a window | ratio | first window, s | differs by |",
+        "| S × B × H | layer | µs per window | ratio | first window, s | difference |",
         "|---|---|---|---|---|---|",
     ]
     middles = {
-        (row["steps"], row["batch"], row["hidden"], row["cell"]): statistics.median(row["seconds"])
+        (row["steps"], row["batch"], row["hidden"], row["layer"]): statistics.median(row["seconds"])
         for row in rows
         if row["seconds"]
     }
     for row in rows:
         shape = (row["steps"], row["batch"], row["hidden"])
-        head = f"| {' × '.join(map(str, shape))} | {row['cell']} "
+        head = f"| {' × '.join(map(str, shape))} | {row['layer']} "
         if not row["seconds"]:
             lines.append(f"{head}| {row['failed']} | | | |")
             continue
         low, middle, high = (1e6 * f(row["seconds"]) for f in (min, statistics.median, max))
-        differs = "" if row["disagreement"] is None else f"{row['disagreement']:.0e}"
-        ratio = middles[*shape, row["cell"]] / middles[*shape, "lstm"]
+        differs = "" if row["difference"] is None else f"{row['difference']:.0e}"
+        ratio = middles[*shape, row["layer"]] / middles[*shape, "lstm"]
         lines.append(f"{head}| {middle:,.0f} ({low:,.0f}–{high:,.0f}) | {ratio:.2f} | {row['first']:.2f} | {differs} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", default=SHAPES, help="steps x batch x hidden, and more after commas")
     parser.add_argument("--device", default="cpu")

@@ -1,12 +1,12 @@
-"""What communication costs: data-parallel BPTT, gradient averaging and consensus, with latency and with thin links.
+"""Cost of communication: data-parallel BPTT, gradient averaging and consensus, with latency and on slow links.
 
     python -m benchmarks.communication --json results/communication.json           # injected latency
     python -m benchmarks.communication --json results/communication.json --links    # network namespaces, as root
     python -m benchmarks.communication --json results/communication.json --show     # the tables of what is there
 
-Starts its own gloo processes on this machine. The latency is injected: each collective takes so much longer (not every
-kernel has netem). The bandwidth is real: network namespaces joined by veth pairs that `tc tbf` limits. All settings and
-latencies of one table are timed in turn by the same processes, in another order each round; a table shows the median
+Starts its own gloo workers on this node. The latency is injected: each collective takes longer by it (not every kernel
+has netem). The bandwidth is real: network namespaces joined by veth pairs that `tc tbf` limits. All settings and
+latencies of one table are timed in turn by the same workers, in another order each round; a table shows the median
 over the rounds (smallest–largest), and ratios are taken within a round. Rounds that the JSON file holds are kept.
 """
 
@@ -27,18 +27,18 @@ from benchmarks.communication_tables import computed, report
 from benchmarks.communication_worker import ALONE, BATCH, GRADIENT, SETTINGS, Group, work
 from benchmarks.cost_model import projection
 from benchmarks.links import links, loopback
-from fptt_dist.training.run_folder import versions
+from fptt_dist.training.run_dir import versions
 
 LATENCIES = (0.0, 0.2, 1.0, 5.0)
 RATES = (10, 100, 1000)
 ALL = tuple(setting.name for setting in SETTINGS)
 FEW = tuple(name for name in ALL if "280" not in name and "H = 7," not in name)
 SMALL, LARGE = "LSTM-128", "LSTM 2 × 1350"
-ROUGH = {(SMALL, 28): 0.08, (SMALL, 784): 0.7, (LARGE, 28): 20.0}  # seconds a batch, to announce the budget
+ROUGH = {(SMALL, 28): 0.08, (SMALL, 784): 0.7, (LARGE, 28): 20.0}  # seconds per batch, to announce the budget
 
 
 def latency_groups(quick: bool) -> list[Group]:
-    """The tables with injected latency."""
+    """Return the tables with injected latency."""
     latencies = (0.0, 1.0) if quick else LATENCIES
     return [
         Group(SMALL, length, world, None, latencies, ALL)
@@ -48,7 +48,7 @@ def latency_groups(quick: bool) -> list[Group]:
 
 
 def link_groups(quick: bool) -> list[Group]:
-    """The tables with thin links. What would take minutes a batch is computed instead."""
+    """Return the tables with slow links. Rows that would take minutes per batch are computed instead."""
     groups = []
     for rate in (1000,) if quick else RATES:
         for length, world in ((28, 2),) if quick else ((28, 2), (28, 4), (784, 2)):
@@ -64,7 +64,7 @@ def _without(names: tuple[str, ...], name: str) -> tuple[str, ...]:
 
 
 def rough_seconds(group: Group, rounds: int) -> float:
-    """About how long it takes, processes started included."""
+    """Estimate the seconds that a group takes, the start of its workers included."""
     batch = ROUGH[group.model, group.length]
     total = 15.0
     for setting in SETTINGS:
@@ -83,7 +83,7 @@ def rough_seconds(group: Group, rounds: int) -> float:
 
 
 def run_group(group: Group, rounds: list[int], done: Any) -> None:
-    """Start the group's processes and time `rounds`; `done` is called with each round's timings, one list a rank."""
+    """Start the group's workers and time `rounds`; `done` is called with each round's timings, one list per rank."""
     context = mp.get_context("spawn")
     with (
         nullcontext(loopback(group.world, _free_port()))
@@ -112,7 +112,7 @@ def run_group(group: Group, rounds: list[int], done: Any) -> None:
 
 
 def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """One round: for each cell the slowest worker's times, the mean of what they stood still."""
+    """Merge one round: for each cell the slowest worker's times, and the mean of the time blocked in collectives."""
     first = ranks[0]
     cells = []
     for same in zip(*(rank["cells"] for rank in ranks), strict=True):
@@ -141,11 +141,11 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    """Announce, time, print."""
+    """Announce, time and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("runs/communication.json"), help="timings, kept and added to")
-    parser.add_argument("--links", action="store_true", help="thin links instead of injected latency; needs root")
-    parser.add_argument("--rounds", type=int, help="of each table; default 3 with latency, 1 with thin links")
+    parser.add_argument("--links", action="store_true", help="slow links instead of injected latency; needs root")
+    parser.add_argument("--rounds", type=int, help="of each table; default 3 with latency, 1 with slow links")
     parser.add_argument("--only", default="", help="tables whose name contains this")
     parser.add_argument("--quick", action="store_true", help="a small table, to see that it works")
     parser.add_argument("--show", action="store_true", help="measure nothing")

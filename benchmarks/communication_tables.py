@@ -14,7 +14,7 @@ BPTT = "BPTT, data parallel"
 
 
 def report(groups: dict[str, Any]) -> str:
-    """All tables, as Markdown."""
+    """Return all tables, as Markdown."""
     parts = []
     for key, entry in groups.items():
         if entry["rounds"]:
@@ -24,7 +24,7 @@ def report(groups: dict[str, Any]) -> str:
 
 
 def computed(groups: dict[str, Any], large: str, small: str) -> str:
-    """The large model on thin links where a batch would take minutes: C + collectives × (α + β · bytes).
+    """Compute the large model on slow links, where a batch would take minutes: C + collectives × (α + β · bytes).
 
     C is measured, the line is fitted to the collectives of the small model's tables on the same links.
     """
@@ -49,7 +49,7 @@ def computed(groups: dict[str, Any], large: str, small: str) -> str:
 
 
 def times(rounds: Rounds, setting: str, latency: float, what: str = "seconds") -> list[float]:
-    """Of a cell, one a round."""
+    """Return the times of a cell, one per round."""
     return [
         cell[what]
         for r in rounds
@@ -59,13 +59,13 @@ def times(rounds: Rounds, setting: str, latency: float, what: str = "seconds") -
 
 
 def spread(values: list[float], show: Callable[[float], str]) -> str:
-    """Median (smallest–largest)."""
+    """Return median (smallest–largest)."""
     middle = show(statistics.median(values))
     return middle if len(values) == 1 else f"{middle} ({show(min(values))}–{show(max(values))})"
 
 
 def verdict(values: list[float], goal: float) -> str:
-    """Whether the median reaches the goal; not settled where the rounds fall on both sides of it, or there is one."""
+    """Return whether the median reaches the goal; not settled if rounds lie on both sides of it, or there is one."""
     reached = "met" if statistics.median(values) >= goal else "missed"
     settled = len(values) > 1 and (min(values) >= goal) == (max(values) >= goal)
     return reached if settled else f"{reached}, not settled"
@@ -76,13 +76,13 @@ def _number(value: float) -> str:
 
 
 def _throughput(entry: dict[str, Any]) -> str:
-    """Sequences a second: a row a setting, a column a latency."""
+    """Return sequences per second: a row per setting, a column per latency."""
     rounds, latencies = entry["rounds"], entry["group"]["latencies"]
     sent = rounds[0]["sent"]
     first = "sequences/s" if entry["group"]["rate"] else None
     titles = [first or f"L = {latency:g} ms" for latency in latencies]
     lines = [
-        f"| | collectives a batch | MB a batch | CPU ms a batch | {' | '.join(titles)} |",
+        f"| | collectives per batch | MB per batch | CPU ms per batch | {' | '.join(titles)} |",
         "|---|---|---|---|" + "---|" * len(titles),
     ]
     for setting in SETTINGS:
@@ -98,7 +98,7 @@ def _throughput(entry: dict[str, Any]) -> str:
 
 
 def _targets(entry: dict[str, Any]) -> list[str]:
-    """What was to be reached with injected latency, and what was."""
+    """Return the targets with injected latency, and the values reached."""
     rounds, group = entry["rounds"], entry["group"]
     compute = statistics.median(times(rounds, ALONE, 0.0))
     window = compute / K
@@ -109,7 +109,7 @@ def _targets(entry: dict[str, Any]) -> list[str]:
     idle = line(bytes_each)
     slept = {latency: statistics.median(r["slept"][str(latency)] for r in rounds) for latency in group["latencies"]}
     found = [
-        f"C = {compute * 1e3:.1f} ms a batch ({ALONE}, L = 0), a window {window * 1e3:.2f} ms; "
+        f"C = {compute * 1e3:.1f} ms per batch ({ALONE}, L = 0), a window {window * 1e3:.2f} ms; "
         f"{len(rounds)} rounds; load of the machine {min(r['load'] for r in rounds):.1f}–"
         f"{max(r['load'] for r in rounds):.1f}; slept for L = "
         + ", ".join(f"{latency:g}: {seconds * 1e3:.2f} ms" for latency, seconds in slept.items() if latency),
@@ -142,8 +142,8 @@ def _targets(entry: dict[str, Any]) -> list[str]:
 
 
 def _against_model(entry: dict[str, Any]) -> list[str]:
-    """Thin links: each setting beside C + calls × (α + β bytes)."""
-    rounds, rows = entry["rounds"], ["| | seconds a batch | model | |", "|---|---|---|---|"]
+    """Return the table of slow links: each setting beside C + calls × (α + β bytes)."""
+    rounds, rows = entry["rounds"], ["| | seconds per batch | model | |", "|---|---|---|---|"]
     line = fit(medians(rounds))
     alone = times(rounds, ALONE, 0.0)
     for name, plan in rounds[0]["sent"].items():

@@ -1,4 +1,4 @@
-"""One worker of the communication benchmark: builds what a run trains with, and times it."""
+"""One worker of the communication benchmark: builds the components of a run, and times them."""
 
 import gc
 import random
@@ -16,16 +16,16 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.links import Place
-from fptt_dist.algorithm import PROCEDURES
-from fptt_dist.algorithm.estimates import UniformEstimate
+from fptt_dist.algorithm import SCHEMES
 from fptt_dist.algorithm.losses import TerminalLoss
+from fptt_dist.algorithm.target_estimates import UniformEstimate
 from fptt_dist.config import load
-from fptt_dist.parallel import Communicator, LaunchEnvironment, Strategy, communicator
-from fptt_dist.parallel.connection import process_group
-from fptt_dist.tasks import Batch, Split, Task, share
-from fptt_dist.training import build
-from fptt_dist.training.batch import WindowLoop
-from fptt_dist.training.build_strategy import build_strategy
+from fptt_dist.parallel import Communicator, Engine, LaunchEnvironment, communicator
+from fptt_dist.parallel.comm.process_group import process_group
+from fptt_dist.tasks import Batch, Split, Task, rank_slice
+from fptt_dist.training.setup import factory
+from fptt_dist.training.setup.engine import build_engine
+from fptt_dist.training.window_loop import WindowLoop
 
 K = 28
 BATCH = 128
@@ -46,7 +46,7 @@ class Setting:
     Attributes:
         name: in the table.
         keys: of the configuration.
-        every: H; None where an agreement does not come every so many updates.
+        every: H; None for settings without a sync interval.
     """
 
     name: str
@@ -55,26 +55,31 @@ class Setting:
 
     @property
     def batches(self) -> int:
-        """Timed at a time: the fewest that hold a whole number of intervals."""
+        """Number of batches timed at a time: the fewest that hold a whole number of sync intervals."""
         return -(-(self.every or 1) // K)
 
 
 def overlap(every: int) -> int:
-    """τ for H: a quarter of the interval, at most of a sequence, so that the mean is not stale when it comes."""
+    """Return τ for H: a quarter of the interval, at most of a sequence, so that the mean is not stale when applied."""
     return min(max(1, every // 4), K // 4)
 
 
 def consensus(every: int, delay: int = 0) -> dict[str, Any]:
-    keys = {"algorithm": "fptt", "parallel.strategy": "consensus", "parallel.every": every, "parallel.delay": delay}
-    return {**keys, "parallel.stop_every": NEVER}
+    keys = {
+        "algorithm": "fptt",
+        "parallel.strategy": "consensus",
+        "parallel.sync_every": every,
+        "parallel.sync_delay": delay,
+    }
+    return {**keys, "parallel.control_interval": NEVER}
 
 
-ALONE = "nothing travels"
+ALONE = "no synchronization"
 GRADIENT = "FPTT gradient"
 SETTINGS = [
     Setting(ALONE, consensus(NEVER)),
-    Setting("BPTT, data parallel", {"algorithm": "bptt", "parallel.strategy": "gradient"}),
-    Setting(GRADIENT, {"algorithm": "fptt", "parallel.strategy": "gradient"}),
+    Setting("BPTT, data parallel", {"algorithm": "bptt", "parallel.strategy": "data_parallel"}),
+    Setting(GRADIENT, {"algorithm": "fptt", "parallel.strategy": "data_parallel"}),
     *(Setting(f"consensus H = {h}", consensus(h), h) for h in (1, 7, 28, 280)),
     *(Setting(f"consensus H = {h}, overlapped τ = {overlap(h)}", consensus(h, overlap(h)), h) for h in (7, 28, 280)),
 ]
@@ -82,12 +87,12 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Group:
-    """Cells that are compared with each other, hence timed side by side by the same processes.
+    """Cells that are compared with each other, hence timed side by side by the same workers.
 
     Attributes:
         model: a key of MODELS.
         length: T, steps of a sequence.
-        world: processes.
+        world: number of workers.
         rate: of the links in Mbit/s; None: loopback.
         latencies: injected, in ms.
         settings: names of the rows.
@@ -110,17 +115,17 @@ class Group:
 
     @property
     def large(self) -> bool:
-        """Whether only one setting fits into memory at a time."""
+        """True if only one setting fits into memory at a time."""
         return self.model != "LSTM-128"
 
     @property
     def cells(self) -> int:
-        """Of one round."""
+        """Number of cells of one round."""
         return len(self.settings) * len(self.latencies)
 
 
 class RandomImages(Task):
-    """28 × 28 random numbers and a random label a sequence, read in T steps: no data on disk."""
+    """28 × 28 random numbers and a random label per sequence, read in T steps: no data on disk."""
 
     name = "random images"
     outputs = 10
@@ -149,42 +154,45 @@ class RandomImages(Task):
 class Subject:
     """One setting, built as a run builds it."""
 
-    strategy: Strategy
+    engine: Engine
     loop: WindowLoop
     batch: Batch
     parameters: int
     plan: dict[str, float] = field(default_factory=dict)
 
     def train(self, batches: int) -> None:
-        """What `Trainer` does for each batch, without what it records."""
+        """Train as `Trainer` does for each batch, without its records."""
         for _ in range(batches):
             self.loop.run(self.batch)
-            assert self.strategy.healthy()
-            self.strategy.stopping()
+            self.engine.after_batch()
+            assert self.engine.control.all_finite()
+            self.engine.control.should_stop()
 
     def inject(self, seconds: float) -> None:
         """Add so much to each collective."""
-        for each in self.strategy.communicators():
+        for each in self.engine.communicators():
             each.latency = seconds
 
 
 def build_subject(group: Group, setting: Setting, environment: LaunchEnvironment, everyone: Communicator) -> Subject:
-    """The model, optimizer, strategy and loop of a setting."""
+    """Build the model, optimizer, strategy and loop of a setting."""
     keys = {"task.pixels_per_step": 784 // group.length, "fptt.windows": K, "train.batch_size": BATCH, "device": "cpu"}
     config = load("mnist_rows", {**keys, **MODELS[group.model], **setting.keys})
     task = RandomImages(group.length)
-    strategy = build_strategy(config, environment, everyone)
-    network = build.build_model(config, task)
-    strategy.prepare(network)
-    optimizer = build.build_optimizer(config, strategy.parameters())
-    strategy.attach(optimizer)
-    # agreements fall into the middle of what is timed, so that an overlapped one leaves and arrives within it
-    strategy.window = (setting.every or 0) // 2 if setting.every != 1 else 0
-    loop = WindowLoop(strategy.module, task, strategy, optimizer, PROCEDURES[config.algorithm], windows=config.windows)
-    batch = task.train_batch(0, 0, BATCH, share(BATCH, environment.rank, environment.world))
-    plan = strategy.plan(loop.updates)
+    engine = build_engine(config, environment, everyone)
+    network = factory.build_model(config, task)
+    engine.prepare(network)
+    optimizer = factory.build_optimizer(config, engine.placement.parameters())
+    engine.attach(optimizer)
+    # syncs fall into the middle of the timed interval, so that an overlapped one starts and completes within it
+    engine.control.updates = (setting.every or 0) // 2 if setting.every != 1 else 0
+    loop = WindowLoop(
+        engine.placement.module, task, engine, optimizer, SCHEMES[config.algorithm], windows=config.windows
+    )
+    batch = task.train_batch(0, 0, BATCH, rank_slice(BATCH, environment.rank, environment.world))
+    plan = engine.comm_estimate(loop.updates)
     sent = {"collectives": plan.collectives, "bytes": plan.bytes, "each": plan.each}
-    return Subject(strategy, loop, batch, network.parameter_counts()["total"], sent)
+    return Subject(engine, loop, batch, network.parameter_counts()["total"], sent)
 
 
 def work(rank: int, place: Place, group: Group, rounds: list[int], pipe: Connection) -> None:
@@ -201,7 +209,7 @@ def work(rank: int, place: Place, group: Group, rounds: list[int], pipe: Connect
 
 
 class Bench:
-    """All settings of a group in this process."""
+    """All settings of a group in this worker."""
 
     def __init__(self, group: Group, environment: LaunchEnvironment, everyone: Communicator) -> None:
         self.group = group
@@ -211,7 +219,7 @@ class Bench:
         self._kept: dict[str, Subject] = {}
 
     def round(self, number: int) -> dict[str, Any]:
-        """Each cell once, in an order of the round's own with the latencies of a setting together, then collectives."""
+        """Time each cell once, in a random order with the latencies of a setting together, then collectives."""
         order = random.Random(number)
         measured, sent = [], {}
         for name in order.sample(list(self.settings), len(self.settings)):
@@ -228,14 +236,14 @@ class Bench:
     def _cell(self, name: str, subject: Subject, latency: float) -> dict[str, float]:
         batches = self.settings[name].batches
         subject.inject(latency)
-        before = subject.strategy.traffic().values()
+        before = subject.engine.traffic().values()
         calls, blocked = sum(t.calls for t in before), sum(t.seconds for t in before)
         dist.barrier()
         cpu, began = time.process_time(), time.perf_counter()
         subject.train(batches)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         subject.inject(0.0)
-        after = subject.strategy.traffic().values()
+        after = subject.engine.traffic().values()
         calls, blocked = sum(t.calls for t in after) - calls, sum(t.seconds for t in after) - blocked
         return {
             "seconds": seconds / batches,
@@ -246,7 +254,7 @@ class Bench:
 
     @contextmanager
     def _subject(self, name: str) -> Iterator[Subject]:
-        """The setting's, warm; the smaller ones are kept."""
+        """Yield the setting's subject, warmed up; the smaller ones are kept."""
         found = self._kept.get(name)
         if found is None:
             found = build_subject(self.group, self.settings[name], self.environment, self.everyone)
@@ -255,12 +263,12 @@ class Bench:
                 self._kept[name] = found
         yield found
         if self.group.large:
-            found.strategy.drain()
+            found.engine.sync.wait()
             del found
             gc.collect()
 
     def _collective(self, size: int) -> list[float]:
-        """Seconds of a few sums of `size` bytes with nothing else to do."""
+        """Return the seconds of a few all-reduces of `size` bytes with nothing else to do."""
         buffer = torch.zeros(size // 4)
         own = communicator(self.environment, CPU)
         slow = self.group.rate is not None and size * 8 / (self.group.rate * 1e6) > 0.3
@@ -268,12 +276,12 @@ class Bench:
         for _ in range(1 if slow else 10):
             dist.barrier()
             began = time.perf_counter()
-            own.sum(buffer, name="sweep")
+            own.all_reduce(buffer, name="sweep")
             seconds.append(time.perf_counter() - began)
         return seconds
 
     def _link_speed(self) -> float | None:
-        """Mbit/s from rank 0 to rank 1, of a buffer of about a second; None on the loopback interface."""
+        """Return Mbit/s from rank 0 to rank 1, of a buffer of about a second; None on the loopback interface."""
         if self.group.rate is None:
             return None
         buffer = torch.zeros(self.group.rate * 125_000 // 4)
@@ -288,7 +296,7 @@ class Bench:
 
 
 def _slept(seconds: float) -> float:
-    """What `time.sleep` makes of it, in seconds: the median of a few."""
+    """Return the real duration of `time.sleep`, in seconds: the median of a few."""
     found = []
     for _ in range(9):
         began = time.perf_counter()

@@ -4,7 +4,7 @@
 
 Every method gets the same learning rates; FPTT gets its α as well. The best setting of each, by the validation metric
 of the first seed, is repeated with the other seeds. Nothing is chosen on test data. Finished runs are kept, so the same
-command goes on after an interruption. Prints a Markdown table and writes it, with all runs, as JSON.
+command resumes after an interruption. Prints a Markdown table and writes it, with all runs, as JSON.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-BASELINES = ("bptt", "tbptt", "bptt_aux", "online")
-FORCES = {"fptt, plain": "euclidean", "fptt, preconditioned": "preconditioned"}
+BASELINES = ("bptt", "tbptt_accumulated", "bptt_aux", "tbptt")
+METRICS = {"fptt, plain": "euclidean", "fptt, preconditioned": "preconditioned"}
 
 
 @dataclass(frozen=True)
@@ -31,22 +31,22 @@ class Setting:
     keys: tuple[str, ...]
 
     def folder(self, root: Path, seed: int) -> Path:
-        """Where its run with this seed lives."""
+        """Return the folder of its run with this seed."""
         words = [self.method.replace(", ", "-"), *(f"{name}{value}" for name, value in self.tuned().items())]
         return root / "-".join([*words, f"seed{seed}"])
 
     def tuned(self) -> dict[str, str]:
-        """The tuned values by their short names: lr, and alpha for FPTT."""
+        """Return the tuned values by their short names: lr, and alpha for FPTT."""
         pairs = dict(key.split("=") for key in self.keys)
         return {name.rpartition(".")[2]: pairs[name] for name in ("optimizer.lr", "fptt.alpha") if name in pairs}
 
 
 def grid(rates: list[str], alphas: dict[str, list[str]]) -> Iterator[Setting]:
-    """Every setting: the baselines with each learning rate, FPTT with each learning rate and α."""
+    """Yield every setting: the baselines with each learning rate, FPTT with each learning rate and α."""
     for method in BASELINES:
         for rate in rates:
             yield Setting(method, (f"algorithm={method}", f"optimizer.lr={rate}"))
-    for method, metric in FORCES.items():
+    for method, metric in METRICS.items():
         for rate in rates:
             for alpha in alphas[metric]:
                 keys = ("algorithm=fptt", f"fptt.metric={metric}", f"optimizer.lr={rate}", f"fptt.alpha={alpha}")
@@ -54,11 +54,11 @@ def grid(rates: list[str], alphas: dict[str, list[str]]) -> Iterator[Setting]:
 
 
 def run(config: str, setting: Setting, seed: int, root: Path, common: list[str]) -> dict[str, Any]:
-    """Train one setting in a process of its own with one thread, unless it is finished; its result."""
+    """Train one setting in a process of its own with one thread, unless it is finished; return its result."""
     folder = setting.folder(root, seed)
     if not (folder / "result.json").is_file():
         command = [sys.executable, "-m", "fptt_dist", "train", config, *common, *setting.keys]
-        command += [f"seed={seed}", f"run.dir={folder}", "resume=auto", "telemetry.tensorboard=false"]
+        command += [f"seed={seed}", f"run.dir={folder}", "resume=auto", "logging.tensorboard=false"]
         done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
@@ -70,13 +70,13 @@ def run(config: str, setting: Setting, seed: int, root: Path, common: list[str])
 
 
 def spread(values: list[float], digits: int) -> str:
-    """Mean and sample standard deviation."""
+    """Return mean and sample standard deviation."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """The Markdown table: one row a method, with its chosen setting."""
+    """Return the Markdown table: one row per method, with its chosen setting."""
     accuracy = next(iter(results.values()))[0]["metric"] == "accuracy"
     factor, digits = (100.0, 2) if accuracy else (1.0, 5)
     unit = " %" if accuracy else ""
@@ -96,7 +96,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    """Tune, repeat, print."""
+    """Tune, repeat and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", help="key=value, for every run")
@@ -104,13 +104,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rates", nargs="+", default=["1e-3", "2e-3", "4e-3", "8e-3"])
-    parser.add_argument("--alphas", nargs="+", default=["0.01", "0.1", "0.5"], help="of the plain force")
-    parser.add_argument("--fractions", nargs="+", default=["0.25", "0.5", "1.0"], help="α of the preconditioned force")
+    parser.add_argument("--alphas", nargs="+", default=["0.01", "0.1", "0.5"], help="α of the plain regularizer")
+    parser.add_argument(
+        "--fractions", nargs="+", default=["0.25", "0.5", "1.0"], help="α of the preconditioned regularizer"
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs side by side")
-    parser.add_argument("--methods", nargs="+", default=[*BASELINES, *FORCES], help="rows of the table")
+    parser.add_argument("--methods", nargs="+", default=[*BASELINES, *METRICS], help="rows of the table")
     options = parser.parse_intermixed_args()
 
-    common = [f"train.epochs={options.epochs}", *options.overrides]
+    common = [f"train.max_epochs={options.epochs}", *options.overrides]
     alphas = {"euclidean": options.alphas, "preconditioned": options.fractions}
     settings = [setting for setting in grid(options.rates, alphas) if setting.method in options.methods]
     repeats = len(options.methods) * (options.seeds - 1)

@@ -2,12 +2,12 @@
 
     python -m benchmarks.convergence --runs runs/convergence data.root=data
 
-Four gloo processes on this machine train MNIST by rows (10,000 images, 3 epochs): gradient averaging, and consensus
-every H ∈ {1, K, 4 K, 100 K} updates with a shared dual (mean) or a dual by worker (damped, ADMM), on shards alike and
-by label; then some of them on permuted MNIST, 7 pixels a step and by rows. Each setting tries the learning rates 2e-3
-and 4e-3, then 1e-3 or 8e-3 beside the better one, with one seed, and repeats the one with the best validation accuracy
-with the others. Nothing is chosen on test data. One ρ serves all H. Finished runs are kept: the same command goes on
-after an interruption.
+Four gloo workers on this node train MNIST by rows (10,000 images, 3 epochs): gradient averaging, and consensus
+every H ∈ {1, K, 4 K, 100 K} updates with a shared dual (mean) or a dual per worker (damped, ADMM), on an IID partition
+and on one by label; then some of them on permuted MNIST, 7 pixels per step and by rows. Each setting tries the learning
+rates 2e-3 and 4e-3, then 1e-3 or 8e-3 beside the better one, with one seed, and repeats the one with the best
+validation accuracy with the others. Nothing is chosen on test data. One ρ serves all H. Finished runs are kept: the
+same command resumes after an interruption.
 """
 
 import argparse
@@ -29,28 +29,28 @@ import torch.multiprocessing as mp
 
 from fptt_dist.config import load, parse_overrides
 from fptt_dist.parallel import Communicator, LaunchEnvironment, communicator
-from fptt_dist.training.run_folder import RunFolder
-from fptt_dist.training.signals import StopFlag
+from fptt_dist.training.process.signals import StopFlag
+from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.trainer import Trainer
 
 WORKERS = 4
-PARTS = ["alike", "pmnist", "by_label", "permuted_rows"]
+PARTS = ["iid", "pmnist", "by_label", "permuted_rows"]
 PERMUTED = ("task.permutation=0",)
 RATES = ("2e-3", "4e-3")
 NEXT = {"2e-3": "1e-3", "4e-3": "8e-3"}
 COMMON = [
     "task.examples=10000",
     "task.validation=2000",
-    "train.epochs=3",
-    "telemetry.tensorboard=false",
-    "telemetry.every=39",
-    "checkpoint.every=1000000",
+    "train.max_epochs=3",
+    "logging.tensorboard=false",
+    "logging.every_batches=39",
+    "checkpoint.every_batches=1000000",
     "device=cpu",
 ]
 KINDS = {
     "shared mean": [],
-    "worker damped": ["parallel.dual=worker"],
-    "worker admm": ["parallel.dual=worker", "parallel.order=admm"],
+    "worker damped": ["parallel.dual=local"],
+    "worker admm": ["parallel.dual=local", "parallel.dual_update=admm"],
 }
 
 
@@ -60,89 +60,89 @@ class Setting:
 
     name: str
     config: str
-    shards: str
+    partition: str
     keys: tuple[str, ...]
 
     def folder(self, rate: str, seed: int) -> str:
-        """Its runs' name."""
+        """Return the name of its runs."""
         words = self.name.replace(",", "").replace(" ", "-").replace("=", "")
-        return f"{self.data}-{self.shards}-{words}-lr{rate}-seed{seed}"
+        return f"{self.data}-{self.partition}-{words}-lr{rate}-seed{seed}"
 
     @property
     def data(self) -> str:
-        """What is trained on, as the table says."""
+        """Training data, as the table calls them."""
         return Path(self.config).stem + ("_permuted" if set(PERMUTED) <= set(self.keys) else "")
 
 
 def settings(part: str) -> Iterator[Setting]:
-    """The rows of one part."""
-    gradient = ("parallel.strategy=gradient",)
+    """Yield the rows of one part."""
+    gradient = ("parallel.strategy=data_parallel",)
     if part == "pmnist":
         yield Setting("gradient", "pmnist.yaml", "fixed", gradient)
         for name, every in (("K", 8), ("4K", 32)):
             for kind in ("shared mean", "worker damped"):
-                yield agreeing("pmnist.yaml", "fixed", kind, name, every)
+                yield synchronizing("pmnist.yaml", "fixed", kind, name, every)
         return
     if part == "permuted_rows":
         yield Setting("gradient", "mnist_rows.yaml", "fixed", (*gradient, *PERMUTED))
         for kind, name, every in (("shared mean", "K", 7), ("worker damped", "K", 7), ("worker damped", "4K", 28)):
-            row = agreeing("mnist_rows.yaml", "fixed", kind, name, every)
+            row = synchronizing("mnist_rows.yaml", "fixed", kind, name, every)
             yield replace(row, keys=(*row.keys, *PERMUTED))
         return
     config, windows = "mnist_rows.yaml", 7
-    shards = "fixed" if part == "alike" else "by_label"
-    yield Setting("gradient", config, shards, gradient)
-    if part == "alike":  # how much of a dual's gain is momentum
+    partition = "fixed" if part == "iid" else "by_label"
+    yield Setting("gradient", config, partition, gradient)
+    if part == "iid":  # how much of a dual's gain is momentum
         for beta in ("0.95", "0.98"):
             keys = (*gradient, f"optimizer.betas=[{beta}, 0.999]")
-            yield Setting(f"gradient, Adam beta1={beta}", config, shards, keys)
+            yield Setting(f"gradient, Adam beta1={beta}", config, partition, keys)
     for name, factor in (("K", windows), ("4K", 4 * windows), ("100K", 100 * windows), ("1", 1)):
         for kind in KINDS:
-            yield agreeing(config, shards, kind, name, factor)
+            yield synchronizing(config, partition, kind, name, factor)
 
 
-def agreeing(config: str, shards: str, kind: str, name: str, every: int) -> Setting:
-    """Consensus of one kind every `every` updates, which the table calls `name`."""
-    keys = ("parallel.strategy=consensus", f"parallel.every={every}", *KINDS[kind])
-    return Setting(f"{kind}, H={name}", config, shards, keys)
+def synchronizing(config: str, partition: str, kind: str, name: str, every: int) -> Setting:
+    """Return consensus of one kind every `every` updates, which the table calls `name`."""
+    keys = ("parallel.strategy=consensus", f"parallel.sync_every={every}", *KINDS[kind])
+    return Setting(f"{kind}, H={name}", config, partition, keys)
 
 
 def run(
     everyone: Communicator, setting: Setting, rate: str, seed: int, root: Path, common: list[str]
 ) -> dict[str, Any]:
-    """Train one setting on all workers, unless it is finished; what rank 0 found."""
+    """Train one setting on all workers, unless it is finished; return what rank 0 found."""
     folder = root / setting.folder(rate, seed)
-    keys = [*COMMON, *common, *setting.keys, f"data.shards={setting.shards}", f"optimizer.lr={rate}"]
+    keys = [*COMMON, *common, *setting.keys, f"data.partition={setting.partition}", f"optimizer.lr={rate}"]
     config = load(setting.config, parse_overrides([*keys, f"seed={seed}", f"run.dir={folder}"]))
-    done = everyone.first_alone(lambda: (folder / "result.json").is_file(), name="finished")
+    done = everyone.rank0_first(lambda: (folder / "result.json").is_file(), name="finished")
     if not done:
-        run_folder = RunFolder(config)
-        everyone.first_alone(lambda: start(folder, run_folder), name="run folder")
+        run_folder = RunDirectory(config)
+        everyone.rank0_first(lambda: start(folder, run_folder), name="run folder")
         environment = LaunchEnvironment(everyone.rank, everyone.world, everyone.rank, "the benchmark")
         Trainer(run_folder, environment, torch.device("cpu")).fit(StopFlag())
         everyone.barrier(name="finished")
-    return everyone.first_alone(lambda: collect(folder, setting, rate, seed), name="result")
+    return everyone.rank0_first(lambda: collect(folder, setting, rate, seed), name="result")
 
 
-def start(folder: Path, run_folder: RunFolder) -> None:
-    """A fresh folder: what was interrupted begins anew."""
+def start(folder: Path, run_folder: RunDirectory) -> None:
+    """Create a fresh folder: an interrupted run starts anew."""
     shutil.rmtree(folder, ignore_errors=True)
     run_folder.open()
 
 
 def collect(folder: Path, setting: Setting, rate: str, seed: int) -> dict[str, Any]:
-    """The row of one finished run; its checkpoints are dropped."""
+    """Return the row of one finished run; its checkpoints are dropped."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     result = json.loads((folder / "result.json").read_text())
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     training = [record for record in records if record["kind"] == "train"]
     batches = training[-1]["batch"]
-    name = "gradients" if setting.name.startswith("gradient") else "agreement"
+    name = "gradients" if setting.name.startswith("gradient") else "sync"
     costs = [record["collectives"].get(name, {"calls": 0, "bytes": 0}) for record in training]
     row = {
         "setting": setting.name,
         "data": setting.data,
-        "shards": setting.shards,
+        "partition": setting.partition,
         "rate": rate,
         "seed": seed,
         "validation": result["validation"],
@@ -161,7 +161,7 @@ def collect(folder: Path, setting: Setting, rate: str, seed: int) -> dict[str, A
 
 
 def tune(everyone: Communicator, setting: Setting, root: Path, common: list[str], seeds: int) -> list[dict[str, Any]]:
-    """The rates tried with seed 0, then the chosen one with every seed, in this order."""
+    """Return the rates tried with seed 0, then the chosen one with every seed, in this order."""
     tried = [run(everyone, setting, rate, 0, root, common) for rate in RATES]
     better = max(tried, key=lambda row: row["validation"])
     tried.append(run(everyone, setting, NEXT[better["rate"]], 0, root, common))
@@ -171,21 +171,21 @@ def tune(everyone: Communicator, setting: Setting, root: Path, common: list[str]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, one line a setting."""
+    """Return Markdown, one line per setting."""
     lines = [
-        "| data | shards | setting | chosen rate | test %, mean ± s.d. | each seed | validation % "
-        "| collectives a batch | MB a batch | sequences/s |",
+        "| data | partition | setting | chosen rate | test %, mean ± s.d. | each seed | validation % "
+        "| collectives per batch | MB per batch | sequences/s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     chosen: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["chosen"]:
-            chosen.setdefault((row["data"], row["shards"], row["setting"]), []).append(row)
-    for (data, shards, name), runs in chosen.items():
+            chosen.setdefault((row["data"], row["partition"], row["setting"]), []).append(row)
+    for (data, partition, name), runs in chosen.items():
         tests = [100.0 * r["test"] for r in runs]
         deviation = statistics.stdev(tests) if len(tests) > 1 else 0.0
         lines.append(
-            f"| {data} | {'alike' if shards == 'fixed' else 'by label'} | {name} | {runs[0]['rate']} "
+            f"| {data} | {'IID' if partition == 'fixed' else 'by label'} | {name} | {runs[0]['rate']} "
             f"| {statistics.mean(tests):.1f} ± {deviation:.1f} | {' / '.join(f'{t:.1f}' for t in tests)} "
             f"| {100.0 * statistics.mean(r['validation'] for r in runs):.1f} | {runs[0]['collectives']:.3g} "
             f"| {runs[0]['bytes'] / 1e6:.3g} | {statistics.median(r['sequences_per_second'] for r in runs):.0f} |"
@@ -194,7 +194,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def work(rank: int, options: argparse.Namespace, store: str) -> None:
-    """One of the four workers."""
+    """Run one of the four workers."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     dist.init_process_group(
@@ -215,13 +215,13 @@ def work(rank: int, options: argparse.Namespace, store: str) -> None:
 
 
 def main() -> None:
-    """Say what it will take, then train."""
+    """Announce the number of runs, then train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="key=value, for every run")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="file that receives every run's figures too")
+    parser.add_argument("--json", type=Path, help="file that receives every run's values too")
     options = parser.parse_intermixed_args()
     count = sum(1 for part in options.parts for _ in settings(part))
     runs = count * (len(RATES) + 1 + options.seeds - 1)

@@ -1,8 +1,8 @@
-"""What a collective costs: α + β · bytes, fitted to timings, and carried over to clusters that are not here.
+"""Cost of a collective: α + β · bytes, fitted to timings, and projected to clusters that were not available.
 
     python -m benchmarks.cost_model results/communication.json
 
-The fit is to sums timed by themselves. The projection is arithmetic on stated assumptions, not a measurement.
+The fit is to all-reduces timed by themselves. The projection is arithmetic on stated assumptions, not a measurement.
 """
 
 import argparse
@@ -24,7 +24,7 @@ class Line:
 
     Attributes:
         alpha: seconds.
-        beta: seconds a byte.
+        beta: seconds per byte.
         error: median |fitted / timed − 1|.
     """
 
@@ -33,12 +33,12 @@ class Line:
     error: float
 
     def __call__(self, size: float) -> float:
-        """Seconds of a collective of `size` bytes."""
+        """Return the seconds of a collective of `size` bytes."""
         return self.alpha + self.beta * size
 
 
 def fit(timed: dict[float, float]) -> Line:
-    """Least squares of log(fitted / timed), so that small collectives count as much as large ones; a search."""
+    """Fit by least squares of log(fitted / timed), so that small collectives count as much as large ones; a search."""
 
     def loss(line: tuple[float, float]) -> float:
         alpha, beta = math.exp(line[0]), math.exp(line[1])
@@ -59,7 +59,7 @@ def fit(timed: dict[float, float]) -> Line:
 
 
 def medians(rounds: list[dict[str, Any]]) -> dict[float, float]:
-    """Seconds by bytes of the sums timed by themselves: the median of all rounds."""
+    """Return seconds by bytes of the all-reduces timed by themselves: the median of all rounds."""
     timed: dict[float, list[float]] = {}
     for each in rounds:
         for size, seconds in each["collectives"].items():
@@ -69,7 +69,7 @@ def medians(rounds: list[dict[str, Any]]) -> dict[float, float]:
 
 @dataclass(frozen=True)
 class Link:
-    """Assumed: seconds of one step of a ring and of a tree, of a call by itself, and bytes a second each way."""
+    """Assumed: seconds of one step of a ring and of a tree, of a call by itself, and bytes per second each way."""
 
     name: str
     ring: float
@@ -78,7 +78,7 @@ class Link:
     bandwidth: float
 
     def seconds(self, workers: int, size: float, algorithm: str) -> float:
-        """Of one all-reduce."""
+        """Return the seconds of one all-reduce."""
         steps = 2 * (workers - 1) * self.ring if algorithm == "ring" else 2 * math.log2(workers) * self.tree
         return self.call + steps + 2 * (workers - 1) / workers * size / self.bandwidth
 
@@ -91,7 +91,7 @@ LINKS = (
 
 
 def fitted_table(groups: dict[str, Any]) -> str:
-    """The fits of all groups of one model, by link and number of processes."""
+    """Return the fits of all groups of one model, by link and number of workers."""
     pooled: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for entry in groups.values():
         group = entry["group"]
@@ -120,7 +120,7 @@ def _time(seconds: float) -> str:
 
 
 def projected_table(size: int) -> str:
-    """Communication of one batch (K = 28) by workers, link and algorithm, for a model of `size` bytes."""
+    """Return the communication of one batch (K = 28) by workers, link and algorithm, for a model of `size` bytes."""
     columns = [(link, algorithm) for link in LINKS for algorithm in ("ring", "tree")]
     lines = [
         "| workers | | " + " | ".join(f"{link.name}, {algorithm}" for link, algorithm in columns) + " |",
@@ -134,10 +134,10 @@ def projected_table(size: int) -> str:
 
 
 def projection(groups: dict[str, Any]) -> str:
-    """Everything that the model says, as Markdown."""
+    """Return all that the model says, as Markdown."""
     parts = ["\n### Time of a collective, fitted: α + β · bytes\n", fitted_table(groups)]
     for name, size in SIZES.items():
-        parts += [f"\n### Projected: seconds of communication a batch, {name} ({size / 1e6:.2f} MB)\n"]
+        parts += [f"\n### Projected: seconds of communication per batch, {name} ({size / 1e6:.2f} MB)\n"]
         parts += [projected_table(size)]
     assumptions = [
         f"{link.name}: a step of a ring {link.ring * 1e6:g} µs, of a tree {link.tree * 1e6:g} µs, a call "

@@ -1,11 +1,11 @@
-"""Network namespaces joined by a bridge, each behind a link of a given rate: real bandwidth limits on one machine.
+"""Network namespaces joined by a bridge, each behind a link of a given rate: real bandwidth limits on one node.
 
     worker 0 ── veth, tc tbf ─┐
     worker 1 ── veth, tc tbf ─┼─ bridge, in a namespace of its own
     worker 2 ── veth, tc tbf ─┘
 
-Both ends of each link are shaped, so that a worker sends and receives at the rate. Nothing of the machine's own network
-is touched. Needs root, `ip` and `tc`.
+Both ends of each link are shaped, so that a worker sends and receives at the rate. The node's own network is not
+touched. Needs root, `ip` and `tc`.
 """
 
 import ctypes
@@ -24,10 +24,10 @@ QUEUE = 16_000_000  # bytes that wait for their turn: nothing is dropped
 
 @dataclass(frozen=True)
 class Place:
-    """Where one worker lives.
+    """The network of one worker.
 
     Attributes:
-        namespace: its network namespace; None: the machine's own network, the loopback interface.
+        namespace: its network namespace; None: the node's own network, the loopback interface.
         interface: that gloo uses.
         master: host:port where the workers meet.
     """
@@ -48,18 +48,18 @@ class Place:
 
 
 def loopback(world: int, port: int) -> list[Place]:
-    """Places for `world` workers in the machine's own network."""
+    """Return places for `world` workers in the node's own network."""
     return [Place(None, "lo", f"127.0.0.1:{port}")] * world
 
 
 def burst(rate: int) -> int:
-    """Bytes that pass at once: a quarter of a millisecond's, at least two packets; small buffers are slowed too."""
+    """Return the bytes of a burst: a quarter of a millisecond's, at least two packets; small buffers are slowed too."""
     return max(3_100, rate * 125 // 4)
 
 
 @contextmanager
 def links(world: int, rate: int) -> Iterator[list[Place]]:
-    """Places for `world` workers in namespaces of their own, each behind a link of `rate` Mbit/s; removed at the end.
+    """Yield places for `world` workers in network namespaces, each behind a link of `rate` Mbit/s, and remove them.
 
     Raises:
         SystemExit: not root, or no `ip` and `tc`.

@@ -1,12 +1,12 @@
 """Peak memory against the length of the sequence: FPTT's stays, full BPTT's grows with every step.
 
     python -m benchmarks.memory --json results/memory_length.json --figure docs/figures/memory.png
-    python -m benchmarks.memory --json results/memory_length.json --show        # table and picture of what is there
+    python -m benchmarks.memory --json results/memory_length.json --show        # table and plot of what is there
 
-One LSTM of 128 on T random numbers a sequence and a label, windows of 28 steps, Adam. A point is a fresh process of one
-thread that trains two batches; its memory is the rise of the process's high-water mark over what it held when all was
-built, the input lay in memory and a sequence of two windows had been trained (so that libraries are loaded). On a GPU
-it is the rise of what torch's allocator gave out. The input is counted by itself. A process that comes to need more
+One LSTM of 128 on T random numbers and a label per sequence, windows of 28 steps, Adam. A point is a fresh process of
+one thread that trains two batches; its memory is the rise of the process's high-water mark over what it held when all
+was built, the input lay in memory and a sequence of two windows had been trained (so that libraries are loaded). On a
+GPU it is the rise of what torch's allocator gave out. The input is counted by itself. A process that comes to need more
 than the limit is ended, and its point is said not to fit. The table shows the median of the repeats (smallest–largest).
 """
 
@@ -30,26 +30,26 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from fptt_dist.algorithm import FPTT, PROCEDURES
-from fptt_dist.algorithm.estimates import UniformEstimate
+from fptt_dist.algorithm import FPTT, SCHEMES
 from fptt_dist.algorithm.losses import TerminalLoss
+from fptt_dist.algorithm.target_estimates import UniformEstimate
 from fptt_dist.models import Network, recurrent_layer
-from fptt_dist.parallel.single import Single
+from fptt_dist.parallel import Communicator, Engine, NoSync, Replicated
 from fptt_dist.tasks import Batch
-from fptt_dist.training.batch import WindowLoop
-from fptt_dist.training.run_folder import versions
+from fptt_dist.training.run_dir import versions
+from fptt_dist.training.window_loop import WindowLoop
 
 METHODS = ("bptt", "fptt")
 LENGTHS = (784, 1568, 3136, 6272, 12544, 25088, 65520)  # multiples of 28: one shape of window
 STEPS, CLASSES, BATCHES, MIB, GIB = 28, 10, 2, 2**20, 2**30
 FLAT = 0.05  # of the smallest: how far apart FPTT's points may lie
-COLOURS = {"bptt": "#D55E00", "fptt": "#0072B2"}  # Okabe & Ito's
+COLORS = {"bptt": "#D55E00", "fptt": "#0072B2"}  # Okabe & Ito's
 MARKERS = {"bptt": "o", "fptt": "s"}
 LABELS = {"bptt": "full BPTT", "fptt": f"FPTT, windows of {STEPS}"}
 
 
 class Images:
-    """What the loop asks a task for: a label a sequence of `length` numbers."""
+    """The members of a task that the loop reads: a label per sequence of `length` numbers."""
 
     loss = TerminalLoss(UniformEstimate(CLASSES))
 
@@ -57,36 +57,36 @@ class Images:
         self.length = length
 
     def window_metric(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The accuracy, as of every task of labels."""
+        """Return the accuracy, as every task of labels does."""
         return (output[-1].argmax(-1) == target).float().mean()
 
 
 def build(method: str, length: int, hidden: int, device: torch.device) -> WindowLoop:
-    """Network, optimizer and loop as a run of one process has them."""
+    """Build network, optimizer and loop as a run of one worker has them."""
     torch.manual_seed(0)
-    network = Network(recurrent_layer("lstm", 1, hidden), hidden, CLASSES, reads="last").to(device)
-    strategy = Single()
-    strategy.prepare(network)
+    network = Network(recurrent_layer("lstm", 1, hidden), hidden, CLASSES, output_steps="last").to(device)
+    engine = Engine(Communicator(), Replicated(), NoSync())
+    engine.prepare(network)
     adam = torch.optim.Adam(network.parameters(), lr=1e-3, foreach=True)
     optimizer = FPTT(adam, alpha=0.5 if method == "fptt" else 0.0, max_norm=1.0)
-    strategy.attach(optimizer)
+    engine.attach(optimizer)
     windows = math.ceil(length / STEPS) if method == "fptt" else 1
-    return WindowLoop(network, Images(length), strategy, optimizer, PROCEDURES[method], windows=windows)  # type: ignore
+    return WindowLoop(network, Images(length), engine, optimizer, SCHEMES[method], windows=windows)  # type: ignore
 
 
 def data(length: int, batch: int, device: torch.device) -> Batch:
-    """Random numbers and labels."""
+    """Draw random numbers and labels."""
     return Batch(torch.rand(length, batch, 1).to(device), torch.randint(CLASSES, (batch,)).to(device))
 
 
 def _status(name: str, process: int | str = "self") -> int:
-    """Bytes of a line of /proc/…/status; 0 of a process that has ended."""
+    """Return the bytes of a line of /proc/…/status; 0 of a process that has ended."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def _settle(device: torch.device) -> int:
-    """Give back what is not used, start the high-water mark anew, and tell what is held."""
+    """Free unused memory, reset the high-water mark, and return the bytes held."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -99,7 +99,7 @@ def _settle(device: torch.device) -> int:
 
 
 def work(method: str, length: int, options: argparse.Namespace, pipe: Connection) -> None:
-    """One point; sends its numbers."""
+    """Measure one point and send its values."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     device = torch.device(options.device)
@@ -115,7 +115,7 @@ def work(method: str, length: int, options: argparse.Namespace, pipe: Connection
         for _ in range(BATCHES):
             result, _ = loop.run(batch)
             assert bool(torch.isfinite(result.window_losses).all())
-    except (MemoryError, RuntimeError) as error:  # the machine refuses what is asked for at once
+    except (MemoryError, RuntimeError) as error:  # the system refuses what is asked for at once
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
             return
         raise
@@ -124,7 +124,7 @@ def work(method: str, length: int, options: argparse.Namespace, pipe: Connection
 
 
 def measure(method: str, length: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One repeat of one point; without a rise where it does not fit."""
+    """Measure one repeat of one point; without a rise where it does not fit."""
     context = mp.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(method, length, options, there), daemon=True)
@@ -156,18 +156,18 @@ def _received(pipe: Connection) -> dict[str, Any] | None:
 
 
 def middle(point: dict[str, Any], name: str = "rise") -> float:
-    """The median of a point's repeats."""
+    """Return the median of a point's repeats."""
     return statistics.median(each[name] for each in point["repeats"])
 
 
 def fitting(points: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
-    """The method's points that fit, by length."""
+    """Return the method's points that fit, by length."""
     own = [point for point in points if point["method"] == method and all(each["fits"] for each in point["repeats"])]
     return sorted(own, key=lambda point: point["length"])
 
 
 def line_of(points: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Bytes a step, bytes at no step, and the largest relative distance of a point from that line.
+    """Return bytes per step, bytes at no step, and the largest relative distance of a point from that line.
 
     Relative distances are what is made small, since lengths range over two orders of magnitude.
     """
@@ -181,19 +181,19 @@ def _pair(point: dict[str, Any]) -> tuple[int, float]:
 
 
 def longest(per_step: float, start: float, memory: float) -> int:
-    """T at which training and input fill `memory`, by the line."""
+    """Return T at which training and input fill `memory`, by the line."""
     return int((memory - start) / per_step)
 
 
-def machine_memory(device: str) -> int:
-    """Bytes, of the GPU or of the machine."""
+def node_memory(device: str) -> int:
+    """Return the bytes of memory of the GPU or of the node."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def table(points: list[dict[str, Any]]) -> str:
-    """One row a length: the input, and each method's rise and what it is to that of the shortest."""
+    """Return one row per length: the input, and each method's rise and its ratio to that of the shortest."""
     methods = [method for method in METHODS if any(point["method"] == method for point in points)]
     cells = "".join(f" {LABELS[method]}, MiB | × shortest |" for method in methods)
     lines = [f"| T | input, MiB |{cells}", "|---|---|" + "---|---|" * len(methods)]
@@ -216,7 +216,7 @@ def _cell(point: dict[str, Any], own: list[dict[str, Any]]) -> str:
 
 
 def verdicts(points: list[dict[str, Any]], limit: int, machine: int, batch: int) -> list[str]:
-    """What the points say, in sentences."""
+    """Return the conclusions from the points, in sentences."""
     found = []
     for method in METHODS:
         own = fitting(points, method)
@@ -230,22 +230,23 @@ def verdicts(points: list[dict[str, Any]], limit: int, machine: int, batch: int)
             lengths = [longest(input_step, max(rises), memory) for memory in (limit, machine)]
             found.append(
                 f"- {LABELS[method]}: {flat}: the largest is {spread:.1%} above the smallest, from T = "
-                f"{own[0]['length']:,} to {own[-1]['length']:,}. Only the input ({input_step:.0f} bytes a step) bounds "
-                f"T, at about {lengths[0]:,} in {limit / GIB:g} GiB and {lengths[1]:,} in {machine / GIB:.1f} GiB."
+                f"{own[0]['length']:,} to {own[-1]['length']:,}. Only the input ({input_step:.0f} bytes per step) "
+                f"bounds T, at about {lengths[0]:,} in {limit / GIB:g} GiB and "
+                f"{lengths[1]:,} in {machine / GIB:.1f} GiB."
             )
         else:
             slope, start, off = line_of(own)
             lengths = [longest(slope + input_step, start, memory) for memory in (limit, machine)]
             found.append(
-                f"- {LABELS[method]}: {slope / 1024:,.1f} KiB a step ({slope / batch:,.0f} bytes a step and sequence); "
-                f"no point is further than {off:.1%} from that line. The longest T that fits, by the line, is about "
-                f"{lengths[0]:,} in {limit / GIB:g} GiB and {lengths[1]:,} in {machine / GIB:.1f} GiB."
+                f"- {LABELS[method]}: {slope / 1024:,.1f} KiB per step ({slope / batch:,.0f} bytes per step and "
+                f"sequence); no point is further than {off:.1%} from that line. The longest T that fits, by the line, "
+                f"is about {lengths[0]:,} in {limit / GIB:g} GiB and {lengths[1]:,} in {machine / GIB:.1f} GiB."
             )
     return found
 
 
 def draw(points: list[dict[str, Any]], limit: int, batch: int, hidden: int, path: Path) -> None:
-    """The picture, log-log."""
+    """Draw the plot, log-log."""
     figure = Figure(figsize=(7, 4.6), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -257,7 +258,7 @@ def draw(points: list[dict[str, Any]], limit: int, batch: int, hidden: int, path
         if not own:
             continue
         lengths, rises = zip(*map(_pair, own), strict=True)
-        style = {"color": COLOURS[method], "linewidth": 2.5}
+        style = {"color": COLORS[method], "linewidth": 2.5}
         sizes = [rise / MIB for rise in rises]
         axes.plot(lengths, sizes, marker=MARKERS[method], markersize=7, label=LABELS[method], **style)
         if lengths[-1] < last and len(own) > 1:
@@ -281,7 +282,7 @@ def draw(points: list[dict[str, Any]], limit: int, batch: int, hidden: int, path
 
 
 def _bytes(text: str) -> int:
-    """4GiB, 512MiB."""
+    """Parse a size such as 4GiB or 512MiB."""
     for unit, size in (("GiB", GIB), ("MiB", MIB)):
         if text.endswith(unit) and text.removesuffix(unit).strip().replace(".", "", 1).isdecimal():
             return int(float(text.removesuffix(unit)) * size)
@@ -289,7 +290,7 @@ def _bytes(text: str) -> int:
 
 
 def main() -> None:
-    """Measure what is asked for, print all."""
+    """Measure what is asked for, and print all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="T")
     parser.add_argument("--batch", type=int, default=128)
@@ -298,8 +299,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, help="what was measured")
-    parser.add_argument("--figure", type=Path, help="the picture, a PNG")
-    parser.add_argument("--show", action="store_true", help="measure nothing: table and picture of the JSON file")
+    parser.add_argument("--figure", type=Path, help="the plot, a PNG")
+    parser.add_argument("--show", action="store_true", help="measure nothing: table and plot of the JSON file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process of a point goes too
     if options.show:
@@ -318,17 +319,19 @@ def main() -> None:
 
 
 def _measured(options: argparse.Namespace) -> dict[str, Any]:
-    """All points, the lengths and methods in turn; kept in the JSON file as they come."""
+    """Measure all points, the lengths and methods in turn; kept in the JSON file as they come."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what a tensor leaves goes back to the system at once
     points = [{"method": m, "length": t, "repeats": []} for t in options.lengths for m in METHODS]
     known = {name: getattr(options, name) for name in ("batch", "hidden", "limit", "device")}
-    found = {**known, "steps": STEPS, "memory": machine_memory(options.device), "versions": versions()}
+    found = {**known, "steps": STEPS, "memory": node_memory(options.device), "versions": versions()}
     for _ in range(options.repeats):
         for point in points:
             point["repeats"].append(measure(point["method"], point["length"], options))
             last = point["repeats"][-1]
-            fits = f"{last['rise'] / MIB:,.1f} MiB, {last['seconds']:.1f} s a batch" if last["fits"] else "does not fit"
+            fits = (
+                f"{last['rise'] / MIB:,.1f} MiB, {last['seconds']:.1f} s per batch" if last["fits"] else "does not fit"
+            )
             print(f"{point['method']}, T = {point['length']}: {fits}", file=sys.stderr, flush=True)
             if options.json:
                 options.json.parent.mkdir(parents=True, exist_ok=True)

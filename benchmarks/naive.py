@@ -1,7 +1,7 @@
-"""FPTT as it is written down: the transcription that a reader of the paper would make, to measure ours against.
+"""A plain transcription of FPTT, as a reader of the paper would write it, to measure ours against.
 
 The penalty α/2 ‖W − W̄‖² − ⟨λ, W⟩ is part of the loss and differentiated with it; torch clips and steps; a loop over the
-parameters renews λ and W̄. Nothing is fused and nothing runs over lists of tensors.
+parameters updates λ and W̄. Nothing is fused and nothing runs over lists of tensors.
 """
 
 import torch
@@ -33,7 +33,7 @@ class NaiveFPTT:
         self.duals = [torch.zeros_like(p) for p in network.parameters()]  # λ
 
     def run(self, batch: Batch) -> None:
-        """K updates on one batch."""
+        """Make K updates on one batch."""
         state = None
         for k, part in enumerate(window_slices(len(batch.inputs), self.windows), 1):
             self.optimizer.zero_grad()
@@ -42,20 +42,20 @@ class NaiveFPTT:
             self.update()
 
     def loss(self, logits: Tensor, labels: Tensor, beta: float) -> Tensor:
-        """β CE(P̂, y) + (1 − β) (− Σ_c log P̂(c) / C), averaged over the batch."""
+        """Return β CE(P̂, y) + (1 − β) (− Σ_c log P̂(c) / C), averaged over the batch."""
         log_probability = functional.log_softmax(logits, dim=-1)
         cross_entropy = functional.nll_loss(log_probability, labels)
         return beta * cross_entropy - (1.0 - beta) * log_probability.mean(-1).mean()
 
     def penalty(self) -> Tensor:
-        """α/2 ‖W − W̄‖² − ⟨λ, W⟩."""
+        """Return α/2 ‖W − W̄‖² − ⟨λ, W⟩."""
         total = torch.zeros((), device=self.centers[0].device)
         for p, center, dual in zip(self.network.parameters(), self.centers, self.duals, strict=True):
             total = total + 0.5 * self.alpha * torch.sum((p - center) ** 2) - torch.sum(dual * p)
         return total
 
     def update(self) -> None:
-        """The clip, Adam's step, λ ← λ − α (W − W̄), W̄ ← ½ (W̄ + W) − λ/(2α)."""
+        """Clip, then Adam's step, λ ← λ − α (W − W̄), W̄ ← ½ (W̄ + W) − λ/(2α)."""
         nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm, foreach=False)
         self.optimizer.step()
         with torch.no_grad():

@@ -1,11 +1,11 @@
-"""Two workers beside one on this machine: weak scaling (the batch per worker stays) and strong (the global batch does).
+"""Two workers beside one on this node: weak scaling (the batch per worker stays) and strong (the global batch does).
 
     python -m benchmarks.scaling --json results/scaling.json
 
-LSTM-128, T = 784, K = 28 windows, FPTT with Adam; gloo processes of one thread each. Each round times one worker alone,
+LSTM-128, T = 784, K = 28 windows, FPTT with Adam; gloo workers of one thread each. Each round times one worker alone,
 while the others wait at a barrier, then every row, in an order of its own, and takes ratios to that one worker; the
-table shows medians over the rounds (smallest–largest). A worker stands still in a collective for as long as it waits
-for the others, too. "nothing travels" is what the machine itself allows: its cores share memory and caches.
+table shows medians over the rounds (smallest–largest). The time of a worker in a collective includes its wait
+for the others. "no synchronization" is the limit of the node itself: its cores share memory and caches.
 """
 
 import argparse
@@ -29,15 +29,15 @@ import torch.distributed as dist
 
 from benchmarks.communication_worker import ALONE, CPU, NEVER, RandomImages, consensus
 from benchmarks.links import loopback
-from fptt_dist.algorithm import PROCEDURES
+from fptt_dist.algorithm import SCHEMES
 from fptt_dist.config import load
-from fptt_dist.parallel import Communicator, LaunchEnvironment, Strategy, communicator
-from fptt_dist.parallel.connection import process_group
-from fptt_dist.tasks import Batch, share
-from fptt_dist.training import build
-from fptt_dist.training.batch import WindowLoop
-from fptt_dist.training.build_strategy import build_strategy
-from fptt_dist.training.run_folder import versions
+from fptt_dist.parallel import Communicator, Engine, LaunchEnvironment, communicator
+from fptt_dist.parallel.comm.process_group import process_group
+from fptt_dist.tasks import Batch, rank_slice
+from fptt_dist.training.run_dir import versions
+from fptt_dist.training.setup import factory
+from fptt_dist.training.setup.engine import build_engine
+from fptt_dist.training.window_loop import WindowLoop
 
 ONE = "one worker"
 DDP = "gradient, reduce=ddp"
@@ -46,7 +46,7 @@ SCALINGS = ("weak", "strong")
 
 @dataclass(frozen=True)
 class Size:
-    """What all rows have in common."""
+    """Sizes that all rows have in common."""
 
     length: int
     windows: int
@@ -56,54 +56,57 @@ class Size:
     batches: int
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """The strategies, as keys of the configuration."""
-        gradient = {"parallel.strategy": "gradient"}
+        """Return the strategies, as keys of the configuration."""
+        gradient = {"parallel.strategy": "data_parallel"}
         return {
             ALONE: consensus(NEVER),
             "gradient": gradient,
             DDP: {**gradient, "parallel.reduce": "ddp"},
-            f"consensus, every={self.windows} (a batch)": consensus(self.windows),
-            "consensus, every=1": consensus(1),
+            f"consensus, sync_every={self.windows} (once per batch)": consensus(self.windows),
+            "consensus, sync_every=1": consensus(1),
         }
 
 
 @dataclass
 class Subject:
-    """One row, built as a run builds it, with this worker's part of a batch."""
+    """One row, built as a run builds it, with this worker's share of a batch."""
 
-    strategy: Strategy
+    engine: Engine
     loop: WindowLoop
     batch: Batch
     sequences: int = field(default=0)
 
     def train(self, batches: int) -> None:
-        """What `Trainer` does for each batch, without what it records."""
+        """Train as `Trainer` does for each batch, without its records."""
         for _ in range(batches):
             self.loop.run(self.batch)
-            assert self.strategy.healthy()
-            self.strategy.stopping()
+            self.engine.after_batch()
+            assert self.engine.control.all_finite()
+            self.engine.control.should_stop()
 
     def blocked(self) -> float:
-        """Seconds that this worker stood still for collectives so far."""
-        return sum(cost.seconds for cost in self.strategy.traffic().values())
+        """Return the seconds that this worker has been blocked in collectives so far."""
+        return sum(cost.seconds for cost in self.engine.traffic().values())
 
 
 def subject(size: Size, keys: dict[str, Any], batch: int, place: LaunchEnvironment, everyone: Communicator) -> Subject:
-    """The model, optimizer, strategy and loop of a row, for a global batch of `batch`."""
+    """Build the model, optimizer, strategy and loop of a row, for a global batch of `batch`."""
     task = RandomImages(size.length)
     common = {"task.pixels_per_step": task.inputs, "fptt.windows": size.windows, "model.hidden": size.hidden}
     config = load("mnist_rows", {**common, "algorithm": "fptt", "train.batch_size": batch, "device": "cpu", **keys})
-    strategy = build_strategy(config, place, everyone)
-    network = build.build_model(config, task)
-    strategy.prepare(network)
-    optimizer = build.build_optimizer(config, strategy.parameters())
-    strategy.attach(optimizer)
-    loop = WindowLoop(strategy.module, task, strategy, optimizer, PROCEDURES[config.algorithm], windows=config.windows)
-    return Subject(strategy, loop, task.train_batch(0, 0, batch, share(batch, place.rank, place.world)), batch)
+    engine = build_engine(config, place, everyone)
+    network = factory.build_model(config, task)
+    engine.prepare(network)
+    optimizer = factory.build_optimizer(config, engine.placement.parameters())
+    engine.attach(optimizer)
+    loop = WindowLoop(
+        engine.placement.module, task, engine, optimizer, SCHEMES[config.algorithm], windows=config.windows
+    )
+    return Subject(engine, loop, task.train_batch(0, 0, batch, rank_slice(batch, place.rank, place.world)), batch)
 
 
 def timed(subject: Subject, batches: int) -> dict[str, float]:
-    """Seconds a batch, and those of it in collectives."""
+    """Return seconds per batch, and those of them in collectives."""
     blocked, began = subject.blocked(), time.perf_counter()
     subject.train(batches)
     seconds = time.perf_counter() - began
@@ -111,7 +114,7 @@ def timed(subject: Subject, batches: int) -> dict[str, float]:
 
 
 def work(rank: int, size: Size, rounds: int, port: int, pipe: Connection) -> None:
-    """One worker: a list of timings a round goes through `pipe`."""
+    """Run one worker: a list of timings per round goes through `pipe`."""
     home = loopback(size.workers, port)[rank]
     home.enter()
     torch.set_num_threads(1)
@@ -147,7 +150,7 @@ def _row(scaling: str, name: str, cell: Subject, times: dict[str, float]) -> dic
 
 
 def merged(ranks: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A round: the slowest worker's seconds, the mean of what they stood still."""
+    """Merge a round: the slowest worker's seconds, and the mean of the time blocked in collectives."""
     one, rows = ranks[0][0], [ranks[0][1:], *ranks[1:]]
     found = [one]
     for same in zip(*rows, strict=True):
@@ -157,7 +160,7 @@ def merged(ranks: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def run(size: Size, rounds: int) -> list[list[dict[str, Any]]]:
-    """Start the workers, and give what they timed."""
+    """Start the workers, and return their timings."""
     context = mp.get_context("spawn")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -186,9 +189,9 @@ def run(size: Size, rounds: int) -> list[list[dict[str, Any]]]:
 
 
 def table(rounds: list[list[dict[str, Any]]], size: Size) -> str:
-    """One row a scaling and strategy."""
+    """Return one row per scaling and strategy."""
     lines = [
-        "| scaling | strategy | batch | updates a batch | sequences/s, × one worker | efficiency | in collectives |",
+        "| scaling | strategy | batch | updates per batch | sequences/s, × one worker | efficiency | in collectives |",
         "|---|---|---|---|---|---|---|",
     ]
     one = [_speed(each[0]) for each in rounds]
@@ -197,7 +200,7 @@ def table(rounds: list[list[dict[str, Any]]], size: Size) -> str:
             rows = [next(r for r in each if (r["scaling"], r["name"]) == (scaling, name)) for each in rounds]
             ratios = [_speed(row) / alone for row, alone in zip(rows, one, strict=True)]
             blocked = [row["blocked"] / row["seconds"] for row in rows]
-            shares = "not told apart" if name == DDP else _spread([100 * b for b in blocked], 1, " %")
+            shares = "not separable" if name == DDP else _spread([100 * b for b in blocked], 1, " %")
             lines.append(
                 f"| {scaling} | {name} | {rows[0]['sequences']} | {rows[0]['updates']} | {_spread(ratios, 2)} "
                 f"| {statistics.median(ratios) / size.workers:.0%} | {shares} |"
@@ -215,7 +218,7 @@ def _spread(values: list[float], digits: int, unit: str = "") -> str:
 
 
 def main() -> None:
-    """Time, print."""
+    """Time and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=784, help="T, a divisor of 784")
     parser.add_argument("--windows", type=int, default=28, help="K")
@@ -240,7 +243,7 @@ def main() -> None:
         options.json.write_text(text + "\n")
     print(f"LSTM-{size.hidden}, T = {size.length}, K = {size.windows}, {size.workers} workers of one thread\n")
     print(table(rounds, size))
-    print("\nDDP waits inside torch's backward pass: what it stood still for is not told apart.")
+    print("\nDDP waits inside torch's backward pass: its time in collectives cannot be separated.")
     print(", ".join(f"{name} {value}" for name, value in versions().items()))
 
 

@@ -1,4 +1,4 @@
-"""Sequences a second: FPTT beside its baselines, its textbook transcription and another implementation.
+"""Sequences per second of FPTT beside its baselines, its textbook transcription and another implementation.
 
     python -m benchmarks.throughput --case lstm128 --repeats 7 --json results/throughput.json
     python -m benchmarks.throughput --case small --compile
@@ -8,8 +8,8 @@
     lstm1000x3    three layers of LSTM-1000, T = 150, B = 16
     small         LSTM-64, T = 784, B = 16, K = T: the update dominates
 
-Every row trains on the same random batch, a label a sequence; the rows take turns, repeat by repeat, after one batch to
-warm up. A ratio is one of medians; behind it stand the smallest and the largest of the ratios of single repeats. The
+Every row trains on the same random batch, a label per sequence; the rows take turns, repeat by repeat, after one batch
+to warm up. A ratio is one of medians; behind it stand the smallest and the largest of the ratios of single repeats. The
 update's share (naive: without the penalty, which is in its graph) is measured on one more batch.
 """
 
@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.naive import NaiveFPTT
-from fptt_dist.algorithm import FPTT, PROCEDURES, TerminalLoss
-from fptt_dist.algorithm.estimates import UniformEstimate
+from fptt_dist.algorithm import FPTT, SCHEMES, TerminalLoss
+from fptt_dist.algorithm.target_estimates import UniformEstimate
 from fptt_dist.models import Network, recurrent_layer
-from fptt_dist.parallel import Single
+from fptt_dist.parallel import Communicator, Engine, NoSync, Replicated
 from fptt_dist.tasks import Batch, Task
-from fptt_dist.training.batch import WindowLoop
-from fptt_dist.training.graph import FIRST, BatchGraph, CudaCapture
-from fptt_dist.training.run_folder import versions
+from fptt_dist.training.cuda_graph import FIRST, BatchGraph, CudaCapture
+from fptt_dist.training.run_dir import versions
+from fptt_dist.training.window_loop import WindowLoop
 
 CLASSES, ALPHA, RATE, MAX_NORM = 10, 0.5, 1e-3, 1.0
 INSTALL = "pip install --no-deps spikingjelly==2.0.0 loguru"
@@ -103,46 +103,50 @@ class RandomPixels(Task):
 
 
 def network(case: Case, device: torch.device, *, torchs: bool = False) -> Network:
-    """The same weights at each call. `torchs`: with torch's own LSTM, which runs one-step windows otherwise."""
+    """Build the network, with the same weights at each call.
+
+    `torchs`: with torch's own LSTM, which runs one-step windows differently.
+    """
     torch.manual_seed(0)
     layer = recurrent_layer("lstm", 1, case.hidden, layers=case.layers)
     if torchs:
         weights = layer.state_dict()
         layer = nn.LSTM(1, case.hidden, num_layers=case.layers)
         layer.load_state_dict(weights)
-    return Network(layer, case.hidden, CLASSES, reads="last").to(device)
+    return Network(layer, case.hidden, CLASSES, output_steps="last").to(device)
 
 
 def loop(case: Case, procedure: str, windows: int, device: torch.device, *, fused: bool = False) -> WindowLoop:
-    """A method of the package, put together as a run puts it together."""
+    """Build the loop of a method of the package as a run builds it."""
     net = network(case, device)
-    strategy = Single()
-    strategy.prepare(net)
+    engine = Engine(Communicator(), Replicated(), NoSync())
+    engine.prepare(net)
     base = torch.optim.Adam(net.parameters(), lr=RATE, foreach=True)
     alpha = ALPHA if procedure == "fptt" else 0.0
     optimizer = FPTT(base, alpha=alpha, max_norm=MAX_NORM, fused=fused)
-    strategy.attach(optimizer)
+    engine.attach(optimizer)
     task = RandomPixels(case)
     task.loss.to(device)
-    return WindowLoop(net, task, strategy, optimizer, PROCEDURES[procedure], windows=windows)
+    return WindowLoop(net, task, engine, optimizer, SCHEMES[procedure], windows=windows)
 
 
 def ours(name: str, case: Case, procedure: str, windows: int, device: torch.device, *, fused: bool = False) -> Row:
-    """A row of the package: a batch, and the look at its end whether all was finite."""
+    """Return a row of the package: a batch, and the check at its end that all was finite."""
     trained = loop(case, procedure, windows, device, fused=fused)
     captured = name.endswith("graph")
     runner = BatchGraph(trained, CudaCapture(device)) if captured else trained
 
     def run(batch: Batch) -> None:
         runner.run(batch)
-        if not trained.strategy.healthy():
+        trained.engine.after_batch()
+        if not trained.engine.control.all_finite():
             raise SystemExit(f"{name}, K = {windows}: not finite")
 
-    return Row(name, windows, run, None if captured else trained.strategy, "step")
+    return Row(name, windows, run, None if captured else trained.engine, "step")
 
 
 def peer(case: Case, device: torch.device) -> Row:
-    """spikingjelly's `fptt_online_training`, an update a step, on the same network.
+    """Return the row of spikingjelly's `fptt_online_training`, an update per step, on the same network.
 
     It knows no clip and one loss for all steps, so β is in the targets.
     """
@@ -182,10 +186,10 @@ def peer(case: Case, device: torch.device) -> Row:
 
 
 def rows_of(case: Case, windows: tuple[int, ...], device: torch.device, *, fused: bool) -> list[Row]:
-    """All that is compared: BPTT, and for each K the others."""
+    """Return all that is compared: BPTT, and for each K the others."""
     rows = [ours("bptt", case, "bptt", 1, device)]
     for k in windows:
-        rows += [ours(name, case, name, k, device) for name in ("tbptt", "online", "fptt")]
+        rows += [ours(name, case, name, k, device) for name in ("tbptt_accumulated", "tbptt", "fptt")]
         if fused:
             rows.append(ours("fptt, fused", case, "fptt", k, device, fused=True))
             if device.type == "cuda":
@@ -198,7 +202,7 @@ def rows_of(case: Case, windows: tuple[int, ...], device: torch.device, *, fused
 
 
 def seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """What `work` takes, a GPU's part included; on a CPU the process's own time, whoever else uses the machine."""
+    """Return the seconds of `work`, a GPU's included; on a CPU the process's own time, whatever else runs there."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     _wait(device)
     began = clock()
@@ -208,7 +212,7 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def share_of_update(row: Row, batch: Batch, device: torch.device) -> float | None:
-    """The update's share of one more batch."""
+    """Measure the update's share of one more batch."""
     if row.owner is None:
         return None
     update, spent = getattr(row.owner, row.update), []
@@ -225,7 +229,7 @@ def share_of_update(row: Row, batch: Batch, device: torch.device) -> float | Non
 
 
 def measure(case: Case, windows: tuple[int, ...], device: torch.device, repeats: int, *, fused: bool) -> list[Row]:
-    """All rows, in turns."""
+    """Measure all rows, in turns."""
     batch = RandomPixels(case).train_batch(0, 0, case.batch, slice(0, case.batch)).to(device)
     rows = rows_of(case, windows, device, fused=fused)
     for row in rows:
@@ -241,14 +245,14 @@ def measure(case: Case, windows: tuple[int, ...], device: torch.device, repeats:
 
 
 def ratio(row: Row, base: Row) -> str:
-    """How many times as many sequences a second as `base`."""
+    """Return the ratio of sequences per second to those of `base`."""
     middle = statistics.median(base.seconds) / statistics.median(row.seconds)
     each = [b / r for b, r in zip(base.seconds, row.seconds, strict=True)]
     return f"{middle:.2f} ({min(each):.2f}–{max(each):.2f})"
 
 
 def table(case: Case, rows: list[Row], windows: tuple[int, ...], *, absolute: bool) -> str:
-    """The Markdown table."""
+    """Return the Markdown table."""
     naive = {row.windows: row for row in rows if row.method == "naive"}
     lines = [
         "| method | K | " + ("sequences/s | " if absolute else "") + "× bptt | × naive | update's share |",
@@ -277,7 +281,7 @@ def _windows(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Measure what is asked for, print a table a case."""
+    """Measure what is asked for, and print a table per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--case", choices=CASES, action="append", help="one or more; all if not given")

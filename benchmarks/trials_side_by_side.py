@@ -1,4 +1,4 @@
-"""How many sequences a second a machine trains with 1, 2, 4, 8 runs of a sweep side by side, sharing its GPU.
+"""Sequences per second of a node with 1, 2, 4, 8 runs of a sweep side by side, sharing its GPU.
 
     python benchmarks/trials_side_by_side.py configs/mnist_rows.yaml --runs runs/side_by_side data.root=data
 
@@ -18,7 +18,7 @@ import torch
 
 
 def train(config: str, count: int, folder: Path, words: list[str]) -> None:
-    """`count` runs with different seeds, all at once, unless they are finished."""
+    """Train `count` runs with different seeds, all at once, unless they are finished."""
     if (folder / "sweep.json").is_file():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -31,11 +31,13 @@ def train(config: str, count: int, folder: Path, words: list[str]) -> None:
         share = {"cpus": len(os.sched_getaffinity(0)) / 8, "gpus": 1 / count}
     resources = [f"sweep.{key}={value}" for key, value in share.items()]
     command = [sys.executable, "-m", "fptt_dist", "sweep", str(file), f"run.dir={folder}", *resources, *words]
-    subprocess.run([*command, f"sweep.concurrent={count}", "telemetry.every=10"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*command, f"sweep.max_concurrent={count}", "logging.every_batches=10"], check=True, stdout=subprocess.DEVNULL
+    )
 
 
 def speed(folder: Path, count: int) -> float:
-    """Sequences a second of the first `count` runs together, while all of them trained."""
+    """Return sequences per second of the first `count` runs together, while all of them trained."""
     curves = []
     for index in range(count):
         lines = (folder / f"{index:03d}" / "metrics.jsonl").read_text().splitlines()
@@ -51,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs; what is finished there is kept")
-    parser.add_argument("--counts", default="1,2,4,8", help="how many runs side by side")
+    parser.add_argument("--counts", default="1,2,4,8", help="numbers of runs side by side")
     arguments, words = parser.parse_known_args()
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{len(os.sched_getaffinity(0))} cores"
     counts = [int(count) for count in arguments.counts.split(",")]

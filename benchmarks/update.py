@@ -1,11 +1,11 @@
-"""The update's bytes a second beside a copy on the same device: what is left to gain is what is missing to 100 %.
+"""Bytes per second of the update beside a copy on the same device: the gap to 100 % is what is left to gain.
 
     python benchmarks/update.py --json results/update.json
     python benchmarks/update.py --device cuda
 
-An update has to read W, g, W̄, u and the moments and to write all but g again: 44 bytes a parameter with Adam (36 with
+An update has to read W, g, W̄, u and the moments and to write all but g again: 44 bytes per parameter with Adam (36 with
 momentum, 28 with SGD); with a clip it has to read W, g, W̄ and u once more before, for the norm: 16 bytes. Plain, fused
-and copy take turns; a figure is the median over the turns (smallest–largest). On a CPU: one thread.
+and copy take turns; a value is the median over the turns (smallest–largest). On a CPU: one thread.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fptt_dist.algorithm import FPTT
-from fptt_dist.training.run_folder import versions
+from fptt_dist.training.run_dir import versions
 
 SIZES = {"67K": (128, 1), "1M": (480, 1), "7M": (760, 2), "20M": (1290, 2), "100M": (2890, 2)}  # hidden, layers
 BASES: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any], int]] = {
@@ -34,7 +34,7 @@ SECONDS = 1.0  # of each turn at least, for what takes less than that
 
 
 def shapes(hidden: int, layers: int) -> list[tuple[int, ...]]:
-    """Of all parameters of a stack of LSTMs that reads one number, and a read-out of ten."""
+    """Return the shapes of all parameters of a stack of LSTMs with one input, and an output layer of ten units."""
     found: list[tuple[int, ...]] = []
     for layer in range(layers):
         found += [(4 * hidden, hidden if layer else 1), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)]
@@ -55,11 +55,12 @@ class Update:
         self.fused = fused
         for _ in range(2):  # the first makes the state, the second compiles
             self.run()
-        if fused and self.optimizer.fusing_problem is not None:
-            raise SystemExit(f"the update is not fused: {self.optimizer.fusing_problem}")
+        engine = self.optimizer.fused_update
+        if engine is not None and engine.problem is not None:
+            raise SystemExit(f"the update is not fused: {engine.problem}")
 
     def run(self) -> None:
-        """One update; the gradients' values are left by a fused one, and do not matter for the time of a plain one."""
+        """Make one update; a fused one keeps the gradients' values, which do not matter for the time of a plain one."""
         for p, g in zip(self.params, self.gradients, strict=True):
             p.grad = g
         self.optimizer.step()
@@ -79,7 +80,7 @@ class Copy:
 
 
 def seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Of one run: of as many as fit into about a fiftieth of `SECONDS`, at least one."""
+    """Return the seconds of one run: of as many as fit into about a fiftieth of `SECONDS`, at least one."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     done, spent = 0, 0.0
     wait()
@@ -94,7 +95,7 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
 
 
 def measure(base: str, size: str, *, clip: bool, repeats: int, device: torch.device) -> dict[str, Any]:
-    """One row: seconds of plain, fused and copy, taking turns."""
+    """Measure one row: seconds of plain, fused and copy, taking turns."""
     plain, fused = (Update(base, size, clip=clip, fused=f, device=device) for f in (False, True))
     copy = Copy(plain.count, device)
     times: dict[str, list[float]] = {"plain": [], "fused": [], "copy": []}
@@ -106,15 +107,15 @@ def measure(base: str, size: str, *, clip: bool, repeats: int, device: torch.dev
 
 
 def ratios(over: list[float], under: list[float], factor: float = 1.0) -> str:
-    """Median (smallest–largest) of the turns' ratios."""
+    """Return median (smallest–largest) of the turns' ratios."""
     each = [factor * a / b for a, b in zip(over, under, strict=True)]
     return f"{statistics.median(each):.2f} ({min(each):.2f}–{max(each):.2f})"
 
 
 def table(rows: list[dict[str, Any]], *, absolute: bool) -> str:
-    """Bytes a second relative to the copy's, and the gain."""
+    """Return bytes per second relative to the copy's, and the gain."""
     lines = [
-        "| base, clip | parameters | bytes a parameter | plain: of the copy's bytes/s | fused: of the copy's bytes/s "
+        "| base, clip | parameters | bytes per parameter | plain: of the copy's bytes/s | fused: of the copy's bytes/s "
         "| plain / fused, time |" + (" fused, GB/s | copy, GB/s |" if absolute else ""),
         "|---|---|---|---|---|---|" + ("---|---|" if absolute else ""),
     ]
@@ -134,7 +135,7 @@ def table(rows: list[dict[str, Any]], *, absolute: bool) -> str:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES], help="with adam; the others at 20M")
     parser.add_argument("--bases", nargs="+", choices=BASES, default=[*BASES])

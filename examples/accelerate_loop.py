@@ -8,20 +8,21 @@ Type:
 
 Start CPU processes with torchrun: `accelerate launch --cpu --num_processes 2` starts one (accelerate 1.15).
 
-`--batch` sequences are dealt out over the processes, so that one process and two train on the same sequences. It
-prints the test error of the slow variable W̄ beside that of always answering 1, and how far the processes' weights, W̄
+`--batch` sequences are distributed over the processes, so that one process and two train on the same sequences. It
+prints the test error of the slow weights W̄ beside that of always answering 1, and how far the processes' weights, W̄
 and u = λ/α are apart: 0.
 
 Four things to know:
-- Accelerate averages the gradients over the processes at every `backward`, so K times a sequence. FPTT sees the mean,
+- Accelerate averages the gradients over the processes at every `backward`, so K times per sequence. FPTT sees the mean,
   every process makes the same update, and W̄ and λ are equal everywhere without being sent. (The package's own
-  `fptt-dist launch` can agree once a batch instead, which is K times less often.)
-- Clip with `FPTT(max_norm=…)`, which bounds gradient + pull; `accelerator.clip_grad_norm_` clips the gradient alone.
+  `fptt-dist launch` can synchronize once per batch instead, which is K times less often.)
+- Clip with `FPTT(max_norm=…)`, which bounds the gradient of loss + regularizer; `accelerator.clip_grad_norm_` clips the
+  loss's gradient alone.
 - `accelerator.prepare` wraps the optimizer: FPTT's own methods are on `optimizer.optimizer`.
-- Inside `accelerator.accumulate(model)` no update is made until the gradients are synchronised, so a window would not
+- Inside `accelerator.accumulate(model)` no update is made until the gradients are synchronized, so a window would not
   get its own: keep it out of the loop over windows.
 
-What the pull does here: little; `--alpha 0` learns as well.
+Effect of the regularizer here: little; `--alpha 0` learns as well.
 """
 
 import argparse
@@ -36,7 +37,7 @@ STEPS, WINDOWS = 100, 10
 
 
 class Adder(nn.Module):
-    """An LSTM and what reads its last output; one module, so that one `prepare` serves both."""
+    """An LSTM and its output layer; one module, so that one `prepare` serves both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,8 +62,8 @@ def main() -> None:
     """Train, and print the result once."""
     parser = argparse.ArgumentParser(description="FPTT in Hugging Face Accelerate, on the adding task")
     parser.add_argument("--steps", type=int, default=400, help="batches (default: 400)")
-    parser.add_argument("--batch", type=int, default=64, help="sequences a batch, over all processes (default: 64)")
-    parser.add_argument("--alpha", type=float, default=0.5, help="strength of the pull; 0: none (default: 0.5)")
+    parser.add_argument("--batch", type=int, default=64, help="sequences per batch, over all processes (default: 64)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="strength of the regularizer; 0: none (default: 0.5)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -90,7 +91,7 @@ def main() -> None:
     x, y = (tensor.to(device) for tensor in adding(1000, torch.Generator().manual_seed(-1)))
     with torch.no_grad(), fptt.at_center():  # the optimizer that was prepared; optimizer.optimizer is the same
         error = (model(x)[0] - y).square().mean()
-    held = torch.cat([tensor.detach().flatten() for tensors in fptt.slow() for tensor in tensors])
+    held = torch.cat([tensor.detach().flatten() for tensors in fptt.slow_state() for tensor in tensors])
     gathered = torch.as_tensor(accelerator.gather(held))
     apart = (gathered.view(accelerator.num_processes, -1) - held).abs().max()
     accelerator.print(

@@ -6,15 +6,15 @@ Type:
     python examples/char_lm.py                 on a text that comes with Python: its language reference
 
 The first 90 % of the text are read as 32 streams side by side, in sequences of 100 characters and 5 windows each; the
-state goes from window to window and from sequence to sequence. The last 10 % are held out: it prints how many bits a
-character of them costs, beside the letters' frequencies alone (unigrams) and those of the letters after one or two
-others (bigrams, trigrams, smoothed), and then lets the model write a few lines. The vocabulary is the whole text's.
+state goes from window to window and from sequence to sequence. The last 10 % are held out: it prints the bits per
+character on them, beside those of the letters' frequencies alone (unigrams) and of the letters after one or two others
+(bigrams, trigrams, smoothed), and then lets the model write a few lines. The vocabulary is the whole text's.
 
-What the pull does here: next to nothing; `--alpha 0` ends within 0.01 bits. On a text of your own try both, and choose
-on a part of the text that you do not report.
+Effect of the regularizer here: next to none; `--alpha 0` ends within 0.01 bits. On a text of your own try both, and
+choose on a part of the text that you do not report.
 
-`fptt-dist train paper/ptb300_fptt.yaml task.text=… task.units=characters` is the framework's own way, with baselines,
-checkpoints and several processes.
+`fptt-dist train paper/ptb300_fptt.yaml task.text_dir=… task.token_level=character` is the framework's own way, with
+baselines, checkpoints and several workers.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def read(path: Path | None) -> str:
 
 
 def n_gram_bits(train: Tensor, held_out: Tensor, symbols: int) -> list[float]:
-    """Bits a character of `held_out` under 1-, 2- and 3-grams counted in `train`, each smoothed with the one before.
+    """Bits per character of `held_out` under 1-, 2- and 3-grams counted in `train`, each smoothed with the one before.
 
     p_n(c | context) = (count of context and c + s p_{n−1}(c)) / (count of context + s), with p₀ = 1/symbols, s = 5.
     """
@@ -81,7 +81,7 @@ def n_gram_bits(train: Tensor, held_out: Tensor, symbols: int) -> list[float]:
 
 
 def counts(seen: Tensor, asked: Tensor) -> Tensor:
-    """How often each of `asked` is in `seen` (float64)."""
+    """Count each of `asked` in `seen` (float64)."""
     values, number = seen.unique(return_counts=True)
     place = torch.searchsorted(values, asked).clamp_(max=len(values) - 1)
     return torch.where(values[place] == asked, number[place], 0).double()
@@ -89,7 +89,7 @@ def counts(seen: Tensor, asked: Tensor) -> Tensor:
 
 @torch.no_grad()
 def model_bits(model: CharacterModel, text: Tensor) -> float:
-    """Bits a character of `text`, read once from its beginning to its end."""
+    """Bits per character of `text`, read once from its beginning to its end."""
     state, total = None, 0.0
     for start in range(0, len(text) - 1, 1000):
         piece = text[start : start + 1001].unsqueeze(1)
@@ -114,8 +114,8 @@ def main() -> None:
     """Train, print the held-out bits beside the baselines', and write."""
     parser = argparse.ArgumentParser(description="A character language model of a text of yours, with FPTT")
     parser.add_argument("text", type=Path, nargs="?", help="a UTF-8 file (default: Python's language reference)")
-    parser.add_argument("--steps", type=int, default=120, help="sequences a stream (default: 120)")
-    parser.add_argument("--alpha", type=float, default=0.1, help="strength of the pull; 0: none (default: 0.1)")
+    parser.add_argument("--steps", type=int, default=120, help="sequences per stream (default: 120)")
+    parser.add_argument("--alpha", type=float, default=0.1, help="strength of the regularizer; 0: none (default: 0.1)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
@@ -149,7 +149,7 @@ def main() -> None:
         written = write(model, train[-200:], 300)
     unigrams, bigrams, trigrams = n_gram_bits(train, held_out, len(vocabulary))
     print(
-        f"held-out bits a character: {bits:.3f} (unigrams {unigrams:.3f}, bigrams {bigrams:.3f}, "
+        f"held-out bits per character: {bits:.3f} (unigrams {unigrams:.3f}, bigrams {bigrams:.3f}, "
         f"trigrams {trigrams:.3f})\n"
     )
     print("".join(vocabulary[symbol] for symbol in written))

@@ -6,19 +6,19 @@ Type:
     python examples/lightning_module.py --folder runs/lightning
     python examples/lightning_module.py --folder runs/lightning --epochs 8 --resume runs/lightning/last.ckpt
 
-It trains an LSTM on the adding task, 50 batches an epoch, writes `last.ckpt` after every epoch and prints the
-validation error of the slow variable W̄ beside that of always answering the mean. The second command goes on where the
+It trains an LSTM on the adding task, 50 batches per epoch, writes `last.ckpt` after every epoch and prints the
+validation error of the slow weights W̄ beside that of always answering the mean. The second command resumes where the
 first ended, with W̄ and λ, and ends with the same weights as eight epochs in one go.
 
 Four things to know:
-- FPTT steps K times a batch, so `automatic_optimization = False`, and `trainer.global_step` counts updates, not
+- FPTT steps K times per batch, so `automatic_optimization = False`, and `trainer.global_step` counts updates, not
   batches: `max_steps` and `ModelCheckpoint(every_n_train_steps=…)` are in updates.
 - `Trainer(gradient_clip_val=…)` is refused with manual optimization: `FPTT(max_norm=…)` clips.
 - Lightning saves and restores W̄ and λ by itself; they are in the optimizer's state. It does not restore the generator
   of random numbers: the data of an epoch depend on its number alone here, so that a resumed run sees the same.
 - `precision="bf16-mixed"` works as with any optimizer; `"bf16-true"` does not: FPTT keeps the weights in float32.
 
-What the pull does here: little; `--alpha 0` learns as well. The K updates along each sequence do the work.
+Effect of the regularizer here: little; `--alpha 0` learns as well. The K updates along each sequence do the work.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class AddingModule(lightning.LightningModule):
             self.log("error", nn.functional.mse_loss(self.readout(hidden[:, -1]), y))
 
     def configure_optimizers(self) -> Any:
-        """FPTT around Adam; the schedule moves FPTT's learning rate like any optimizer's."""
+        """FPTT around Adam; the schedule changes FPTT's learning rate like any optimizer's."""
         adam = torch.optim.Adam(self.parameters(), lr=1e-2)
         optimizer = FPTT(adam, alpha=self.alpha, metric="preconditioned", max_norm=1.0)
         return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.9)}
@@ -102,9 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="FPTT in Lightning, on the adding task")
     parser.add_argument("--folder", type=Path, default=Path("runs/lightning"), help="where last.ckpt is written")
     parser.add_argument("--epochs", type=int, default=6, help="of 50 batches each (default: 6)")
-    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
+    parser.add_argument("--resume", type=Path, help="a checkpoint to resume from")
     parser.add_argument("--precision", default="32-true", help="Lightning's precision (default: 32-true)")
-    parser.add_argument("--alpha", type=float, default=0.5, help="strength of the pull; 0: none (default: 0.5)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="strength of the regularizer; 0: none (default: 0.5)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 

@@ -1,21 +1,21 @@
-"""FPTT with a recurrent cell of your own: anything that is `(x, state) → (y, state)` will do.
+"""FPTT with a recurrent layer of your own: anything that is `(x, state) → (y, state)` will do.
 
 Type:
 
     python examples/own_cell.py              FPTT
-    python examples/own_cell.py --alpha 0    the same windows without the pull
+    python examples/own_cell.py --alpha 0    the same windows without the regularizer
 
-or train the cell as any of the package's, on its tasks and with its algorithms, several processes and resume:
+or train the layer like any of the package's, on its tasks and with its algorithms, several workers and resumption:
 
-    fptt-dist train add_task task.length=20 model.cell=examples/own_cell.py:GatedCell model.hidden=64
+    fptt-dist train add_task task.length=20 model.layer=examples/own_cell.py:GatedCell model.hidden=64
 
-The cell below is a gated one of a few lines. In the first step it is shown one of eight symbols, then 99 steps of
+The layer below is a gated one of a few lines. In the first step it is shown one of eight symbols, then 99 steps of
 noise; at the end of each window it is asked which symbol it was. The graph is cut at every window, so that the symbol
-reaches a later window only through the state: the cell learns to hold it because every window asks.
+reaches a later window only through the state: the layer learns to hold it because every window asks.
 
 It prints the accuracy on new sequences every 50 batches and a last line with the accuracy of W̄; guessing has 12.5 %.
 
-What the pull does here: nothing that is needed. `--alpha 0` learns the same; what counts are the K updates.
+Effect of the regularizer here: none that is needed. `--alpha 0` learns the same; what counts are the K updates.
 """
 
 import argparse
@@ -62,9 +62,9 @@ def recall(sequences: int) -> tuple[Tensor, Tensor]:
 
 def main() -> None:
     """Train, and print the accuracy."""
-    parser = argparse.ArgumentParser(description="FPTT with a cell of one's own")
+    parser = argparse.ArgumentParser(description="FPTT with a layer of your own")
     parser.add_argument("--steps", type=int, default=150, help="batches (default: 150)")
-    parser.add_argument("--alpha", type=float, default=0.5, help="strength of the pull; 0: none (default: 0.5)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="strength of the regularizer; 0: none (default: 0.5)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 

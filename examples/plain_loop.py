@@ -3,13 +3,13 @@
 Type:
 
     python examples/plain_loop.py              FPTT
-    python examples/plain_loop.py --alpha 0    the same loop without the pull
+    python examples/plain_loop.py --alpha 0    the same loop without the regularizer
 
-It prints the test error every 100 batches and a last line with the error of the slow variable W̄ beside that of always
+It prints the test error every 100 batches and a last line with the error of the slow weights W̄ beside that of always
 answering the mean, 1 (0.1667, the variance of the sum of two numbers from [0, 1)).
 
-What the pull does here: the K updates along each sequence do most of the work, and the loop learns with `--alpha 0`
-too. Change the batch, the model and the loss for yours; the inner loop stays.
+Effect of the regularizer here: the K updates along each sequence do most of the work, and the loop learns with
+`--alpha 0` too. Change the batch, the model and the loss for yours; the inner loop stays.
 """
 
 import argparse
@@ -23,7 +23,7 @@ STEPS, WINDOWS, BATCH = 100, 10, 64
 
 parser = argparse.ArgumentParser(description="FPTT in a plain PyTorch loop, on the adding task")
 parser.add_argument("--steps", type=int, default=400, help="batches (default: 400)")
-parser.add_argument("--alpha", type=float, default=0.5, help="strength of the pull; 0: none (default: 0.5)")
+parser.add_argument("--alpha", type=float, default=0.5, help="strength of the regularizer; 0: none (default: 0.5)")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 

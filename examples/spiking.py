@@ -5,16 +5,17 @@ Type:
 
     pip install -c constraints.txt -e '.[examples]'
     python examples/spiking.py              FPTT
-    python examples/spiking.py --alpha 0    the same windows without the pull
+    python examples/spiking.py --alpha 0    the same windows without the regularizer
 
-Each of five classes is a pattern of firing rates over 20 channels, all between 3 and 7 % a step. A few steps say almost
-nothing; over 100 steps a listener who knows the rates decides best by adding up logarithms, and that bound is printed
-too. Two layers of leaky integrate-and-fire neurons read the spikes; the answer is the output neuron that fires most.
+Each of five classes is a pattern of firing rates over 20 channels, all between 3 and 7 % per step. A few steps say
+almost nothing; over 100 steps a listener who knows the rates decides best by adding up logarithms, and that bound is
+printed too. Two layers of leaky integrate-and-fire neurons read the spikes; the answer is the output neuron that fires
+most.
 
 It prints the accuracy on new spike trains after every 100 batches, and last that of W̄ beside guessing and the bound.
 
-What the pull does here: nothing that is needed; `--alpha 0` is as good. What windows give a spiking network is memory:
-the graph of one window of 20 steps at a time, however long the sequence.
+Effect of the regularizer here: none that is needed; `--alpha 0` is as good. What windows save a spiking network is
+memory: the graph covers one window of 20 steps at a time, however long the sequence.
 """
 
 import argparse
@@ -31,7 +32,7 @@ State = list[Tensor]
 
 parser = argparse.ArgumentParser(description="FPTT with a spiking network")
 parser.add_argument("--steps", type=int, default=300, help="batches (default: 300)")
-parser.add_argument("--alpha", type=float, default=0.5, help="strength of the pull; 0: none (default: 0.5)")
+parser.add_argument("--alpha", type=float, default=0.5, help="strength of the regularizer; 0: none (default: 0.5)")
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
@@ -47,7 +48,7 @@ class SpikingNetwork(nn.Module):
         self.output = snn.Leaky(beta=0.9, spike_grad=gradient)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Reads spikes x (S, B, channels) from the membranes `state` on; gives spikes (S, B, classes) and membranes."""
+        """Read spikes x (S, B, channels) from the membranes `state` on; return spikes (S, B, classes) and membranes."""
         if state is None:
             state = [x.new_zeros(x.shape[1], 64), x.new_zeros(x.shape[1], CLASSES)]
         hidden_membrane, output_membrane = state
@@ -88,7 +89,7 @@ for batch in range(1, options.steps + 1):
     state = None
     for part in window_slices(STEPS, WINDOWS):
         spikes, state = network(x[part], state)
-        nn.functional.cross_entropy(spikes.sum(0), y).backward()  # rate read-out: the window's spikes are the logits
+        nn.functional.cross_entropy(spikes.sum(0), y).backward()  # rate code: the window's spike counts are the logits
         optimizer.step()
         optimizer.zero_grad()
         state = [membrane.detach() for membrane in state]

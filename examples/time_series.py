@@ -8,14 +8,15 @@ Type:
 The series is the yearly mean sunspot number from 1700 to 2008, which statsmodels brings along. It is split in time:
 training to 1899, validation to 1949, test from 1950 on; it is scaled by the training years' mean and deviation. An LSTM
 reads the years one by one and says the difference to the next, trained on the whole training part (BPTT), or with
-K = 8 updates along it, without the pull (online) or with it (FPTT). All three have the same number of passes over the
-training years; the learning rate and the pass to stop at are chosen by the validation error, from the same choices.
+K = 8 updates along it, without the regularizer (tbptt) or with it (FPTT). All three have the same number of passes over
+the training years; the learning rate and the pass to stop at are chosen by the validation error, from the same choices.
 
 It prints the root mean squared error of one step ahead, beside three forecasts that train no network: the year before
 (persistence), eleven years before (seasonal naive), a linear autoregression on nine years (least squares).
 
-What the pull does here: FPTT is ahead on the test years and not on the validation years, so nobody could have chosen it
-by them. The series is short, seeds differ by as much as methods, and the autoregression has ten numbers to fit.
+Effect of the regularizer here: FPTT is better on the test years and not on the validation years, so nobody could have
+chosen it by them. The series is short, seeds differ by as much as methods, and the autoregression has ten coefficients
+to fit.
 """
 
 import argparse
@@ -44,7 +45,7 @@ scaled = (series - mean) / scale
 
 
 def error(forecast: Tensor, part: Tensor) -> float:
-    """Root mean squared error of the forecasts (one a year from the second on) in the years of `part`."""
+    """Root mean squared error of the forecasts (one per year from the second on) in the years of `part`."""
     return (forecast - series[1:])[part[1:]].square().mean().sqrt().item()
 
 
@@ -103,7 +104,7 @@ def train_network(windows: int, alpha: float, lr: float, seed: int) -> tuple[flo
 
 METHODS = {
     "LSTM, BPTT": (1, 0.0),
-    f"LSTM, online, K = {WINDOWS}": (WINDOWS, 0.0),
+    f"LSTM, tbptt, K = {WINDOWS}": (WINDOWS, 0.0),
     f"LSTM, FPTT, K = {WINDOWS}": (WINDOWS, 0.5),
 }
 RATES = (3e-3, 1e-2)

@@ -1,20 +1,17 @@
 """Train recurrent networks on long sequences with forward propagation through time (FPTT)."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fptt_dist.algorithm import FPTT, window_slices
+from fptt_dist.lazy import lazily
+from fptt_dist.version import __version__
 
-if TYPE_CHECKING:
-    from fptt_dist.training.run import train
-
-__version__ = "0.1.0"
 __all__ = ["FPTT", "__version__", "train", "window_slices"]
 
-
-def __getattr__(name: str) -> Any:
-    # The framework around the algorithm is imported when it is asked for: `FPTT` alone stays quick to import.
-    if name == "train":
-        from fptt_dist.training.run import train
-
-        return train
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if TYPE_CHECKING:
+    from fptt_dist.algorithm import FPTT, window_slices
+    from fptt_dist.training.run import train
+else:
+    # The command starts without torch, and FPTT without the framework around it.
+    __getattr__, __dir__ = lazily(
+        __name__, {"FPTT": "algorithm", "train": "training.run", "window_slices": "algorithm"}
+    )

@@ -1,7 +1,7 @@
-"""Standard output and error of a program, which outlives whoever reads them.
+"""Standard output and error of a program that outlives their readers.
 
 A pipe whose reader has ended, a full disk and a terminal that is gone make every print fail. A run that is hours old
-must not end for it: what cannot be printed is dropped, and from then on all of it.
+must not end because of that: what cannot be printed is dropped, and so is everything after it.
 """
 
 import io
@@ -97,7 +97,7 @@ def _is_on(stream: TextIO, number: int) -> bool:
 
 
 def _open_null(number: int, flags: int) -> None:
-    """Make a file descriptor, open or closed, one of /dev/null."""
+    """Point a file descriptor, open or closed, at /dev/null."""
     null = os.open(os.devnull, flags)
     if null == number:
         os.set_inheritable(null, True)

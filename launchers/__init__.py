@@ -1,1 +1,1 @@
-"""How processes start: one file a launcher, imported when its verb is called."""
+"""Launchers that start the workers: one module per launcher, imported when its subcommand is called."""

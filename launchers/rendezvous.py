@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 
-from fptt_dist.parallel.store import (
+from fptt_dist.parallel.comm.store import (
     STORE_FILE,
     family,
     listening_socket,

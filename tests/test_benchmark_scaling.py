@@ -1,16 +1,15 @@
 """The scaling benchmark: run tiny, for real, and what it makes of its timings."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.scaling import ONE, SCALINGS, Size, merged, table
+from benchmarks.scaling import DDP, ONE, SCALINGS, Size, main, merged, table
+from tests.training.helpers import isolated
 
-ROOT = Path(__file__).parents[1]
 SIZE = Size(length=784, windows=28, hidden=128, batch=100, workers=2, batches=1)
 
 
@@ -47,16 +46,14 @@ def test_ratios_are_taken_within_a_round() -> None:
 
 
 @pytest.mark.slow
-def test_tiny_and_for_real(tmp_path: Path) -> None:
+def test_tiny_and_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     keys = ["--length", "28", "--windows", "4", "--hidden", "8", "--batch", "8", "--rounds", "2", "--batches", "1"]
     file = tmp_path / "scaling.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", *keys, "--json", str(file)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["scaling", *keys, "--json", str(file)])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as it sets itself
+    with isolated():
+        main()
+    out = capsys.readouterr().out
     rounds = json.loads(file.read_text())["rounds"]
     assert len(rounds) == 2
     for one, *rows in rounds:
@@ -65,7 +62,12 @@ def test_tiny_and_for_real(tmp_path: Path) -> None:
         assert {each["sequences"] for each in rows if each["scaling"] == "strong"} == {8}
         assert {each["updates"] for each in (one, *rows)} == {4}
         assert all((each["blocked"] > 0) == (each["name"] in TRAVELS) for each in (one, *rows))
-    assert done.stdout.count("| weak |") == done.stdout.count("| strong |") == 5
+    assert out.count("| weak |") == out.count("| strong |") == 5
 
 
-TRAVELS = {"gradient", "consensus, every=4 (a batch)", "consensus, every=1"}  # and DDP's, which torch does not tell
+TRAVELS = {
+    "gradient",
+    "consensus, sync_every=4 (once per batch)",
+    "consensus, sync_every=1",
+    DDP,  # its flags: torch does not tell of its gradients
+}

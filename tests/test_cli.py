@@ -14,10 +14,9 @@ import pytest
 from PIL import Image
 from typer.models import ArgumentInfo
 
-from fptt_dist import __version__
-from fptt_dist.cli import app, config_app, data_app, main
+from fptt_dist.cli import app, config, data, main
 from fptt_dist.config import describe, dump, load
-from fptt_dist.config.yaml12 import parse
+from fptt_dist.config.loading.yaml import parse
 from tests.training.helpers import isolated, result, resumed, tiny, train_until
 
 ROOT = Path(__file__).parents[1]
@@ -51,33 +50,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     run = tmp_path_factory.mktemp("cli") / "run"
     with isolated():
-        outcome = train(tiny(run, {"evaluate.every": 1, "optimizer.lr": 0.05}, batches=20))
+        outcome = train(tiny(run, {"evaluate.every_batches": 1, "optimizer.lr": 0.05}, batches=20))
     assert outcome.best_batch < 20
     return run
 
 
-VERBS = [
-    "train",
-    "launch",
-    "submit",
-    "jobs",
-    "reproduce",
-    "evaluate",
-    "report",
-    "config",
-    "config keys",
-    "config show",
-    "config schema",
-]
+COMMANDS = {
+    f"{group} {command.name or command.callback.__name__}".strip(): command.callback
+    for group, program in (("", app), ("config", config.app), ("data", data.app))
+    for command in program.registered_commands
+    if command.callback is not None
+}
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
-def test_help(verb: str, fptt_dist: Command) -> None:
-    code, out, err = fptt_dist(*verb.split(), "--help")
-    assert (code, err) == (0, "")
-    assert re.search(rf"Usage: .*fptt-dist {verb}", out)
-    for name in ("train", "submit", "jobs", "evaluate", "report", "config") if not verb else ():
-        assert re.search(rf"\b{name} ", out)
+def test_help(fptt_dist: Command, subtests: pytest.Subtests) -> None:
+    for verb in ("", "config", "data", *COMMANDS):
+        with subtests.test(verb):
+            code, out, err = fptt_dist(*verb.split(), "--help")
+            assert (code, err) == (0, "")
+            assert re.search(rf"Usage: .*fptt-dist {verb}", out)
+            inside = {"": COMMANDS, "config": ("keys", "show", "schema"), "data": ("fetch", "check")}.get(verb, ())
+            assert [name for name in inside if not re.search(rf"\b{name.partition(' ')[0]} ", out)] == []
 
 
 def test_config_keys(fptt_dist: Command) -> None:
@@ -90,7 +83,7 @@ def test_config_keys(fptt_dist: Command) -> None:
     assert code == 0
     assert {"fptt.alpha", "fptt.schedule.name"} <= {line.split()[0] for line in lines}
     assert all(line.startswith(("fptt.", " ")) for line in lines)
-    assert re.search(r"fptt.beta +float > 0 and <= 1 +0.5 +how much of the center each update renews", out)
+    assert re.search(r"fptt.beta +float > 0 and <= 1 +0.5 +fraction of the center that each update replaces", out)
 
 
 def test_config_show_reads_back(fptt_dist: Command, tmp_path: Path) -> None:
@@ -133,7 +126,7 @@ def test_config_schema_knows_every_key_of_the_packaged_configuration(fptt_dist: 
     assert not accepts(schema, {**values, "train": {"batch_size": "many"}})
 
 
-def test_train_evaluate_and_report(fptt_dist: Command, tmp_path: Path) -> None:
+def test_train_says_what_came_out_and_where_it_is(fptt_dist: Command, tmp_path: Path) -> None:
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(dump(tiny(run, batches=6)))
     code, out, _ = fptt_dist("train", str(config), "seed=4")
@@ -143,15 +136,6 @@ def test_train_evaluate_and_report(fptt_dist: Command, tmp_path: Path) -> None:
     first, second = out.splitlines()
     assert first.startswith(f"adding fptt: test mse {found['value']:.5g} at batch 6 of 6 (18 updates, ")
     assert second == f"everything is in {run}"
-    page = tmp_path / "written" / "page.html"
-    code, out, _ = fptt_dist("report", str(run), "--out", str(page))
-    assert code == 0
-    assert f"{found['value']:.5f}" in out
-    assert out.splitlines()[-1] == f"page: {page}"
-    assert f"{found['value']:.5g} (1)" in page.read_text()
-    for picture in (tmp_path / "written" / "page_figures").glob("*.png"):
-        with Image.open(picture) as image:
-            assert min(image.size) > 300
 
 
 def test_evaluate_gives_the_results_numbers(finished: Path, fptt_dist: Command) -> None:
@@ -166,15 +150,26 @@ def test_evaluate_gives_the_results_numbers(finished: Path, fptt_dist: Command) 
 
 
 def test_report_writes_into_the_first_folder(finished: Path, fptt_dist: Command, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
     for name in ("a", "b"):
-        shutil.copytree(finished, tmp_path / "runs" / name)
-    code, out, _ = fptt_dist("report", str(tmp_path / "runs"))
+        shutil.copytree(finished, runs / name)
+    (runs / "report_figures").mkdir()  # an older page and its pictures are not in the way
+    for name in ("report.html", "report_figures/old.png"):
+        (runs / name).write_text("old")
+    code, out, _ = fptt_dist("report", str(runs))
     assert code == 0
-    assert [line.split()[1] for line in out.splitlines()[3:5]] == [str(tmp_path / "runs" / name) for name in "ab"]
-    assert out.splitlines()[-1] == f"page: {tmp_path / 'runs' / 'report.html'}"
-    first = (tmp_path / "runs" / "report.html").read_text()
-    assert fptt_dist("report", str(tmp_path / "runs"))[0] == 0  # its own page and pictures are not in its way
-    assert (tmp_path / "runs" / "report.html").read_text().count("<img") == first.count("<img") > 0
+    value = result(finished)["value"]
+    lines = out.splitlines()
+    assert [line.split()[1] for line in lines[3:5]] == [str(runs / name) for name in "ab"]
+    assert all(f"{value:.5f}" in line for line in lines[3:5])
+    assert lines[-1] == f"page: {runs / 'report.html'}"
+    text = (runs / "report.html").read_text()
+    assert f"{value:.5g}" in text
+    pictures = [picture for picture in (runs / "report_figures").glob("*.png") if picture.name != "old.png"]
+    assert text.count("<img") == len(pictures) > 0
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert min(image.size) > 300
 
 
 def test_report_into_a_place_that_cannot_be_written(finished: Path, fptt_dist: Command, tmp_path: Path) -> None:
@@ -191,12 +186,12 @@ def test_a_dry_run_prints_and_writes_nothing(
     code, out, err = fptt_dist("train", "add_task", "--dry-run", "model.hidden=8", "device=cpu")
     assert (code, err) == (0, "")
     count = 4 * 8 * (2 + 8) + 8 * 8 + 8 + 1
-    assert re.search(r"inputs of the batch \(steps, sequences, numbers\) +\(200, 64, 2\)", out)
+    assert re.search(r"inputs of the batch \(steps, sequences, features\) +\(200, 64, 2\)", out)
     assert re.search(r"output of a window +\(1, 64, 1\)", out)
-    assert re.search(r"windows +10 of 20 steps; 10 update\(s\) a batch", out)
+    assert re.search(r"windows +10 of 20 steps; 10 update\(s\) per batch", out)
     assert re.search(rf"parameters +{count}, {count - 9} of them recurrent", out)
     assert re.search(rf"W̄ and u +{8 * count / 2**20:.3f} MiB", out)
-    assert re.search(rf"moments of the base optimizer +{(8 * count + 24) / 2**20:.3f} MiB", out)
+    assert re.search(rf"state of the base optimizer +{(8 * count + 24) / 2**20:.3f} MiB", out)
     assert out.endswith("nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -212,7 +207,7 @@ USAGE = {  # from typer, within a frame
     "reproduce": "Missing argument 'TARGET",
 }
 NO_RUN = "is not a run's folder, it has no config.yaml: type the folder of one run"
-ADD = "train add_task train.batches=1 device=cpu"
+ADD = "train add_task train.max_batches=1 device=cpu"
 MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
     "train nothing.yaml": "nothing.yaml: no such file; packaged: ",
     "train empty": "empty: is a folder, not a file",
@@ -226,18 +221,18 @@ MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
     "reproduce table4 seed=3": "seed=3: reproduce trains every row with the seeds 0, 1, …: type --seeds 3 for three",
     "reproduce table4 --budget smoke data.root=empty": "empty/ptb has no ptb.train.txt. Get the Penn Treebank with: ",
     "train paper/ptb300_fptt data.root=empty": "empty/ptb has no ptb.train.txt. Get the Penn Treebank with: fptt-dist ",
-    "train add_task model.cell=awd_lstm": "model.cell=awd_lstm is a language model, and task.name=adding is no text: ",
+    "train add_task model.layer=awd_lstm": "model.layer=awd_lstm is a language model, and task.name=adding is no ",
     "train add_task word": "override word: not of the form key=value, such as optimizer.lr=1e-3",
     "train add_task seed=": "override seed=: the value is empty; type seed=null for none",
     "train add_task fptt.windows=500": "fptt.windows=500 is more than the steps of a sequence, task.length=200: type",
     "train add_task train.batch_size=20000": "train.batch_size=20000 is more than the 12800 training sequences of an ",
-    "train add_task train.batches=null": "train.batches=null and train.epochs=null leave the run without an end: type",
+    "train add_task train.max_batches=null": "train.max_batches=null and train.max_epochs=null leave ",
     "train add_task optimizer.name=sgd": "fptt.metric=preconditioned needs an optimizer with a preconditioner",
-    "train add_task task.length=2 fptt.windows=1 model.initialisation=chrono": "model.initialisation=chrono needs at ",
+    "train add_task task.length=2 fptt.windows=1 model.init=chrono": "model.init=chrono needs at ",
     f"{ADD} run.dir=file": "run.dir=file is a file: type run.dir=… for the run's own folder",
     f"{ADD} run.dir=file/run": "run.dir=file/run cannot be created: Not a directory",
     f"{ADD} run.dir=/proc/run": "run.dir=/proc/run cannot be created: No such file or directory",
-    f"{ADD} run.dir=other": "run.dir=other holds a run already: type resume=auto to go on with it, or run.dir=…",
+    f"{ADD} run.dir=other": "run.dir=other holds a run already: type resume=auto to resume it, or run.dir=…",
     f"{ADD} run.dir=.": "run.dir=. is not empty and holds no run: type run.dir=… for another folder",
     "evaluate nothing": f"nothing {NO_RUN}",
     "evaluate empty": f"empty {NO_RUN}",
@@ -267,20 +262,21 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize("command", USAGE)
-def test_bad_usage(command: str, workplace: Path, fptt_dist: Command) -> None:
-    code, out, err = fptt_dist(*command.split())
-    assert (code, out) == (2, "")
-    assert USAGE[command] in err
-    assert "Traceback" not in err
+def test_bad_usage(workplace: Path, fptt_dist: Command, subtests: pytest.Subtests) -> None:
+    for command, message in USAGE.items():
+        with subtests.test(command):
+            code, out, err = fptt_dist(*command.split())
+            assert (code, out) == (2, "")
+            assert message in err
+            assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_mistake(command: str, workplace: Path, fptt_dist: Command) -> None:
-    code, out, err = fptt_dist(*command.split())
-    assert (code, out) == (2, "")
-    assert err.startswith(f"fptt-dist: {MISTAKES[command]}")
-    assert err.count("\n") == 1
+def test_a_mistake(workplace: Path, fptt_dist: Command, subtests: pytest.Subtests) -> None:
+    for command, message in MISTAKES.items():
+        with subtests.test(command):
+            code, out, err = fptt_dist(*command.split())
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert err.startswith(f"fptt-dist: {message}")
 
 
 @pytest.mark.skipif("CUDA_HOME" in os.environ, reason="for machines without a GPU")
@@ -296,33 +292,24 @@ def test_no_gpu(workplace: Path, fptt_dist: Command) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE set in the environment, but not RANK, LOCAL_RANK: start with torchrun"),
-        (
-            {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "x"},
-            "LOCAL_RANK='x' in the environment is not a number: unset LOCAL_RANK",
-        ),
-        (
-            {"WORLD_SIZE": "2", "RANK": "2", "LOCAL_RANK": "0"},
-            "RANK=2 in the environment is not below WORLD_SIZE=2: start with torchrun",
-        ),
-    ],
-)
+BROKEN = {  # the variables WORLD_SIZE, RANK and LOCAL_RANK
+    ("2", None, None): "WORLD_SIZE set in the environment, but not RANK, LOCAL_RANK: start with torchrun",
+    ("2", "0", "x"): "LOCAL_RANK='x' in the environment is not a number: unset LOCAL_RANK",
+    ("2", "2", "0"): "RANK=2 in the environment is not below WORLD_SIZE=2: start with torchrun",
+}
+
+
 def test_a_broken_environment(
-    variables: dict[str, str],
-    message: str,
-    workplace: Path,
-    fptt_dist: Command,
-    monkeypatch: pytest.MonkeyPatch,
+    workplace: Path, fptt_dist: Command, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    code, out, err = fptt_dist(*ADD.split())
-    assert (code, out) == (2, "")
-    assert message in err
-    assert err.count("\n") == 1
+    for values, message in BROKEN.items():
+        for name, value in zip(("WORLD_SIZE", "RANK", "LOCAL_RANK"), values, strict=True):
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        with subtests.test(message):
+            code, out, err = fptt_dist(*ADD.split())
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert message in err
 
 
 def test_a_run_without_a_checkpoint(tmp_path: Path, fptt_dist: Command) -> None:
@@ -359,16 +346,11 @@ def test_a_finished_run_says_so(finished: Path, fptt_dist: Command, caplog: pyte
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fptt_dist", "train", "nothing.yaml"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
+        [sys.executable, "-m", "fptt_dist", "train", "nothing.yaml"], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 2
     assert done.stderr.startswith("fptt-dist: nothing.yaml: no such file")
     assert "Traceback" not in done.stderr
-    assert __version__
     assert list(tmp_path.iterdir()) == []
 
 
@@ -408,26 +390,25 @@ def test_the_sbatch_file_of_a_dry_run(fptt_dist: Command, tmp_path: Path, monkey
     assert list((tmp_path / "work").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--nodes", "0"], "nodes: 0 is not allowed; allowed: int >= 1 (--nodes)"),
-        (["--nodes", "2", "--local"], "--nodes 2 with --local, which is this machine alone: type --nodes 1"),
-        (["--time", "soon"], "time=soon is no time of SLURM's: type minutes, hh:mm:ss, or days-hh:mm:ss, such as"),
-        (["--array"], "add_task: no such file; packaged: sweeps/alpha_seeds.yaml"),
-        (["--cluster", "gone.yaml"], "gone.yaml: cannot be read: No such file or directory"),
-        ([], "there is no sbatch here: type the command on a login node of the cluster, or add --local"),
-    ],
-)
+SUBMIT = {
+    "--nodes 0": "nodes: 0 is not allowed; allowed: int >= 1 (--nodes)",
+    "--nodes 2 --local": "--nodes 2 with --local, which is this node alone: type --nodes 1",
+    "--time soon": "time=soon is no time of SLURM's: type minutes, hh:mm:ss, or days-hh:mm:ss, such as",
+    "--array": "add_task: no such file; packaged: sweeps/alpha_seeds.yaml",
+    "--cluster gone.yaml": "gone.yaml: cannot be read: No such file or directory",
+    "": "there is no sbatch here: type the command on a login node of the cluster, or add --local",
+}
+
+
 def test_a_mistake_of_submit(
-    words: list[str], message: str, fptt_dist: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Path, fptt_dist: Command, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "/nowhere")
-    code, out, err = fptt_dist("submit", "add_task", *words)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"fptt-dist: {message}")
-    assert list(tmp_path.iterdir()) == []
+    for words, message in SUBMIT.items():
+        with subtests.test(words):
+            code, out, err = fptt_dist("submit", "add_task", *words.split())
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert err.startswith(f"fptt-dist: {message}")
 
 
 def test_jobs(finished: Path, fptt_dist: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,37 +442,35 @@ NO_PATHS = {  # parameters of text that are no path
 
 def paths() -> Iterator[tuple[str, list[str]]]:
     """Every parameter that is a path: its name in messages, and a command that gives it a remote one."""
-    for group, program in (("", app), ("config", config_app), ("data", data_app)):
-        for command in program.registered_commands:
-            assert command.callback is not None
-            verb = command.name or command.callback.__name__.replace("_", "-")
-            hints = get_type_hints(command.callback, include_extras=True)
-            known = {
-                name: (str(get_args(hint)[0]), get_args(hint)[1]) for name, hint in hints.items() if name != "return"
-            }
-            texts = {name for name, (kind, _) in known.items() if "str" in kind}
-            assert texts <= NO_PATHS, f"{verb}: {texts - NO_PATHS}: a path, or one for NO_PATHS"
-            words = {name: "x" for name, (_, info) in known.items() if isinstance(info, ArgumentInfo)}
-            words |= {name: "--nproc=2" for name in known if name == "nproc"}
-            words.pop("overrides", None)
-            for name in (name for name, (kind, _) in known.items() if "Path" in kind):
-                info = known[name][1]
-                given = REMOTE if isinstance(info, ArgumentInfo) else f"--{name}={REMOTE}"
-                shown = str(info.metavar).strip("[]…") if isinstance(info, ArgumentInfo) else f"--{name}"
-                yield shown, [*filter(None, [group]), verb, *({**words, name: given}).values()]
+    for verb, callback in COMMANDS.items():
+        hints = get_type_hints(callback, include_extras=True)
+        known = {name: (str(get_args(hint)[0]), get_args(hint)[1]) for name, hint in hints.items() if name != "return"}
+        texts = {name for name, (kind, _) in known.items() if "str" in kind}
+        assert texts <= NO_PATHS, f"{verb}: {texts - NO_PATHS}: a path, or one for NO_PATHS"
+        words = {name: "x" for name, (_, info) in known.items() if isinstance(info, ArgumentInfo)}
+        words |= {name: "--nproc=2" for name in known if name == "nproc"}
+        words.pop("overrides", None)
+        for name in (name for name, (kind, _) in known.items() if "Path" in kind):
+            info = known[name][1]
+            given = REMOTE if isinstance(info, ArgumentInfo) else f"--{name}={REMOTE}"
+            shown = str(info.metavar).strip("[]…") if isinstance(info, ArgumentInfo) else f"--{name}"
+            yield shown, [*verb.split(), *({**words, name: given}).values()]
 
 
-@pytest.mark.parametrize(("name", "command"), list(paths()), ids=lambda value: value if isinstance(value, str) else "_")
-def test_no_parameter_takes_a_remote_path(name: str, command: list[str], workplace: Path, fptt_dist: Command) -> None:
-    code, out, err = fptt_dist(*command)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f'fptt-dist: {name}: "s3:/bucket/x" is a remote path, and only local ones are supported (a ')
-    assert err.endswith(": type a path without s3://\n")
+def test_no_parameter_takes_a_remote_path(workplace: Path, fptt_dist: Command, subtests: pytest.Subtests) -> None:
+    said = '"s3:/bucket/x" is a remote path, and only local ones are supported (a '
+    cases = list(paths())
+    assert len(cases) > 10
+    for name, command in cases:
+        with subtests.test(" ".join(command)):
+            code, out, err = fptt_dist(*command)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert err.startswith(f"fptt-dist: {name}: {said}")
+            assert err.endswith(": type a path without s3://\n")
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_no_key_takes_a_remote_path(workplace: Path, fptt_dist: Command, subtests: pytest.Subtests) -> None:
+    for command in (
         f"{ADD} run.dir={REMOTE}",
         f"{ADD} --dry-run data.root={REMOTE}",
         f"reproduce table3 --budget smoke run.dir={REMOTE}",
@@ -500,12 +479,11 @@ def test_no_parameter_takes_a_remote_path(name: str, command: list[str], workpla
         f"submit add_task --dry-run run.dir={REMOTE}",
         f"submit alpha_seeds --array --dry-run run.dir={REMOTE}",
         f"launch add_task --nproc 2 run.dir={REMOTE}",
-    ],
-)
-def test_no_key_takes_a_remote_path(command: str, workplace: Path, fptt_dist: Command) -> None:
-    code, out, err = fptt_dist(*command.split())
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f'"{REMOTE}" is a remote path' in err
+    ):
+        with subtests.test(command):
+            code, out, err = fptt_dist(*command.split())
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert f'"{REMOTE}" is a remote path' in err
 
 
 def test_no_variable_takes_a_remote_path(workplace: Path, fptt_dist: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What `fptt-dist doctor` finds: checked against this very installation, and with distributions taken away."""
 
+import itertools
 import platform
 import re
 import tomllib
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import fptt_dist
-from fptt_dist.doctor import diagnosis
+from fptt_dist.cli.doctor import diagnosis
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -75,16 +76,23 @@ def test_a_missing_dependency_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["numpy"] == metadata.version("numpy")
 
 
-@pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"]))
-def test_extras_are_complete_or_say_what_installs_them(monkeypatch: pytest.MonkeyPatch, extra: str) -> None:
-    names = [distribution(requirement) for requirement in PROJECT["optional-dependencies"][extra]]
-    held = [name for name in names if not any(True for _ in metadata.distributions(name=name))]
-    before = rows()[f"extra {extra}"]
-    assert (before == "complete") == (held == [])
-    take_away(monkeypatch, *names)
-    missing, _, command = rows()[f"extra {extra}"].removeprefix("missing ").partition(": ")
-    assert sorted(missing.split(", ")) == sorted(names)
-    assert command == f"pip install 'fptt-dist[{extra}]'"
+def test_extras_are_complete_or_say_what_installs_them(
+    monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    extras = {
+        extra: [distribution(requirement) for requirement in requirements]
+        for extra, requirements in PROJECT["optional-dependencies"].items()
+    }
+    before = rows()
+    take_away(monkeypatch, *itertools.chain(*extras.values()))
+    after = rows()
+    for extra, names in extras.items():
+        with subtests.test(extra):
+            held = [name for name in names if not any(True for _ in metadata.distributions(name=name))]
+            assert (before[f"extra {extra}"] == "complete") == (held == [])
+            missing, _, command = after[f"extra {extra}"].removeprefix("missing ").partition(": ")
+            assert sorted(missing.split(", ")) == sorted(names)
+            assert command == f"pip install 'fptt-dist[{extra}]'"
 
 
 def test_one_missing_of_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,9 +100,8 @@ def test_one_missing_of_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows()["extra dev"] == "missing hypothesis: pip install 'fptt-dist[dev]'"
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_where_the_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+def test_where_the_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if there:
-        (tmp_path / "data").mkdir()
-    assert rows()["data"] == (str(tmp_path / "data") if there else "no folder data/ here")
+    assert rows()["data"] == "no folder data/ here"
+    (tmp_path / "data").mkdir()
+    assert rows()["data"] == str(tmp_path / "data")

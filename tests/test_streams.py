@@ -18,7 +18,7 @@ from tests.training.helpers import assert_same_run, tiny
 ROOT = Path(__file__).parents[1]
 FPTT = shlex.join([sys.executable, "-m", "fptt_dist"])
 BATCHES = 8
-OVERRIDES = {"evaluate.every": 1}
+OVERRIDES = {"evaluate.every_batches": 1}
 LOST = ("2>&1 | head -n 1", "> /dev/full 2>&-", "<&- >&- 2> /dev/full")
 
 
@@ -89,7 +89,9 @@ def test_what_is_printed_as_the_result_is_not_lost_in_silence(straight: Path) ->
 
 
 PROGRAM = """
-import os, sys, time
+import os, sys, types
+package = sys.modules["fptt_dist"] = types.ModuleType("fptt_dist")  # without what it imports
+package.__path__ = ["fptt_dist"]
 from fptt_dist.streams import protect
 protect()
 if os.get_blocking(1):

@@ -1,4 +1,4 @@
-"""Boxes, arrows and colours that the pictures of these pages are drawn with."""
+"""Boxes, arrows and colors of the figures in the documentation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +10,13 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-# Okabe & Ito's colours, told apart by colour-blind readers too; as edges in full, as fillings thinned.
-EQUAL, OWN, TRAVELS, PART, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#202020", "#6B6B6B"
-WIDTH = 800  # units of a picture's width: points at full size
+# Okabe & Ito's colors, which color-blind readers can distinguish; edges in full strength, fills lightened.
+EQUAL, OWN, SENT, SHARD, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#202020", "#6B6B6B"
+WIDTH = 800  # units of a figure's width: points at full size
 
 
 def picture(height: float) -> tuple[Figure, Axes]:
-    """An empty white picture, WIDTH × `height` units with the origin at the top left."""
+    """Return an empty white figure of WIDTH × `height` units with the origin at the top left."""
     figure = Figure(figsize=(WIDTH / 72, height / 72), facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
@@ -24,22 +24,22 @@ def picture(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def thin(colour: str) -> tuple[float, float, float]:
-    """A light filling of the colour, that black text is read on."""
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+def thin(color: str) -> tuple[float, float, float]:
+    """Return a light tint of the color on which black text is legible."""
+    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
     return (0.8 + 0.2 * red, 0.8 + 0.2 * green, 0.8 + 0.2 * blue)
 
 
 def text(
-    axes: Axes, x: float, y: float, words: str, *, size: float = 16, colour: str = INK, align: str = "center",
+    axes: Axes, x: float, y: float, words: str, *, size: float = 16, color: str = INK, align: str = "center",
     bold: bool = False,
 ) -> None:  # fmt: skip
-    """Words, the middle of their capitals at the height y."""
+    """Draw words with the middle of their capitals at the height y."""
     weight = "bold" if bold else "normal"
     lines = words.split("\n")
     for number, line in enumerate(lines):
-        below = 0.36 * size + 1.25 * size * (number - (len(lines) - 1) / 2)  # a bar over a letter must not push it down
-        axes.text(x, y + below, line, size=size, color=colour, ha=align, va="baseline", weight=weight)
+        below = 0.36 * size + 1.25 * size * (number - (len(lines) - 1) / 2)  # a bar over a letter must not move it down
+        axes.text(x, y + below, line, size=size, color=color, ha=align, va="baseline", weight=weight)
 
 
 def box(
@@ -49,19 +49,19 @@ def box(
     width: float,
     height: float,
     words: str,
-    colour: str,
+    color: str,
     *,
     size: float = 16,
     dashed: bool = False,
 ) -> None:
-    """A rounded box with words in it, its top left corner at (x, y)."""
-    look = {"facecolor": thin(colour), "edgecolor": colour, "linewidth": 2, "linestyle": "--" if dashed else "-"}
+    """Draw a rounded box with words in it, its top left corner at (x, y)."""
+    look = {"facecolor": thin(color), "edgecolor": color, "linewidth": 2, "linestyle": "--" if dashed else "-"}
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=6", **look))
     text(axes, x + width / 2, y + height / 2, words, size=size)
 
 
 def frame(axes: Axes, x: float, y: float, width: float, height: float) -> None:
-    """A thin grey frame around what belongs together."""
+    """Draw a thin gray frame around a group of boxes."""
     axes.add_patch(Rectangle((x, y), width, height, facecolor="none", edgecolor=GREY, linewidth=1.2))
 
 
@@ -69,20 +69,20 @@ def arrow(
     axes: Axes,
     start: tuple[float, float],
     end: tuple[float, float],
-    colour: str = INK,
+    color: str = INK,
     *,
     both: bool = False,
     width: float = 2.2,
 ) -> None:
-    """An arrow, or one with two heads."""
-    look = {"linewidth": width, "color": colour, "shrinkA": 0, "shrinkB": 0}
+    """Draw an arrow with one head or two."""
+    look = {"linewidth": width, "color": color, "shrinkA": 0, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch(start, end, arrowstyle="<|-|>" if both else "-|>", mutation_scale=16, **look))
 
 
 def legend(axes: Axes, y: float, entries: Sequence[tuple[str, str, float]]) -> None:
-    """What the colours mean: (colour, words, x) each, in one line."""
-    for colour, words, x in entries:
-        patch = Rectangle((x, y - 8), 20, 16, facecolor=thin(colour), edgecolor=colour, linewidth=2)
+    """Draw the legend of the colors in one line: (color, words, x) for each entry."""
+    for color, words, x in entries:
+        patch = Rectangle((x, y - 8), 20, 16, facecolor=thin(color), edgecolor=color, linewidth=2)
         axes.add_patch(patch)
         text(axes, x + 28, y, words, size=14, align="left")
 

@@ -1,4 +1,4 @@
-"""Pages of the site that are not files in docs/: the reference, from the code, and pages that live elsewhere."""
+"""Add the pages of the site that are not files in docs/: the generated reference, and files from elsewhere."""
 
 import posixpath
 import re
@@ -18,7 +18,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "changelog.md",
 }
 REFERENCE = {"configuration.md": configuration_page, "api.md": api_page, "commands.md": commands_page}
-LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")  # the file that a link names; none of another site
+LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")  # the file that a link names; no links to other sites
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -26,20 +26,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for page, write in REFERENCE.items():
         files.append(File.generated(config, page, content=write()))
     for source, page in ELSEWHERE.items():
-        if (ROOT / source).exists():  # a missing one is missing in the navigation, which says so
+        if (ROOT / source).exists():  # where it is missing, mkdocs warns that the navigation names it
             files.append(File.generated(config, page, content=with_moved_links((ROOT / source).read_text(), source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: Files) -> str:
-    """Links of docs/ to the pages that live elsewhere, as they are right in the repository."""
+    """Replace links from docs/ to files outside it, which are right in the repository, by the site's own."""
     for source, name in ELSEWHERE.items():
         markdown = markdown.replace(f"](../{source}", f"]({name}")
     return markdown
 
 
 def with_moved_links(text: str, source: str) -> str:
-    """The Markdown of a file outside docs/ with its links as they are on the site, where all pages lie side by side."""
+    """Return the Markdown of a file outside docs/ with its links rewritten for the flat layout of the site."""
 
     def moved(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))

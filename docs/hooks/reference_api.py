@@ -1,12 +1,15 @@
-"""The page of the Python API: what is on it, in which order. The words are the docstrings'."""
+"""The page of the Python API: its contents and their order. The text comes from the docstrings."""
+
+from fptt_dist.layers import PLACES
 
 INTRODUCTION = """# Python API
 
-What a program of yours may import. The first section needs nothing but torch; the rest is the framework around it. The
+The public names of the package. The first section needs nothing but torch; the rest is the framework around it. The
 equations are on [the method's page](method.md).
 Shapes: S steps, B sequences, C classes, K windows of a sequence of T steps.
 """
 
+TORCHS = ("lstm", "gru", "rnn")  # documented there
 SECTIONS = {
     "The optimizer": ("fptt_dist.FPTT",),
     "Windows and losses": (
@@ -14,13 +17,13 @@ SECTIONS = {
         "fptt_dist.algorithm.windows.sequence_windows",
         "fptt_dist.algorithm.windows.Window",
         "fptt_dist.algorithm.windows.detach",
-        "fptt_dist.algorithm.losses.InstantaneousLoss",
+        "fptt_dist.algorithm.losses.WindowLoss",
         "fptt_dist.algorithm.losses.SequenceLoss",
         "fptt_dist.algorithm.losses.RegressionLoss",
         "fptt_dist.algorithm.losses.TerminalLoss",
-        "fptt_dist.algorithm.estimates.UniformEstimate",
-        "fptt_dist.algorithm.estimates.ClassMeanEstimate",
-        "fptt_dist.algorithm.estimates.ExampleEstimate",
+        "fptt_dist.algorithm.target_estimates.UniformEstimate",
+        "fptt_dist.algorithm.target_estimates.ClassMeanEstimate",
+        "fptt_dist.algorithm.target_estimates.ExampleEstimate",
     ),
     "Schedules of α": (
         "fptt_dist.algorithm.schedules.constant",
@@ -30,43 +33,27 @@ SECTIONS = {
     ),
     "Training from Python": (
         "fptt_dist.training.run.train",
-        "fptt_dist.training.run_folder.Result",
-        "fptt_dist.config.loader.load",
-        "fptt_dist.config.overrides.parse_overrides",
-        "fptt_dist.config.overrides.apply_overrides",
+        "fptt_dist.training.run_dir.Result",
+        "fptt_dist.config.loading.loader.load",
+        "fptt_dist.config.loading.overrides.parse_overrides",
+        "fptt_dist.config.loading.overrides.apply_overrides",
         "fptt_dist.config.errors.ConfigError",
     ),
     "Models": (
         "fptt_dist.models.network.Network",
-        "fptt_dist.models.carried.Carried",
-        "fptt_dist.models.saved.load_network",
-        "fptt_dist.models.saved.save_network",
+        "fptt_dist.models.window_state.WindowState",
+        "fptt_dist.models.serialization.load_network",
+        "fptt_dist.models.serialization.save_network",
     ),
     "Cells": (
         "fptt_dist.models.recurrent.recurrent_layer",
-        "fptt_dist.models.recurrent.chrono_initialisation",
+        "fptt_dist.models.recurrent.chrono_init",
         "fptt_dist.models.unroll.Stepped",
         "fptt_dist.models.unroll.unroll",
         "fptt_dist.models.unroll.compile_steps",
         "fptt_dist.models.scan.scan",
-        "fptt_dist.models.stack.Stack",
-        "fptt_dist.models.cells.antisymmetric.AntisymmetricRNN",
-        "fptt_dist.models.cells.fast_grnn.FastGRNN",
-        "fptt_dist.models.cells.incremental.IncrementalRNN",
-        "fptt_dist.models.cells.indrnn.IndRNN",
-        "fptt_dist.models.cells.orthogonal.OrthogonalRNN",
-        "fptt_dist.models.cells.trellis.TrellisNet",
-        "fptt_dist.models.cells.rlstm.ReconstructingLSTM",
-        "fptt_dist.models.cells.ur_lstm.URLSTM",
-        "fptt_dist.models.cells.layer_norm_lstm.LayerNormLSTM",
-        "fptt_dist.models.cells.lem.LEM",
-        "fptt_dist.models.cells.cornn.CoRNN",
-        "fptt_dist.models.cells.min_rnn.MinGRU",
-        "fptt_dist.models.cells.min_rnn.MinLSTM",
-        "fptt_dist.models.cells.lru.LRU",
-        "fptt_dist.models.cells.spiking.LIF",
-        "fptt_dist.models.cells.spiking.ALIF",
-        "fptt_dist.models.cells.ltc.LTC",
+        "fptt_dist.models.recurrent_stack.RecurrentStack",
+        *(f"fptt_dist.models.cells.{place}" for layer, place in PLACES.items() if layer not in TORCHS),
         "fptt_dist.models.cells.spikes.SpikingStack",
         "fptt_dist.models.cells.spikes.spike",
     ),
@@ -78,7 +65,7 @@ from fptt_dist import train
 from fptt_dist.config import apply_overrides, load
 
 config = load("configs/add_task.yaml", {"fptt.alpha": 0.5, "run.dir": "runs/from_python"})
-config = apply_overrides(config, {"train.batches": 20})
+config = apply_overrides(config, {"train.max_batches": 20})
 print(train(config))  # what result.json in runs/from_python says
 ```
 
@@ -87,7 +74,7 @@ The keys are those of [the configuration](configuration.md).
 
 
 def api_page() -> str:
-    """Markdown that mkdocstrings fills in."""
+    """Return the Markdown that mkdocstrings fills in."""
     parts = [INTRODUCTION]
     for title, names in SECTIONS.items():
         parts.append(f"\n## {title}\n")

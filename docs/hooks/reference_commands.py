@@ -1,4 +1,4 @@
-"""The page of every verb, with its arguments, options and help, written from the program."""
+"""The page of every subcommand with its arguments, options and help, generated from the program."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from fptt_dist.cli import app
 
 HEAD = """# Commands
 
-Every verb of `fptt-dist` with its arguments and options. `fptt-dist VERB --help` prints the same, and
+Every subcommand of `fptt-dist` with its arguments and options. `fptt-dist SUBCOMMAND --help` prints the same, and
 `python -m fptt_dist` is the same program. `[KEY=VALUE]…` are
 [configuration keys](configuration.md), as many as you like.
 
@@ -22,35 +22,35 @@ saving.
 
 
 def commands_page() -> str:
-    """Markdown with a section for each verb."""
+    """Return Markdown with a section for each subcommand."""
     parts = [HEAD]
-    for verb, callback in verbs(app, ""):
+    for name, callback in subcommands(app, ""):
         arguments, options = _parameters(callback)
-        usage = " ".join(["fptt-dist", verb, *(["[OPTIONS]"] if options else []), *(name for name, *_ in arguments)])
-        anchor = verb.replace(" ", "-")
-        parts.append(f"\n## fptt-dist {verb} {{ #{anchor} }}\n\n```text\n{usage}\n```\n")
+        usage = " ".join(["fptt-dist", name, *(["[OPTIONS]"] if options else []), *(typed for typed, *_ in arguments)])
+        link_id = name.replace(" ", "-")
+        parts.append(f"\n## fptt-dist {name} {{ #{link_id} }}\n\n```text\n{usage}\n```\n")
         parts.append(f"{_cell(inspect.cleandoc(callback.__doc__ or ''))}\n")
-        rows = [f"| `{name}` | {_cell(meaning)} | {default} |" for name, meaning, default in (*arguments, *options)]
+        rows = [f"| `{typed}` | {_cell(meaning)} | {default} |" for typed, meaning, default in (*arguments, *options)]
         if rows:
             parts += ["", "| argument or option | meaning | default |", "|---|---|---|", *rows, ""]
     return "\n".join(parts)
 
 
-def verbs(program: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """Every verb, such as "data fetch", with the function that it calls."""
+def subcommands(program: typer.Typer, prefix: str) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Yield every subcommand, such as "data fetch", with the function that it calls."""
     for command in program.registered_commands:
         if command.callback is not None:
             yield f"{prefix}{command.name or command.callback.__name__}", command.callback
     for group in program.registered_groups:
         if group.typer_instance is not None:
-            yield from verbs(group.typer_instance, f"{prefix}{group.name} ")
+            yield from subcommands(group.typer_instance, f"{prefix}{group.name} ")
 
 
 Row = tuple[str, str, str]
 
 
 def _parameters(callback: Callable[..., Any]) -> tuple[list[Row], list[Row]]:
-    """The arguments and the options of a verb: how each is typed, its meaning and its default."""
+    """Return the arguments and the options of a subcommand: each as typed, its meaning and its default."""
     arguments: list[Row] = []
     options: list[Row] = []
     hints = get_type_hints(callback, include_extras=True)
@@ -75,7 +75,7 @@ def _default(value: Any) -> str:
 
 
 def _words(kind: Any) -> str:
-    """What stands for an option's value: its type, or what it can be."""
+    """Return the placeholder of an option's value: its type, or its choices."""
     if get_origin(kind) is Literal:
         return "/".join(map(str, get_args(kind)))
     if isinstance(kind, UnionType):
@@ -87,7 +87,7 @@ def _words(kind: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """`text` as it is, whatever signs are in it."""
+    """Return `text` escaped for a Markdown table cell."""
     for sign, entity in (("<", "&lt;"), (">", "&gt;"), ("|", "&#124;"), ("*", "&#42;"), ("_", "&#95;")):
         text = text.replace(sign, entity)
     return text

@@ -1,21 +1,21 @@
-"""What is computed: FPTT's update, windows, instantaneous losses and schedules. Knows no process, file or setting."""
+"""FPTT's update, windows, window losses and schedules; independent of process groups, files and settings."""
 
-from fptt_dist.algorithm.anchor import Anchor
+from fptt_dist.algorithm.consensus_term import ConsensusTerm
 from fptt_dist.algorithm.fptt import FPTT
-from fptt_dist.algorithm.losses import InstantaneousLoss, RegressionLoss, SequenceLoss, TerminalLoss
-from fptt_dist.algorithm.procedures import PROCEDURES, Procedure
+from fptt_dist.algorithm.losses import RegressionLoss, SequenceLoss, TerminalLoss, WindowLoss
+from fptt_dist.algorithm.schemes import SCHEMES, TrainingScheme
 from fptt_dist.algorithm.windows import Window, detach, sequence_windows, window_slices
 
 __all__ = [
     "FPTT",
-    "PROCEDURES",
-    "Anchor",
-    "InstantaneousLoss",
-    "Procedure",
+    "SCHEMES",
+    "ConsensusTerm",
     "RegressionLoss",
     "SequenceLoss",
     "TerminalLoss",
+    "TrainingScheme",
     "Window",
+    "WindowLoss",
     "detach",
     "sequence_windows",
     "window_slices",

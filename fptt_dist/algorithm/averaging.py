@@ -1,4 +1,4 @@
-"""The mean of the weights over the updates from a moment on (Polyak & Juditsky 1992)."""
+"""The mean of the weights over all updates from a given one on (Polyak & Juditsky 1992)."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ class WeightAverage:
         ā_n = ā_{n-1} + (W_n − ā_{n-1}) / n
 
     Args:
-        optimizer: after each of whose steps the weights are taken in; the mean is in its state, so in its checkpoints.
+        optimizer: after each of its steps the weights enter the mean, which is in its state and so in its checkpoints.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
@@ -25,7 +25,7 @@ class WeightAverage:
 
     @property
     def started(self) -> bool:
-        """Whether there is a mean: an update was made since `begin`."""
+        """True once there is a mean, that is, after the first update since `begin`."""
         return all(group[AVERAGED] for group in self._optimizer.param_groups)
 
     def begin(self) -> None:
@@ -54,7 +54,7 @@ class WeightAverage:
 
 
 class NonMonotonicTrigger:
-    """When to begin: a validation's value is worse than the best before the last `patience` (Merity et al. 2018).
+    """Trigger of averaging: a validation value is worse than the best before the last `patience` (Merity et al. 2018).
 
     Args:
         patience: n ≥ 1.
@@ -70,7 +70,7 @@ class NonMonotonicTrigger:
         self.values: list[float] = []
 
     def __call__(self, value: float) -> bool:
-        """Take in a validation's value; whether it is time."""
+        """Record a validation's value; return whether to begin averaging."""
         earlier = self.values[: len(self.values) - self._patience] if len(self.values) > self._patience else []
         self.values.append(value)
         return bool(earlier) and self._sign * value > min(self._sign * each for each in earlier)

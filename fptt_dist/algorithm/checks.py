@@ -7,36 +7,33 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fptt_dist.algorithm.metric import has_second_moments
+from fptt_dist.algorithm.preconditioner import has_second_moments
+from fptt_dist.algorithm.update import Constants
 
 WIDE = (torch.float32, torch.float64)
 
 
-def check_options(
-    base: Optimizer,
-    *,
-    alpha: float,
-    beta: float,
-    dual_weight: float,
-    prox_weight: float,
-    update: str,
-    metric: str,
-    max_norm: float | None,
-    clip: str,
-) -> None:
+def check_options(base: Optimizer, alpha: float, constants: Constants) -> None:
     """Refuse what `FPTT` cannot be made of; the arguments are its own.
 
     Raises:
         ValueError: a hyper-parameter out of range (named), a metric that the base optimizer cannot serve, or a group
             that cannot be trained.
     """
+    beta, max_norm, update_rule, metric = constants.beta, constants.max_norm, constants.update_rule, constants.metric
+    prox_weight, dual_weight, clip_scope = constants.prox_weight, constants.dual_weight, constants.clip_scope
     require_alpha(alpha)
     require("beta", beta, _is_number(beta) and 0.0 < beta <= 1.0, "in (0, 1]")
     require("dual_weight", dual_weight, _is_number(dual_weight) and dual_weight >= 0.0, "a finite number ≥ 0")
     require("prox_weight", prox_weight, _is_number(prox_weight) and prox_weight >= 0.0, "a finite number ≥ 0")
-    require("update", update, update in ("explicit", "prox", "algorithm2"), '"explicit", "prox" or "algorithm2"')
+    require(
+        "update_rule",
+        update_rule,
+        update_rule in ("gradient", "proximal", "second_gradient"),
+        '"gradient", "proximal" or "second_gradient"',
+    )
     require("metric", metric, metric in ("euclidean", "preconditioned"), '"euclidean" or "preconditioned"')
-    require("clip", clip, clip in ("total", "gradient"), '"total" or "gradient"')
+    require("clip_scope", clip_scope, clip_scope in ("total", "gradient"), '"total" or "gradient"')
     bounded = max_norm is None or (isinstance(max_norm, int | float) and max_norm > 0.0)
     require("max_norm", max_norm, bounded, "> 0, or None for no clipping")
     if metric == "preconditioned":
@@ -45,10 +42,12 @@ def check_options(
                 f'metric="preconditioned" needs second moments, which {type(base).__name__} does not keep: '
                 'use Adam, AdamW or RMSprop, or metric="euclidean"'
             )
-        if update != "explicit":
-            raise ValueError(f'metric="preconditioned" works with update="explicit" only, not update="{update}"')
-    if update == "algorithm2":
-        require("alpha", alpha, alpha > 0.0, '> 0 with update="algorithm2", whose dual is u = g/α')
+        if update_rule != "gradient":
+            raise ValueError(
+                f'metric="preconditioned" works with update_rule="gradient" only, not update_rule="{update_rule}"'
+            )
+    if update_rule == "second_gradient":
+        require("alpha", alpha, alpha > 0.0, '> 0 with update_rule="second_gradient", whose dual is u = g/α')
     for group in base.param_groups:
         check_group(group)
 
@@ -60,7 +59,7 @@ def check_group(group: dict[str, Any]) -> None:
         ValueError: a half-precision or complex parameter, or `maximize=True`.
     """
     if group.get("maximize"):
-        raise ValueError("maximize=True: FPTT minimises; negate the loss instead")
+        raise ValueError("maximize=True: FPTT minimizes; negate the loss instead")
     for p in group["params"]:
         require_wide(p)
 

@@ -1,4 +1,4 @@
-"""Instantaneous losses: what a window of a sequence is trained on.
+"""Window losses, the paper's "instantaneous losses": the objective of each window of a sequence.
 
     sequence      ℓ_k = mean over the window's steps of CE(P̂, y)
     terminal      ℓ_k = β_k CE(P̂, y) + (1 − β_k) · (− Σ_c Q(c) log P̂(c))        β_k = k/K
@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fptt_dist.algorithm.estimates import LabelEstimate
+from fptt_dist.algorithm.target_estimates import LabelEstimate
 from fptt_dist.algorithm.windows import Window
 
 
-class InstantaneousLoss:
+class WindowLoss:
     """The loss ℓ_k of window k; subclasses compute it.
 
     Attributes:
-        terminal: one target per sequence (so truncated BPTT trains the last window only), or one per step.
-        reads: "last" if only the output of the window's last step is needed, "every" if all are.
+        terminal: one target per sequence (so `tbptt_accumulated` trains the last window only), or one per step.
+        loss_steps: "last" if only the output of the window's last step is needed, "all" if all are.
     """
 
     terminal: bool = True
-    reads: Literal["last", "every"] = "last"
+    loss_steps: Literal["last", "all"] = "last"
 
     def __call__(
         self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
@@ -35,7 +35,7 @@ class InstantaneousLoss:
         """ℓ_k as a 0-dim tensor.
 
         Args:
-            output: (S, B, C), S the window's steps or 1, as `reads` says.
+            output: (S, B, C), S the window's steps or 1, as `loss_steps` says.
             target: (B, …) for terminal losses, (S, B) for sequences.
             window: which window this is.
             examples: global ids of the examples (B,), where an estimate is kept by example.
@@ -56,26 +56,26 @@ class InstantaneousLoss:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Bring back what `state_dict` gave."""
 
-    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
-        """One worker's state where a run goes on with another number of workers.
+    def repartitioned(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """Return one worker's state for a run that resumes with another number of workers.
 
         Args:
-            states: of all workers there were.
-            first: whether this is the first of the workers there are.
+            states: of all workers of the saved run.
+            first: whether the state is rank 0's.
 
         Raises:
             ValueError: the states belong to the workers that made them.
         """
         if any(states):
-            raise ValueError(f"{type(self).__name__} cannot be dealt to another number of workers")
+            raise ValueError(f"{type(self).__name__} cannot be redistributed over another number of workers")
         return {}
 
 
-class SequenceLoss(InstantaneousLoss):
+class SequenceLoss(WindowLoss):
     """A class per step: the mean cross-entropy over the window's steps and the batch."""
 
     terminal = False
-    reads = "every"
+    loss_steps = "all"
 
     def __call__(
         self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
@@ -84,7 +84,7 @@ class SequenceLoss(InstantaneousLoss):
         return functional.cross_entropy(output.flatten(0, 1), target.flatten(0, 1))
 
 
-class RegressionLoss(InstantaneousLoss):
+class RegressionLoss(WindowLoss):
     """A value per sequence: β_k times the mean squared error at the window's last step."""
 
     def __call__(
@@ -94,42 +94,42 @@ class RegressionLoss(InstantaneousLoss):
         return functional.mse_loss(output[-1], target) * (window.index / window.count)
 
 
-class TerminalLoss(InstantaneousLoss):
+class TerminalLoss(WindowLoss):
     """A label per sequence, approached through the estimate Q.
 
     Both terms are one cross-entropy with the soft target t = β onehot(y) + (1 − β) Q:
 
-        ℓ = − Σ_c t(c) log P̂(c)        with divergence "mean" Q/C stands for Q
+        ℓ = − Σ_c t(c) log P̂(c)        with kl_reduction "mean", Q/C stands for Q
 
     In the last window (β = 1) t is the label alone, and ℓ is torch's cross-entropy, bit for bit.
 
     Args:
         estimate: Q.
-        reads: "last": at the window's last step with β_k = k/K; "every": at every step τ with β_τ = τ/T, mean over the
-            window (the paper's own form).
-        divergence: "sum" over the classes, or their "mean" (as the authors' code: weaker by the number of classes).
+        loss_steps: "last": at the window's last step with β_k = k/K; "all": at every step τ with β_τ = τ/T, mean over
+            the window (the paper's own form).
+        kl_reduction: "sum" over the classes, or their "mean" (as the authors' code: weaker by the number of classes).
     """
 
     def __init__(
         self,
         estimate: LabelEstimate,
         *,
-        reads: Literal["last", "every"] = "last",
-        divergence: Literal["sum", "mean"] = "sum",
+        loss_steps: Literal["last", "all"] = "last",
+        kl_reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
         self.estimate = estimate
-        self.reads = reads
-        self.divergence = divergence
+        self.loss_steps = loss_steps
+        self.kl_reduction = kl_reduction
 
     def __call__(
         self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
     ) -> Tensor:
         """ℓ_k from logits (S, B, C) and labels (B,)."""
-        logits = output if self.reads == "every" or len(output) == 1 else output[-1:]  # (S, B, C)
+        logits = output if self.loss_steps == "all" or len(output) == 1 else output[-1:]  # (S, B, C)
         if observe and self.estimate.learns:
             seen = functional.softmax(logits.detach(), dim=-1).mean(0)
             self.estimate.observe(window.index, target, examples, seen)
-        if self.reads == "last" and window.index == window.count:
+        if self.loss_steps == "last" and window.index == window.count:
             return functional.cross_entropy(logits.squeeze(0), target)
         weights = self._soft_target(target, window, examples).mul_(-1.0 / logits[..., 0].numel())
         return (functional.log_softmax(logits, dim=-1) * weights).sum()
@@ -137,16 +137,16 @@ class TerminalLoss(InstantaneousLoss):
     def _soft_target(self, target: Tensor, window: Window, examples: Tensor | None) -> Tensor:
         """t, (B, C) with one β for the window, or (S, B, C) with one for each of its steps."""
         trusted = self.estimate(window.index, target, examples).detach()
-        if self.divergence == "mean":
+        if self.kl_reduction == "mean":
             trusted = trusted / trusted.shape[-1]
         label = torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
-        if self.reads == "last":
+        if self.loss_steps == "last":
             return torch.lerp(trusted, label, window.index / window.count)
         steps = torch.arange(window.part.start + 1, window.part.stop + 1, dtype=trusted.dtype, device=trusted.device)
         return torch.lerp(trusted, label, (steps / window.length).view(-1, 1, 1))
 
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
-        """Q takes over what this epoch showed."""
+        """Update Q from this epoch's observations."""
         self.estimate.end_epoch(reduce)
 
     def to(self, device: torch.device) -> None:
@@ -161,6 +161,6 @@ class TerminalLoss(InstantaneousLoss):
         """Bring Q's tables back."""
         self.estimate.load_state_dict(state)
 
-    def dealt_anew(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
-        """Q's."""
-        return self.estimate.dealt_anew(states, first=first)
+    def repartitioned(self, states: list[dict[str, Tensor]], *, first: bool) -> dict[str, Tensor]:
+        """Return Q's state, redistributed; see `WindowLoss.repartitioned`."""
+        return self.estimate.repartitioned(states, first=first)

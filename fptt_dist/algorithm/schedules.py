@@ -1,12 +1,12 @@
-"""How α moves: "starting with small values we gradually increase α" (Kag & Saligrama 2021).
+"""Schedules of α: "starting with small values we gradually increase α" (Kag & Saligrama 2021).
 
-λ = αu jumps with α; that is meant: u is what is kept.
+λ = αu jumps with α by design: it is u that is kept.
 """
 
 import math
 from collections.abc import Callable
 
-LARGEST = 1e28  # of α, so that a float32 times it is none that overflows
+LARGEST = 1e28  # of α, so that a float32 times α does not overflow
 
 AlphaSchedule = Callable[[float, float], float]
 """α from (progress in [0, 1], current learning rate / first learning rate)."""
@@ -28,8 +28,8 @@ def cosine(alpha: float, start: float) -> AlphaSchedule:
 
 
 def inverse_lr(alpha: float, maximum: float | None = None) -> AlphaSchedule:
-    """α η₀/η_t: the pull keeps its strength relative to the step as the learning rate falls; at most `maximum`, or
-    `LARGEST` without one."""
+    """α η₀/η_t: the regularizer keeps its strength relative to the step as the learning rate falls; at most `maximum`,
+    or `LARGEST` without one."""
 
     def schedule(progress: float, lr_ratio: float) -> float:
         limit = LARGEST if maximum is None else maximum

@@ -1,4 +1,4 @@
-"""How strong the explicit pull may be before it throws the weights about instead of holding them.
+"""Stability limit of the regularizer's explicit step: how strong it may be before the weights' oscillation grows.
 
 Without a data gradient one explicit update is linear in q (the momentum buffer), e = W − W̄ and u. With a = αη,
 F = a (c e − κ u), momentum m and dampening d:
@@ -6,9 +6,10 @@ F = a (c e − κ u), momentum m and dampening d:
     q' = m q + (1 − d) F          D = W' − W = −q'   (Nesterov: −(F + m q'))
     e' = (1 − 2β)(e + D) + β u    u' = u − (e + D)
 
-The pull is stable while the spectral radius of that 3×3 matrix stays at 1 or below.
+The step is stable while the spectral radius of that 3×3 matrix stays at 1 or below.
 """
 
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from fptt_dist.algorithm.metric import host_number
+from fptt_dist.algorithm.preconditioner import host_number
+from fptt_dist.algorithm.update import Constants
 
 
 def spectral_radius(
@@ -33,9 +35,9 @@ def spectral_radius(
     a = a.double()
     unit = torch.eye(3, dtype=torch.float64).expand(*a.shape, 3, 3)
     q, e, u = unit[..., 0, :], unit[..., 1, :], unit[..., 2, :]
-    pull = a[..., None] * (prox_weight * e - dual_weight * u)
-    buffer = momentum * q + (1.0 - dampening) * pull
-    moved = e - (pull + momentum * buffer if nesterov else buffer)
+    gradient = a[..., None] * (prox_weight * e - dual_weight * u)
+    buffer = momentum * q + (1.0 - dampening) * gradient
+    moved = e - (gradient + momentum * buffer if nesterov else buffer)
     update = torch.stack([buffer, (1.0 - 2.0 * beta) * moved + beta * u, u - moved], dim=-2)
     return torch.linalg.eigvals(update).abs().amax(-1)
 
@@ -49,7 +51,7 @@ def explicit_limit(
     dampening: float = 0.0,
     nesterov: bool = False,
 ) -> float:
-    """The smallest αη at which the explicit pull becomes unstable; infinity where none is found below 10⁴.
+    """The smallest αη at which the regularizer's explicit step is unstable; infinity where none is found below 10⁴.
 
     >>> round(explicit_limit(0.5), 2), round(explicit_limit(0.5, momentum=0.9), 2)
     (1.67, 3.17)
@@ -79,10 +81,10 @@ def explicit_limit(
     return low
 
 
-def pull_dynamics(
+def base_dynamics(
     base: Optimizer, group: dict[str, Any], lr: float, metric: str
 ) -> tuple[float, dict[str, Any] | None]:
-    """What `explicit_limit` needs to know of a base optimizer.
+    """Return what `explicit_limit` needs to know of a base optimizer.
 
     Args:
         base: the optimizer that moves the weights.
@@ -106,31 +108,64 @@ def pull_dynamics(
     return 1.0, None
 
 
-def instability(
-    base: Optimizer, group: dict[str, Any], metric: str, beta: float, *, prox_weight: float, dual_weight: float
-) -> str | None:
+def instability(base: Optimizer, group: dict[str, Any], constants: Constants) -> str | None:
     """Return what to warn of where a group's α is past its limit, or None; also where η is a tensor on a device.
 
     Args:
         base: the optimizer that moves the weights.
         group: one of its groups, with α.
-        metric: "euclidean" or "preconditioned".
-        beta: β.
-        prox_weight: c.
-        dual_weight: κ.
+        constants: FPTT's.
     """
-    lr = host_number(group["lr"])
+    lr, metric, own = host_number(group["lr"]), constants.metric, constants
     if group["alpha"] == 0.0 or isinstance(lr, Tensor):
         return None
-    scale, dynamics = pull_dynamics(base, group, lr, metric)
+    scale, dynamics = base_dynamics(base, group, lr, metric)
     if dynamics is None:
         return None
-    limit = explicit_limit(beta, prox_weight, dual_weight, **dynamics) / scale
+    limit = explicit_limit(own.beta, own.prox_weight, own.dual_weight, **dynamics) / scale
     if group["alpha"] <= limit * (1.0 + 1e-6):
         return None
-    prox = ', or take update="prox"' if metric == "euclidean" else ""
+    prox = ', or take update_rule="proximal"' if metric == "euclidean" else ""
     return (
         f"alpha={group['alpha']:g} is past the explicit step's stability limit, alpha < {limit:.3g} for "
-        f"{type(base).__name__} with lr={lr:g}, beta={beta:g}, prox_weight={prox_weight:g}, "
-        f"dual_weight={dual_weight:g}: the weights will oscillate. Lower alpha or the learning rate{prox}"
+        f"{type(base).__name__} with lr={lr:g}, beta={own.beta:g}, "
+        f"prox_weight={own.prox_weight:g}, dual_weight={own.dual_weight:g}: the weights will oscillate. "
+        f"Lower alpha or the learning rate{prox}"
     )
+
+
+class StabilityCheck:
+    """A look at the groups of an optimizer whenever α, η or momentum has changed, with one warning at most.
+
+    Args:
+        base: the optimizer that moves the weights.
+        constants: FPTT's.
+    """
+
+    def __init__(self, base: Optimizer, constants: Constants) -> None:
+        self._base = base
+        self._constants = constants
+        self._seen: list[list[Any]] = []  # what the limit depends on, of each group
+        self._done = constants.update_rule != "gradient"
+
+    def check(self) -> None:
+        """Warn where a group's α is past the explicit step's limit; called by `FPTT.step`."""
+        if self._done:
+            return
+        groups = self._base.param_groups
+        keys = ("alpha", "momentum", "dampening", "nesterov", "betas")
+        seen = [[_comparable(group["lr"]), *map(group.get, keys)] for group in groups]
+        if seen == self._seen:
+            return
+        self._seen = seen
+        problems = [instability(self._base, group, self._constants) for group in groups]
+        found = next(filter(None, problems), None)
+        if found is not None:
+            self._done = True
+            warnings.warn(found, stacklevel=5)  # past torch's two wrappers of step
+
+
+def _comparable(lr: float | Tensor) -> float | int:
+    """Return a learning rate, or the identity of one on a device, which is not waited for."""
+    value = host_number(lr)
+    return id(value) if isinstance(value, Tensor) else value

@@ -1,14 +1,15 @@
 """FPTT's update as elementwise operations on lists of tensors.
 
-    F   = α [c (W − W̄) − κ u]                      the force (`force`)
-    u'  = u − (W' − W̄)                             the dual's recursion (`renew`)
-    W̄'  = (1 − β) W̄ + β (W' − u')                  the slow variable (`renew`)
-    W'  = (Ŵ + ηα (c W̄ + κ u)) / (1 + ηα c)        the implicit step (`implicit_step`)
+    F   = α [c (W − W̄) − κ u]                      the regularizer's gradient (`regularizer_gradient`)
+    u'  = u − (W' − W̄)                             the dual's recursion (`update_dual_and_center`)
+    W̄'  = (1 − β) W̄ + β (W' − u')                  the slow weights (`update_center`)
+    W'  = (Ŵ + ηα (c W̄ + κ u)) / (1 + ηα c)        the implicit step (`proximal_step`)
 
-Nothing here knows an optimizer, a graph or a process: the same code runs on whole tensors, flat shards and DTensors.
+Independent of optimizers, graphs and process groups: the same code runs on full tensors, flat shards and DTensors.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,34 +17,52 @@ from torch import Tensor
 Tensors = list[Tensor]
 
 
+@dataclass(frozen=True)
+class Constants:
+    """FPTT's own hyper-parameters that are equal for all groups; see `FPTT`."""
+
+    beta: float
+    dual_weight: float
+    prox_weight: float
+    update_rule: str
+    metric: str
+    max_norm: float | None
+    clip_scope: str
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Return c and κ, as keyword arguments."""
+        return {"prox_weight": self.prox_weight, "dual_weight": self.dual_weight}
+
+
 def gradients(params: Iterable[Tensor]) -> Tensors:
     """The gradients of those parameters that have one."""
     return [p.grad for p in params if p.grad is not None]
 
 
-def force(
+def regularizer_gradient(
     weights: Tensors, centers: Tensors, duals: Tensors, *, alpha: float, prox_weight: float, dual_weight: float
 ) -> Tensors:
-    """The pull α [c (W − W̄) − κ u] towards the slow variable, corrected by the scaled dual u = λ/α."""
-    pull = torch._foreach_sub(weights, centers)
-    torch._foreach_mul_(pull, alpha * prox_weight)
-    torch._foreach_add_(pull, duals, alpha=-alpha * dual_weight)
-    return list(pull)
+    """Return the regularizer's gradient α [c (W − W̄) − κ u], with the slow weights W̄ and the scaled dual u = λ/α."""
+    gradient = torch._foreach_sub(weights, centers)
+    torch._foreach_mul_(gradient, alpha * prox_weight)
+    torch._foreach_add_(gradient, duals, alpha=-alpha * dual_weight)
+    return list(gradient)
 
 
-def renew(weights: Tensors, centers: Tensors, duals: Tensors, *, beta: float) -> None:
-    """Renew u, then W̄, in place, after the weights have moved to W'."""
+def update_dual_and_center(weights: Tensors, centers: Tensors, duals: Tensors, *, beta: float) -> None:
+    """Update u, then W̄, in place, after the weights have become W'."""
     torch._foreach_sub_(duals, torch._foreach_sub(weights, centers))
-    renew_centers(weights, centers, duals, beta=beta)
+    update_center(weights, centers, duals, beta=beta)
 
 
-def renew_centers(weights: Tensors, centers: Tensors, duals: Tensors, *, beta: float) -> None:
+def update_center(weights: Tensors, centers: Tensors, duals: Tensors, *, beta: float) -> None:
     """W̄ ← (1 − β) W̄ + β (W' − u') in place."""
     torch._foreach_mul_(centers, 1.0 - beta)
     torch._foreach_add_(centers, torch._foreach_sub(weights, duals), alpha=beta)
 
 
-def implicit_step(
+def proximal_step(
     weights: Tensors,
     centers: Tensors,
     duals: Tensors,
@@ -53,7 +72,7 @@ def implicit_step(
     prox_weight: float,
     dual_weight: float,
 ) -> None:
-    """Solve the pull exactly after the base optimizer's step: W ← (Ŵ + ηα(c W̄ + κ u)) / (1 + ηα c) in place."""
+    """Solve the regularizer exactly after the base optimizer's step: W ← (Ŵ + ηα(c W̄ + κ u)) / (1 + ηα c) in place."""
     target = torch._foreach_mul(centers, prox_weight)
     torch._foreach_add_(target, duals, alpha=dual_weight)
     torch._foreach_mul_(target, lr * alpha)
@@ -75,7 +94,7 @@ def global_norm(
     """The 2-norm over all elements of all tensors, a 0-dimensional tensor.
 
     Args:
-        tensors: local tensors (whole, or this process's shards).
+        tensors: local tensors (full, or this worker's shards).
         reduce: maps the local sum of squares (float64) to the global one, for shards.
         device: where the norm of no tensors lives.
     """

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-Remainder = Literal["spread", "extra"]
+from fptt_dist.types import State
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Window:
     """Window k of K of a sequence of `length` steps.
 
     Attributes:
-        index: k, from 1 to K; more where the remainder is a window of its own.
+        index: k, from 1 to K; more where the remaining steps are a window of their own.
         count: K.
         part: the window's steps.
         length: T, the sequence's length in steps.
@@ -32,12 +33,12 @@ class Window:
 
     @property
     def is_last(self) -> bool:
-        """Whether the sequence ends with it."""
+        """True for the window that ends the sequence."""
         return self.part.stop == self.length
 
 
 def window_slices(length: int, windows: int) -> list[slice]:
-    """Cut a sequence of `length` steps into `windows` contiguous parts whose sizes differ by at most one.
+    """Cut a sequence of `length` steps into `windows` contiguous slices whose sizes differ by at most one.
 
     Window k = 0 … K-1 is [⌊kT/K⌋, ⌊(k+1)T/K⌋): there is never a short extra window.
 
@@ -55,35 +56,34 @@ def window_slices(length: int, windows: int) -> list[slice]:
     return [window.part for window in each_window(length, windows)]
 
 
-def each_window(length: int, windows: int, remainder: Remainder = "spread") -> Iterator[Window]:
+def each_window(length: int, windows: int, size: int | None = None) -> Iterator[Window]:
     """The windows of a sequence one after the other; see `sequence_windows`."""
     if not 1 <= windows <= length:
         raise ValueError(f"windows={windows}: a sequence of length={length} has between 1 and {length} windows")
-    size = length // windows
-    for k in range(windows if remainder == "spread" else -(-length // size)):
-        if remainder == "spread":
+    for k in range(windows if size is None else -(-length // size)):
+        if size is None:
             part = slice(k * length // windows, (k + 1) * length // windows)
         else:
             part = slice(k * size, min((k + 1) * size, length))
         yield Window(k + 1, windows, part, length)
 
 
-def sequence_windows(length: int, windows: int, remainder: Remainder = "spread") -> list[Window]:
+def sequence_windows(length: int, windows: int, size: int | None = None) -> list[Window]:
     """The windows of a sequence, each with its place in it.
 
     Args:
         length: T, the sequence's length in steps.
         windows: K, 1 ≤ K ≤ T.
-        remainder: "spread": the parts of `window_slices`. "extra": K windows of ⌊T/K⌋ steps, and what is left over in
-            short ones after them, as in the authors' code (T = 784, K = 10: an 11th window of 4 steps).
+        size: steps of every window but the last, which has the remaining ones; None: the slices of `window_slices`.
+            With ⌊T/K⌋, as in the authors' code, there may be more than K (T = 784, K = 10: an 11th window of 4 steps).
 
     Raises:
         ValueError: `windows` is not between 1 and `length`.
     """
-    return list(each_window(length, windows, remainder))
+    return list(each_window(length, windows, size))
 
 
-def detach(state: Any) -> Any:
+def detach(state: State) -> State:
     """Cut a recurrent state from the graph that made it.
 
     Args:
@@ -91,13 +91,16 @@ def detach(state: Any) -> Any:
 
     Returns:
         The same structure with detached tensors that share their storage.
+
+    Raises:
+        TypeError: a state with something else in it.
     """
-    if state is None:
+    return tree_map(_detached, state)
+
+
+def _detached(leaf: Any) -> Tensor | None:
+    if leaf is None:
         return None
-    if isinstance(state, Tensor):
-        return state.detach()
-    if isinstance(state, dict):
-        return {key: detach(value) for key, value in state.items()}
-    if isinstance(state, tuple) and hasattr(state, "_fields"):
-        return type(state)(*(detach(value) for value in state))
-    return type(state)(detach(value) for value in state)
+    if not isinstance(leaf, Tensor):
+        raise TypeError(f"a state is a tensor, or tuples, lists and dictionaries of tensors, not {type(leaf).__name__}")
+    return leaf.detach()

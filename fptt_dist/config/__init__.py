@@ -1,23 +1,36 @@
 """The configuration of a run: its schema, its files, its overrides and its messages."""
 
-from fptt_dist.config.compare import changes
 from fptt_dist.config.describe import Key, describe, json_schema
+from fptt_dist.config.diff import changes
 from fptt_dist.config.dump import dump
 from fptt_dist.config.errors import ConfigError
-from fptt_dist.config.loader import load
-from fptt_dist.config.networks import GRU, LSTM, AwdLSTM, IndRNN, OneStack, OwnCell
-from fptt_dist.config.optimizers import SGD, Adam, AdamW, NtAsgd, RMSprop
-from fptt_dist.config.overrides import apply_overrides, parse_overrides
-from fptt_dist.config.parallel import (
+from fptt_dist.config.loading.loader import load
+from fptt_dist.config.loading.overrides import apply_overrides, parse_overrides
+from fptt_dist.config.rules import Config
+from fptt_dist.config.schema.cells.gru import GRU
+from fptt_dist.config.schema.cells.indrnn import IndRNN
+from fptt_dist.config.schema.cells.lstm import LSTM
+from fptt_dist.config.schema.models import AwdLSTM, ChronoStack, OneStack, UserLayer
+from fptt_dist.config.schema.optimizers import SGD, Adam, AdamW, NtAsgd, RMSprop
+from fptt_dist.config.schema.parallel import (
     AutoParallel,
     ConsensusParallel,
+    DataParallel,
     DeepspeedParallel,
     FsdpParallel,
-    GradientParallel,
     HierarchicalParallel,
     SingleProcess,
 )
-from fptt_dist.config.schedules import (
+from fptt_dist.config.schema.root import (
+    Checkpoint,
+    Data,
+    Evaluate,
+    Fptt,
+    Logging,
+    Run,
+    Train,
+)
+from fptt_dist.config.schema.schedules import (
     ConstantAlpha,
     ConstantLr,
     CosineAlpha,
@@ -27,17 +40,7 @@ from fptt_dist.config.schedules import (
     PlateauLr,
     StepLr,
 )
-from fptt_dist.config.schema import (
-    Checkpoint,
-    Config,
-    Data,
-    Evaluate,
-    Fptt,
-    Run,
-    Telemetry,
-    Train,
-)
-from fptt_dist.config.tasks import AddingTask, CopyingTask, LanguageTask, PixelsTask
+from fptt_dist.config.schema.tasks import AddingTask, CopyingTask, LanguageTask, PixelsTask
 
 __all__ = [
     "GRU",
@@ -49,6 +52,7 @@ __all__ = [
     "AutoParallel",
     "AwdLSTM",
     "Checkpoint",
+    "ChronoStack",
     "Config",
     "ConfigError",
     "ConsensusParallel",
@@ -58,28 +62,28 @@ __all__ = [
     "CosineAlpha",
     "CosineLr",
     "Data",
+    "DataParallel",
     "DeepspeedParallel",
     "Evaluate",
     "Fptt",
     "FsdpParallel",
-    "GradientParallel",
     "HierarchicalParallel",
     "IndRNN",
     "InverseLrAlpha",
     "Key",
     "LanguageTask",
     "LinearAlpha",
+    "Logging",
     "NtAsgd",
     "OneStack",
-    "OwnCell",
     "PixelsTask",
     "PlateauLr",
     "RMSprop",
     "Run",
     "SingleProcess",
     "StepLr",
-    "Telemetry",
     "Train",
+    "UserLayer",
     "apply_overrides",
     "changes",
     "describe",

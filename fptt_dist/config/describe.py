@@ -7,9 +7,9 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from fptt_dist.config.errors import ConfigError
-from fptt_dist.config.nearest import did_you_mean
-from fptt_dist.config.schema import Config
-from fptt_dist.config.section import Section, choice_of, section_of
+from fptt_dist.config.loading.suggest import did_you_mean
+from fptt_dist.config.rules import Config
+from fptt_dist.config.schema.section import Section, choice_of, section_of
 from fptt_dist.config.values import allowed, show
 
 

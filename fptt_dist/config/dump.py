@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fptt_dist.config.schema import Config
+from fptt_dist.config.rules import Config
 from fptt_dist.config.values import show
 
 

@@ -1,4 +1,4 @@
-"""How values and their allowed ranges are written in messages, help and overrides."""
+"""Text of values and of their allowed ranges, for messages, help and overrides."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from fptt_dist.config.yaml12 import kind_of
+from fptt_dist.config.loading.yaml import kind_of
 
 _NAMES = {bool: "true or false", int: "int", float: "float", str: "text"}
 _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")

@@ -1,31 +1,28 @@
-"""What is trained: modules `(x, state) → (y, state)`."""
+"""Models: modules `(x, state) → (y, state)`."""
 
 from fptt_dist.models.awd_lstm import AwdLstm
-from fptt_dist.models.carried import Carried, again, hidden_of, penalty_of
-from fptt_dist.models.cells import AntisymmetricRNN
 from fptt_dist.models.network import Network
-from fptt_dist.models.own_cell import CellError, load_class, make_cell
-from fptt_dist.models.recurrent import CellName, chrono_initialisation, recurrent_layer
-from fptt_dist.models.saved import load_network, save_network
+from fptt_dist.models.recurrent import chrono_init, recurrent_layer
+from fptt_dist.models.serialization import load_network, save_network
 from fptt_dist.models.unroll import Stepped, compile_steps, unroll
+from fptt_dist.models.user_module import LayerError, load_class, make_layer
+from fptt_dist.models.window_state import WindowState, hidden_of, penalty_of, replay_state
 
 __all__ = [
-    "AntisymmetricRNN",
     "AwdLstm",
-    "Carried",
-    "CellError",
-    "CellName",
+    "LayerError",
     "Network",
     "Stepped",
-    "again",
-    "chrono_initialisation",
+    "WindowState",
+    "chrono_init",
     "compile_steps",
     "hidden_of",
     "load_class",
     "load_network",
-    "make_cell",
+    "make_layer",
     "penalty_of",
     "recurrent_layer",
+    "replay_state",
     "save_network",
     "unroll",
 ]

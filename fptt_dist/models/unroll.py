@@ -1,4 +1,4 @@
-"""The steps of a recurrent layer that has no fused kernel, run over a window: one after another, or compiled in pieces.
+"""The steps of a recurrent layer that has no fused kernel, run over a window: one after another, or compiled in chunks.
 
 A layer of one's own writes its step as a function of a module, `step(state, x_t, *weights) → state`, calls `unroll`
 and derives from `Stepped`. What does not depend on the state, such as the inputs' projection, is computed for the whole
@@ -13,9 +13,10 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 State = TypeVar("State", Tensor, tuple[Tensor, ...])
-PIECE = 8  # steps compiled together: what compiling costs grows with them, what a piece saves hardly does
+PIECE = 8  # steps compiled together: what compiling costs grows with them, what a chunk saves hardly does
 LOG = logging.getLogger("fptt_dist")
 _COMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
 
@@ -24,8 +25,8 @@ class Stepped(nn.Module):
     """A layer that runs its steps by `unroll`.
 
     Attributes:
-        stepped: whether there are steps to compile; False for a kind that runs a whole window at once.
-        compiled: whether pieces of the window are compiled. No part of what is saved or described.
+        stepped: whether there are steps to compile; False for a layer that runs a whole window at once.
+        compiled: whether chunks of the window are compiled. Neither saved nor described.
     """
 
     stepped: ClassVar[bool] = True
@@ -33,7 +34,7 @@ class Stepped(nn.Module):
 
 
 def compile_steps(network: nn.Module) -> bool:
-    """Have every layer of a network that steps through its windows do so compiled.
+    """Compile the steps of every layer of a network that steps through its windows.
 
     Compiling takes some ten seconds, when the first window is run and again at the first without gradients. Windows of
     fewer than 8 steps run as before. On a CPU a cell of many small operations gains up to a third; a small one loses.
@@ -54,7 +55,7 @@ def unroll(
 
     Compiled, every 8 steps are one call, and what is left of the window is stepped through. The batch size may change
     without compiling anew. Gradients are those of the plain loop, of the first order only. Where compiling fails, for
-    want of a C++ compiler say, the plain loop is run and the log says why, once.
+    example without a C++ compiler, the plain loop is run and the log says why, once.
 
     Args:
         step: pure, a function of a module or class, not made anew for each window; compiled forms are kept by it.
@@ -70,7 +71,7 @@ def unroll(
         return _steps(step, x, state, weights)
     outputs = []
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *weights)):
-        state = _each(_with_gradient, state)
+        state = tree_map(_with_gradient, state)
     for piece in x.contiguous().split(PIECE):
         run = _compiled_steps if len(piece) == PIECE else _steps
         output, state = run(step, piece, state, weights)
@@ -98,7 +99,7 @@ def _compiled_steps(
         own = types.FunctionType(code, _steps.__globals__)
         _COMPILED[step] = torch.compile(own, fullgraph=True, dynamic=False)
     maybe_mark_dynamic(x, 1)
-    state = _each(_of_any_batch, state)
+    state = tree_map(_of_any_batch, state)
     try:
         with warnings.catch_warnings():  # the compiler looks at what it has no use for
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
@@ -111,7 +112,7 @@ def _compiled_steps(
 
 
 def _with_gradient(tensor: Tensor) -> Tensor:
-    """Beginnings of windows as their middles: with and without a gradient would be compiled apart."""
+    """Give the first state of a window a gradient too, as later ones have: the two would be compiled separately."""
     return tensor if tensor.requires_grad else tensor.detach().requires_grad_()
 
 
@@ -121,7 +122,3 @@ def _of_any_batch(tensor: Tensor) -> Tensor:
     tensor = tensor.contiguous().view(tensor.shape)  # a view: marks are made on the tensor object, the caller's is not
     maybe_mark_dynamic(tensor, 0)
     return tensor
-
-
-def _each(function: Callable[[Tensor], Tensor], state: State) -> State:
-    return function(state) if isinstance(state, Tensor) else tuple(map(function, state))

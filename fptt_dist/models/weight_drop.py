@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fptt_dist.types import State
+
 
 class WeightDropLSTM(nn.LSTM):
     """One layer of LSTM that computes with `mask ∘ W_hh` where a mask is given (Merity et al. 2018, section 2).
@@ -27,7 +29,7 @@ class WeightDropLSTM(nn.LSTM):
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - no packed sequences
         self, input: Tensor, hx: Any = None, mask: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, State]:
         """h at every step (S, B, H) and the state (h, c), each (1, B, H); the mask has W_hh's shape."""
         if mask is None:
             return super().forward(input, hx)

@@ -1,45 +1,55 @@
-"""Who holds what and what travels: launch environment, collectives, one file a strategy."""
+"""Data-parallel training: who holds what, what is synchronized and when, and how it is sent."""
 
-from fptt_dist.parallel.agreement import SharedDual
-from fptt_dist.parallel.collectives import Communicator, GroupCommunicator
-from fptt_dist.parallel.connection import beside, communicator, machines, process_group, tighten, was_connected
-from fptt_dist.parallel.consensus import Consensus
-from fptt_dist.parallel.ddp import DdpAveraging
-from fptt_dist.parallel.deepspeed import DeepspeedZero
-from fptt_dist.parallel.environment import LaunchEnvironment, device_index, resolve_environment
-from fptt_dist.parallel.fsdp import FullyShard
-from fptt_dist.parallel.gradient import GradientAveraging
-from fptt_dist.parallel.hierarchical import MachinesCommunicator
-from fptt_dist.parallel.lost import LostWorkerError
-from fptt_dist.parallel.pieces import Piece
-from fptt_dist.parallel.single import Single
-from fptt_dist.parallel.strategy import Strategy, StrategyState, Weights
-from fptt_dist.parallel.worker_dual import WorkerDual
+from fptt_dist.parallel.comm.communicator import Communicator, GroupCommunicator
+from fptt_dist.parallel.comm.environment import LaunchEnvironment, device_index, resolve_environment
+from fptt_dist.parallel.comm.errors import LostWorkerError
+from fptt_dist.parallel.comm.hierarchical import NodesCommunicator
+from fptt_dist.parallel.comm.process_group import (
+    communicator,
+    new_gloo_group,
+    node_groups,
+    process_group,
+    set_pg_timeouts,
+    was_initialized,
+)
+from fptt_dist.parallel.engine import Engine
+from fptt_dist.parallel.optimizer_view import Weights
+from fptt_dist.parallel.placement.ddp import DdpReplicated
+from fptt_dist.parallel.placement.deepspeed import DeepspeedZero
+from fptt_dist.parallel.placement.fsdp import FullyShard
+from fptt_dist.parallel.placement.replicated import Replicated
+from fptt_dist.parallel.placement.shard import ParameterShard
+from fptt_dist.parallel.sync.admm_dual import LocalDual
+from fptt_dist.parallel.sync.averaged_dual import AveragedDual
+from fptt_dist.parallel.sync.gradient import GradientSync
+from fptt_dist.parallel.sync.periodic import Consensus
+from fptt_dist.parallel.sync.sync import NoSync, SyncState
 
 __all__ = [
+    "AveragedDual",
     "Communicator",
     "Consensus",
-    "DdpAveraging",
+    "DdpReplicated",
     "DeepspeedZero",
+    "Engine",
     "FullyShard",
-    "GradientAveraging",
+    "GradientSync",
     "GroupCommunicator",
     "LaunchEnvironment",
+    "LocalDual",
     "LostWorkerError",
-    "MachinesCommunicator",
-    "Piece",
-    "SharedDual",
-    "Single",
-    "Strategy",
-    "StrategyState",
+    "NoSync",
+    "NodesCommunicator",
+    "ParameterShard",
+    "Replicated",
+    "SyncState",
     "Weights",
-    "WorkerDual",
-    "beside",
     "communicator",
     "device_index",
-    "machines",
+    "new_gloo_group",
+    "node_groups",
     "process_group",
     "resolve_environment",
-    "tighten",
-    "was_connected",
+    "set_pg_timeouts",
+    "was_initialized",
 ]

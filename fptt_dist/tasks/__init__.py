@@ -1,10 +1,22 @@
-"""What is learnt: data, window loss and metric; one file a task."""
+"""Tasks: data, window loss and metric; one file per task."""
 
-from fptt_dist.tasks.adding import Adding
-from fptt_dist.tasks.copying import Copying
-from fptt_dist.tasks.data_error import DataError
-from fptt_dist.tasks.language import Language
-from fptt_dist.tasks.pixels import Pixels
-from fptt_dist.tasks.task import Batch, Split, Task, share
+from typing import TYPE_CHECKING
 
-__all__ = ["Adding", "Batch", "Copying", "DataError", "Language", "Pixels", "Split", "Task", "share"]
+from fptt_dist.lazy import lazily
+from fptt_dist.tasks.data.errors import DataError
+
+__all__ = ["Adding", "Batch", "Copying", "DataError", "Language", "Pixels", "Split", "Task", "rank_slice"]
+
+if TYPE_CHECKING:
+    from fptt_dist.tasks.adding import Adding
+    from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
+    from fptt_dist.tasks.copying import Copying
+    from fptt_dist.tasks.language import Language
+    from fptt_dist.tasks.pixels import Pixels
+else:
+    # Data sets are fetched and checked without torch.
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {"Adding": "adding", "Copying": "copying", "Language": "language", "Pixels": "pixels"}
+        | dict.fromkeys(("Batch", "Split", "Task", "rank_slice"), "base"),
+    )

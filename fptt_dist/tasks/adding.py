@@ -7,19 +7,19 @@ import torch
 from torch import Tensor
 
 from fptt_dist.algorithm.losses import RegressionLoss
-from fptt_dist.tasks.generated import GeneratedTask
-from fptt_dist.tasks.task import Batch
+from fptt_dist.tasks.base import Batch
+from fptt_dist.tasks.synthetic import SyntheticTask
 
 
-class Adding(GeneratedTask):
+class Adding(SyntheticTask):
     """Step t shows a number in [0, 1) and a marker; the target is the sum of the two marked numbers.
 
-    Predicting 1 always has a mean squared error of 1/6 = 0.167: what a network that has not understood reaches.
+    Predicting 1 always has a mean squared error of 1/6 = 0.167, the baseline of a network that has learned nothing.
 
     Args:
         length: T ≥ 2 steps.
         markers: "halves": one marker in each half (Kag & Saligrama 2021); "anywhere": two distinct steps.
-        examples: training sequences an epoch.
+        examples: training sequences per epoch.
         validation: sequences of the validation set.
         test: sequences of the test set.
         seed: of the training sequences.

@@ -1,4 +1,4 @@
-"""The copy memory task (Hochreiter & Schmidhuber 1997): say a few symbols again after a long silence."""
+"""The copy memory task (Hochreiter & Schmidhuber 1997): repeat a few symbols after a long delay."""
 
 import numpy as np
 import torch
@@ -6,21 +6,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt_dist.algorithm.losses import SequenceLoss
-from fptt_dist.tasks.generated import GeneratedTask
-from fptt_dist.tasks.task import Batch
+from fptt_dist.tasks.base import Batch
+from fptt_dist.tasks.synthetic import SyntheticTask
 
 
-class Copying(GeneratedTask):
-    """`symbols` symbols, `delay` − 1 blanks, a marker, and `symbols` blanks in which the symbols must be said again.
+class Copying(SyntheticTask):
+    """`symbols` symbols, `delay` − 1 blanks, a marker, and `symbols` blanks in which the symbols must be recalled.
 
     Inputs are one-hot over alphabet + blank + marker, targets are alphabet + blank at each of the delay + 2·symbols
-    steps. Not remembering anything has a loss of symbols·ln(alphabet)/T and names 1/alphabet of the symbols.
+    steps. A network that remembers nothing has a loss of symbols·ln(alphabet)/T and recalls 1/alphabet of the symbols.
 
     Args:
         delay: steps between the last symbol and the first recalled one, at least 1 (the marker's).
-        symbols: how many are to be kept.
-        alphabet: how many there are.
-        examples: training sequences an epoch.
+        symbols: number of symbols to remember.
+        alphabet: number of different symbols.
+        examples: training sequences per epoch.
         validation: sequences of the fixed validation set.
         test: sequences of the fixed test set.
         seed: of the training sequences.
@@ -49,7 +49,7 @@ class Copying(GeneratedTask):
         self.loss = SequenceLoss()
 
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
-        """Number of symbols said again rightly in the last `symbols` steps, and number of symbols."""
+        """Number of symbols recalled correctly in the last `symbols` steps, and number of symbols."""
         right = output[-self.symbols :].argmax(-1) == batch.targets[-self.symbols :]
         return right.sum().double(), right.numel()
 
@@ -62,4 +62,4 @@ class Copying(GeneratedTask):
         tokens[self.symbols + self.delay - 1] = marker
         targets = torch.full((self.length, size), blank)
         targets[-self.symbols :] = symbols
-        return Batch(functional.one_hot(tokens, self.inputs).float(), targets, targets_in_time=True)
+        return Batch(functional.one_hot(tokens, self.inputs).float(), targets, per_step_targets=True)

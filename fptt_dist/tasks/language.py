@@ -1,4 +1,4 @@
-"""Language modelling: the next word or character of a text."""
+"""Language modeling: the next word or character of a text."""
 
 import hashlib
 import math
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt_dist.algorithm.losses import SequenceLoss
-from fptt_dist.tasks.data_error import DataError
-from fptt_dist.tasks.task import Batch, Split, Task, share
-from fptt_dist.tasks.text import Units, own_text, penn_treebank
+from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
+from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.tasks.data.text import TokenLevel, own_text, penn_treebank
 
 SPLITS = ("train", "validation", "test")
 IGNORED = -100  # the target that cross_entropy leaves out
@@ -29,7 +29,7 @@ class Language(Task):
     """A text as B streams side by side; the recurrent state goes from each sequence to the next.
 
     The training text is cut into B columns of equal length L; sequence b of every global batch is the next piece of
-    column b. With `deviation` σ = 0 all pieces have `length` steps, and the remainder of a column is left out, at its
+    column b. With `length_std` σ = 0 all pieces have `length` steps, and the remainder of a column is left out, at its
     beginning and end as drawn for each epoch. With σ > 0 they have random lengths (Merity, Keskar & Socher 2018), drawn
     for each epoch and scaled such that they fill the columns exactly; the learning rate is in proportion to them.
 
@@ -37,14 +37,14 @@ class Language(Task):
 
     Args:
         root: folder that holds `ptb/`.
-        text: folder with train.txt, valid.txt and test.txt; None: the Penn Treebank in `root`.
-        units: what a step reads and predicts.
+        text_dir: folder with train.txt, valid.txt and test.txt; None: the Penn Treebank in `root`.
+        token_level: what a step reads and predicts.
         length: steps of a (usual) sequence.
-        deviation: σ, standard deviation of the lengths.
+        length_std: σ, standard deviation of the lengths.
         streams: B, sequences of a global batch.
         windows: K; no sequence is shorter.
-        tokens: training tokens used, from the first; None: all. The vocabulary is the whole file's.
-        held_out: tokens of the validation and of the test part used each; None: all.
+        train_tokens: training tokens used, from the first; None: all. The vocabulary is the whole file's.
+        eval_tokens: tokens of the validation and of the test part used each; None: all.
         seed: of the lengths and of what is left out.
 
     Raises:
@@ -54,35 +54,39 @@ class Language(Task):
     name = "language"
     inputs = 1
     higher_is_better = False
-    carries_state = True
+    stateful = True
 
     def __init__(
         self,
         *,
         root: Path,
-        text: Path | None = None,
-        units: Units = "words",
+        text_dir: Path | None = None,
+        token_level: TokenLevel = "word",
         length: int = 70,
-        deviation: float = 0.0,
+        length_std: float = 0.0,
         streams: int,
         windows: int = 1,
-        tokens: int | None = None,
-        held_out: int | None = None,
+        train_tokens: int | None = None,
+        eval_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
-        read = penn_treebank(root, units) if text is None else own_text(text, units)
-        self.units: Units = units
-        self.metric = "perplexity" if units == "words" else "bits_per_character"
+        read = penn_treebank(root, token_level) if text_dir is None else own_text(text_dir, token_level)
+        self.token_level: TokenLevel = token_level
+        self.metric = "perplexity" if token_level == "word" else "bits_per_character"
         self.vocabulary = read.vocabulary
         self.vocabulary_size = self.outputs = len(read.vocabulary)
         self.length = length
-        self.deviation = deviation
-        self.scales_rate = deviation > 0
+        self.deviation = length_std
+        self.scale_lr_by_length = length_std > 0
         self.streams = streams
         self.seed = seed
         self.loss = SequenceLoss()
         self._train_path = read.paths[0]
-        asked = (("task.tokens", tokens), ("task.held_out", held_out), ("task.held_out", held_out))
+        asked = (
+            ("task.train_tokens", train_tokens),
+            ("task.eval_tokens", eval_tokens),
+            ("task.eval_tokens", eval_tokens),
+        )
         self._ids = {
             split: torch.from_numpy(_first(ids, path, *limit).astype(_smallest(self.vocabulary_size)))
             for split, ids, path, limit in zip(SPLITS, read.ids, read.paths, asked, strict=True)
@@ -92,7 +96,7 @@ class Language(Task):
         column = len(self._ids["train"]) // streams
         self._predictions = column - 1
         self._sequences = self._predictions // length
-        if self.scales_rate:
+        if self.scale_lr_by_length:
             mean = length * (USUAL + (1 - USUAL) / 2)
             self._sequences = min(max(1, round(self._predictions / mean)), self._predictions // self._shortest)
         self.train_examples = self._sequences * streams
@@ -120,7 +124,7 @@ class Language(Task):
             )
         start, stop = self._bounds(epoch)[cursor // size : cursor // size + 2].tolist()
         piece = self._columns[part, start : stop + 1].t().long()
-        return Batch(piece[:-1].contiguous(), piece[1:].contiguous(), targets_in_time=True)
+        return Batch(piece[:-1].contiguous(), piece[1:].contiguous(), per_step_targets=True)
 
     def chunks(
         self,
@@ -144,7 +148,7 @@ class Language(Task):
         ids = self._ids[split]
         predictions = len(ids) - 1
         streams = min(streams, predictions)
-        shares = [share(predictions, stream, streams) for stream in range(streams)]
+        shares = [rank_slice(predictions, stream, streams) for stream in range(streams)]
         longest = max(own.stop - own.start for own in shares)
         wanted = shares[part]
         if not wanted:
@@ -155,11 +159,11 @@ class Language(Task):
             scored = place < last
             place = torch.where(scored, place, 0)
             inputs, targets = ids[place].long(), ids[place + 1].long()
-            yield Batch(inputs.masked_fill_(~scored, 0), targets.masked_fill_(~scored, IGNORED), targets_in_time=True)
+            yield Batch(inputs.masked_fill_(~scored, 0), targets.masked_fill_(~scored, IGNORED), per_step_targets=True)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of ten streams, in chunks of 64 steps."""
-        part = share(EVALUATION_STREAMS, rank, world)
+        part = rank_slice(EVALUATION_STREAMS, rank, world)
         return self.chunks(split, streams=EVALUATION_STREAMS, steps=EVALUATION_STEPS, part=part)
 
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
@@ -171,7 +175,7 @@ class Language(Task):
 
     def value(self, mean: float) -> float:
         """exp(mean) for words (inf where that overflows), mean / ln 2 for characters."""
-        if self.units == "characters":
+        if self.token_level == "character":
             return mean / math.log(2)
         try:
             return math.exp(mean)
@@ -179,7 +183,7 @@ class Language(Task):
             return math.inf
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The SHA-256 of the vocabulary and its size, so that a run goes on with its own text alone."""
+        """The SHA-256 of the vocabulary and its size, so that a run resumes only with its own text."""
         digest = hashlib.sha256("\n".join(self.vocabulary).encode()).digest()
         return {
             "vocabulary": torch.tensor(list(digest), dtype=torch.uint8),
@@ -200,11 +204,11 @@ class Language(Task):
             )
 
     def input_description(self) -> dict[str, Any]:
-        """What a step reads, and the symbols in the order of their ids."""
-        return {"units": self.units, "vocabulary": self.vocabulary}
+        """Return the token level, and the symbols in the order of their ids."""
+        return {"token_level": self.token_level, "vocabulary": self.vocabulary}
 
     def _check_length(self) -> None:
-        steps = max(self.length, self._shortest) if self.scales_rate else self.length
+        steps = max(self.length, self._shortest) if self.scale_lr_by_length else self.length
         found, needed = len(self._ids["train"]), self.streams * (steps + 1)
         if found < needed:
             raise DataError(
@@ -217,7 +221,7 @@ class Language(Task):
         """(n + 1,) where the epoch's n sequences begin and end in every column."""
         count, predictions = self._sequences, self._predictions
         rng = np.random.default_rng([self.seed, epoch])
-        if not self.scales_rate:
+        if not self.scale_lr_by_length:
             offset = rng.integers(0, predictions - count * self.length, endpoint=True)
             return offset + self.length * np.arange(count + 1)
         means = np.where(rng.random(count) < USUAL, self.length, self.length / 2)

@@ -1,4 +1,4 @@
-"""Images read as sequences of pixels, row by row, a few at a time; one label a sequence."""
+"""Images read as sequences of pixels, row by row, a few at a time; one label per sequence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fptt_dist.algorithm.estimates import ClassMeanEstimate, ExampleEstimate, LabelEstimate, UniformEstimate
 from fptt_dist.algorithm.losses import TerminalLoss
-from fptt_dist.tasks import cifar
-from fptt_dist.tasks.augmentation import Augmentation
-from fptt_dist.tasks.data_error import DataError
-from fptt_dist.tasks.idx import read_labelled_images
-from fptt_dist.tasks.shards import Shard, Shards
-from fptt_dist.tasks.task import Batch, Split, Task, share
+from fptt_dist.algorithm.target_estimates import ClassMeanEstimate, ExampleEstimate, LabelEstimate, UniformEstimate
+from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
+from fptt_dist.tasks.data import cifar
+from fptt_dist.tasks.data.augmentation import Augmentation
+from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.tasks.data.idx import read_labelled_images
+from fptt_dist.tasks.partition import Partition, Shards
 
 CLASSES = 10
 EVALUATION_BATCH = 500
@@ -30,12 +30,12 @@ Dataset = Literal["mnist", "fashion-mnist", "cifar10"]
 
 @dataclass(frozen=True)
 class Images:
-    """What a data set's images are, and how they become inputs.
+    """Format of a data set's images, and how they become inputs.
 
     Attributes:
         side: pixels of a row, and rows.
-        mean: subtracted from a channel's values in [0, 1], one number a channel.
-        deviation: what they are divided by then.
+        mean: subtracted from a channel's values in [0, 1], one number per channel.
+        deviation: divisor of the values after that, one number per channel.
         shift: pixels that augmentation moves an image at most.
         mirror: whether augmentation mirrors; a mirrored digit is another sign.
     """
@@ -48,12 +48,12 @@ class Images:
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
+        """Number of pixels of an image."""
         return self.side * self.side
 
     @property
     def channels(self) -> int:
-        """Numbers a pixel."""
+        """Values per pixel."""
         return len(self.mean)
 
 
@@ -68,9 +68,9 @@ IMAGES: dict[Dataset, Images] = {
 class Pixels(Task):
     """Sequential (or permuted) MNIST, Fashion-MNIST and CIFAR-10: p pixels at each of 784 / p (1024 / p) steps.
 
-    A pixel of CIFAR-10 has three channels, which stand together: 3 p numbers a step. Images stay in the device's memory
-    as bytes and are gathered there for each batch. The validation set is held out of the training images; both are the
-    same whatever the run's seed is.
+    A pixel of CIFAR-10 has three channels, which stand together: 3 p features per step. Images stay in the device's
+    memory as bytes and are gathered there for each batch. The validation set is held out of the training images; both
+    are the same whatever the run's seed is.
 
     Args:
         root: folder that holds `mnist/` or `fashion-mnist/` with the four IDX files, plain or gzipped, or
@@ -84,9 +84,9 @@ class Pixels(Task):
         test: test images used, the same for all runs; None: all.
         augmentation: whether every epoch shows the training images moved by up to 2 pixels each way; those of CIFAR-10
             by up to 4, and half of them mirrored.
-        estimate: Q of the terminal loss, "uniform", "class_mean" or "example".
-        reads: "last": loss at the window's last step; "every": at every step.
-        divergence: of the terminal loss: "sum" over the classes, or their "mean".
+        target_estimate: Q of the terminal loss, "uniform", "class_mean" or "example".
+        loss_steps: "last": loss at the window's last step; "all": at every step.
+        kl_reduction: of the terminal loss: "sum" over the classes, or their "mean".
         windows: K, for the estimate's tables.
         seed: of the order of the examples, and of the augmentation.
 
@@ -110,58 +110,37 @@ class Pixels(Task):
         examples: int | None = None,
         test: int | None = None,
         augmentation: bool = False,
-        estimate: Literal["uniform", "class_mean", "example"] = "uniform",
-        reads: Literal["last", "every"] = "last",
-        divergence: Literal["sum", "mean"] = "sum",
+        target_estimate: Literal["uniform", "class_mean", "example"] = "uniform",
+        loss_steps: Literal["last", "all"] = "last",
+        kl_reduction: Literal["sum", "mean"] = "sum",
         windows: int = 1,
         seed: int = 0,
     ) -> None:
-        kind, folder = IMAGES[dataset], _folder(root, dataset)
-        images, labels, test_images, test_labels = _read(root, dataset)
-        wanted = validation + (1 if examples is None else examples)
-        if wanted > len(images):
-            raise DataError(
-                f"{folder} has {len(images)} training images, fewer than task.validation={validation} and "
-                f"task.examples={examples or 'at least one'} together: type a smaller one of the two"
-            )
-        if test is not None and test > len(test_images):
-            raise DataError(
-                f"{folder} has {len(test_images)} test images, fewer than task.test={test}: type task.test=null for all"
-            )
-        if test is not None:
-            chosen = np.random.default_rng([SPLIT_SEED, TEST_STREAM]).permutation(len(test_images))[:test]
-            test_images, test_labels = test_images[chosen], test_labels[chosen]
-        order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
-        held_out, rest = order[:validation], order[validation:][:examples]
+        kind = IMAGES[dataset]
+        images, labels = _splits(root, dataset, validation, examples, test)
         self.pixels_per_step = pixels_per_step
         self.inputs = pixels_per_step * kind.channels
         self.length = kind.pixels // pixels_per_step
-        self.train_examples = len(rest)
+        self.train_examples = len(labels["train"])
         self.seed = seed
         self.permutation = torch.arange(kind.pixels)
         if permutation is not None:
             self.permutation = torch.from_numpy(np.random.default_rng(permutation).permutation(kind.pixels))
         self.mean, self.deviation = kind.mean, kind.deviation
-        self._values = _normalised(kind)
+        self._values = _normalized(kind)
         self._channels = 256 * torch.arange(kind.channels, dtype=torch.int32)  # where each one's values begin
-        self._images = {
-            "train": _bytes(images[rest], kind),
-            "validation": _bytes(images[held_out], kind),
-            "test": _bytes(test_images, kind),
-        }
-        self._labels = {
-            "train": torch.from_numpy(labels[rest].astype(np.uint8)),
-            "validation": torch.from_numpy(labels[held_out].astype(np.uint8)),
-            "test": torch.from_numpy(test_labels.astype(np.uint8)),
-        }
-        self.loss = TerminalLoss(self._estimate(estimate, windows), reads=reads, divergence=divergence)
+        self._images = {split: _bytes(own, kind) for split, own in images.items()}
+        self._labels = {split: torch.from_numpy(own.astype(np.uint8)) for split, own in labels.items()}
+        self.loss = TerminalLoss(
+            self._estimate(target_estimate, windows), loss_steps=loss_steps, kl_reduction=kl_reduction
+        )
         self._augmentation = (
-            Augmentation(side=kind.side, shift=kind.shift, mirror=kind.mirror, examples=len(rest), seed=seed)
+            Augmentation(side=kind.side, shift=kind.shift, mirror=kind.mirror, examples=self.train_examples, seed=seed)
             if augmentation
             else None
         )
         self._order = lru_cache(maxsize=2)(self._epoch_order)
-        self._shard: Shard | None = None
+        self._shard: Partition | None = None
         self.to(torch.device("cpu"))
 
     def to(self, device: torch.device) -> None:
@@ -178,13 +157,13 @@ class Pixels(Task):
         in_order = self.permutation.tolist() == list(range(len(self.permutation)))
         self._shown = None if in_order else self.permutation.to(self._device)
 
-    def deal(self, shards: Shards, rank: int, world: int) -> None:
-        """As for every task; the labels are the images' digits or kinds of things."""
+    def set_partition(self, shards: Shards, rank: int, world: int) -> None:
+        """Set the partition as for every task; the labels are the images' classes."""
         labels, self._shard = self._labels["train"], None
         if shards != "shuffled":
             by = labels.cpu() if shards == "by_label" else None
-            self._shard = Shard(len(labels), rank, world, seed=self.seed, labels=by).to(self._device)
-        self.train_examples = self._shard.dealt if self._shard else len(labels)
+            self._shard = Partition(len(labels), rank, world, seed=self.seed, labels=by).to(self._device)
+        self.train_examples = self._shard.num_examples if self._shard else len(labels)
 
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
         """Images `part` of the global batch at `cursor` of the epoch's own order, or this worker's own."""
@@ -199,7 +178,11 @@ class Pixels(Task):
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of the held-out or test images, at most 500 at a time."""
-        images, labels, own = self._images[split], self._labels[split], share(len(self._labels[split]), rank, world)
+        images, labels, own = (
+            self._images[split],
+            self._labels[split],
+            rank_slice(len(self._labels[split]), rank, world),
+        )
         for start in range(own.start, own.stop, EVALUATION_BATCH):
             stop = min(start + EVALUATION_BATCH, own.stop)
             indices = torch.arange(start, stop, device=self._device)
@@ -225,7 +208,7 @@ class Pixels(Task):
     def input_description(self) -> dict[str, Any]:
         """From bytes (pixels, channels) to inputs.
 
-        (byte / 255 − mean) / deviation, a number a channel; the pixels permuted, their channels together;
+        (byte / 255 − mean) / deviation, per channel; the pixels permuted, their channels together;
         `pixels_per_step` pixels at a step.
         """
         return {
@@ -268,6 +251,37 @@ def _folder(root: Path, dataset: Dataset) -> Path:
     return root / (cifar.FOLDER if dataset == "cifar10" else dataset)
 
 
+def _splits(
+    root: Path, dataset: Dataset, validation: int, examples: int | None, test: int | None
+) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+    """Images and labels of each split.
+
+    Raises:
+        DataError: files missing or corrupt, or fewer images than asked for.
+    """
+    folder = _folder(root, dataset)
+    images, labels, test_images, test_labels = _read(root, dataset)
+    wanted = validation + (1 if examples is None else examples)
+    if wanted > len(images):
+        raise DataError(
+            f"{folder} has {len(images)} training images, fewer than task.validation={validation} and "
+            f"task.examples={examples or 'at least one'} together: type a smaller one of the two"
+        )
+    if test is not None and test > len(test_images):
+        raise DataError(
+            f"{folder} has {len(test_images)} test images, fewer than task.test={test}: type task.test=null for all"
+        )
+    if test is not None:
+        chosen = np.random.default_rng([SPLIT_SEED, TEST_STREAM]).permutation(len(test_images))[:test]
+        test_images, test_labels = test_images[chosen], test_labels[chosen]
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(images))
+    held_out, rest = order[:validation], order[validation:][:examples]
+    return (
+        {"train": images[rest], "validation": images[held_out], "test": test_images},
+        {"train": labels[rest], "validation": labels[held_out], "test": test_labels},
+    )
+
+
 def _read(root: Path, dataset: Dataset) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Training images and labels, then test images and labels."""
     if dataset == "cifar10":
@@ -282,7 +296,7 @@ def _read(root: Path, dataset: Dataset) -> tuple[NDArray, NDArray, NDArray, NDAr
     return images, labels, test_images, test_labels
 
 
-def _normalised(kind: Images) -> Tensor:
+def _normalized(kind: Images) -> Tensor:
     """(C · 256,) what each byte of each channel becomes.
 
     Looked up and not computed for each batch: a GPU divides by multiplying with the reciprocal, which rounds otherwise.

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from fptt_dist.algorithm import FPTT
 
-Update = Literal["explicit", "prox", "algorithm2"]
+Update = Literal["gradient", "proximal", "second_gradient"]
 Clip = Literal["total", "gradient"]
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (5,), (2, 1, 3))
 
@@ -80,7 +80,7 @@ def advance(optimizer: Optimizer, params: Sequence[Tensor], start: int, stop: in
     """Updates `start` to `stop` − 1 on the quadratic problem, whose targets are a function of the update's number."""
     for t in range(start, stop):
         closure = quadratic(optimizer, params, t)
-        if isinstance(optimizer, FPTT) and optimizer.update == "algorithm2":
+        if isinstance(optimizer, FPTT) and optimizer.constants.update_rule == "second_gradient":
             optimizer.step(closure)
         else:
             closure()
@@ -122,16 +122,18 @@ def numpy_of(tensors: Sequence[Tensor]) -> list[np.ndarray]:
 
 
 def resume(checkpoint: str, result: str, start: int, stop: int) -> None:
-    """Continue a saved run in this process and save what it reaches; `test_copies` runs it as a program of its own."""
-    saved = torch.load(checkpoint, weights_only=True)
-    params = parameters(seed=99)
-    with torch.no_grad():
-        for p, value in zip(params, saved["weights"], strict=True):
-            p.copy_(value)
-    optimizer = two_groups(params, BASES[saved["base"]], **saved["options"])
-    optimizer.load_state_dict(saved["optimizer"])
-    advance(optimizer, params, start, stop)
-    torch.save(snapshot(optimizer, params), result)
+    """Continue saved runs in this process and save what they reach; `test_copies` runs it as a program of its own."""
+    reached = []
+    for saved in torch.load(checkpoint, weights_only=True):
+        params = parameters(seed=99)
+        with torch.no_grad():
+            for p, value in zip(params, saved["weights"], strict=True):
+                p.copy_(value)
+        optimizer = two_groups(params, BASES[saved["base"]], **saved["options"])
+        optimizer.load_state_dict(saved["optimizer"])
+        advance(optimizer, params, start, stop)
+        reached.append(snapshot(optimizer, params))
+    torch.save(reached, result)
 
 
 if __name__ == "__main__":

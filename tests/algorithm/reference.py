@@ -3,7 +3,7 @@
 v  = g + α D [c (W − W̄) − κ u] + A (W − Z) − μ      D = 1, or (√v̂ + ε)/r from the moments before the step
 r  = max(η, (1 + √(1−β))/2 · r of the update before, G ε₆₄ |W| by element),  G = α [c + (c + κ/√β)/(1 − √(1−β))]
 W' = base (W, s v),   s = min(1, max_norm / (‖v‖ + 1e-6))
-u' = u − (W' − W̄)                                   algorithm2: u' = g(W')/α
+u' = u − (W' − W̄)                                   second_gradient: u' = g(W')/α
 W̄' = (1 − β) W̄ + β (W' − u')
 """
 
@@ -91,15 +91,15 @@ class Reference:
         beta: float = 0.5,
         dual_weight: float = 1.0,
         prox_weight: float = 1.0,
-        update: str = "explicit",
+        update_rule: str = "gradient",
         metric: str = "euclidean",
         max_norm: float | None = None,
-        clip: str = "total",
+        clip_scope: str = "total",
     ) -> None:
         self.W = [np.array(w, dtype=np.float64) for w in weights]
         self.rule, self.lr, self.alpha, self.options = rule, list(lr), list(alpha), dict(options or {})
         self.beta, self.kappa, self.c = beta, dual_weight, prox_weight
-        self.update, self.metric, self.max_norm, self.clip = update, metric, max_norm, clip
+        self.update_rule, self.metric, self.max_norm, self.clip_scope = update_rule, metric, max_norm, clip_scope
         self.center: dict[int, Array] = {}
         self.u: dict[int, Array] = {}
         self.rate: dict[int, float] = {}
@@ -129,26 +129,26 @@ class Reference:
     def step(
         self, gradients: Sequence[Array | None], second: Callable[[list[Array]], list[Array]] | None = None
     ) -> None:
-        """One update; `second` gives algorithm2's gradients at the new weights."""
+        """One update; `second` gives second_gradient's gradients at the new weights."""
         v = {i: np.array(g, dtype=np.float64) for i, g in enumerate(gradients) if g is not None}
         for i in v:
             self.center.setdefault(i, self.W[i].copy())
             self.u.setdefault(i, np.zeros_like(self.W[i]))
             self.rate[i] = max(self.lr[i], (1 + np.sqrt(1 - self.beta)) / 2 * self.rate.get(i, 0.0), 1e-28)
-            if self.update == "algorithm2":
+            if self.update_rule == "second_gradient":
                 self.u[i] = self.u[i] * self.alpha_of_u.get(i, self.alpha[i]) / self.alpha[i]
                 self.alpha_of_u[i] = self.alpha[i]
-        v = self.clipped(v) if self.clip == "gradient" else v
+        v = self.clipped(v) if self.clip_scope == "gradient" else v
         for i in v:
-            if self.update != "prox":
+            if self.update_rule != "proximal":
                 v[i] = v[i] + self.force(i)
             if i in self.anchor:
                 center, dual, strength = self.anchor[i]
                 v[i] = v[i] + strength * (self.W[i] - center) - dual
-        v = self.clipped(v) if self.clip == "total" else v
+        v = self.clipped(v) if self.clip_scope == "total" else v
         for i in v:
             self.W[i] = self.rule(self.W[i], v[i], self.memory[i], self.lr[i], **self.options)
-            if self.update == "prox":
+            if self.update_rule == "proximal":
                 a = self.lr[i] * self.alpha[i]
                 pulled = self.W[i] + a * (self.c * self.center[i] + self.kappa * self.u[i])
                 self.W[i] = pulled / (1 + a * self.c)
@@ -157,7 +157,7 @@ class Reference:
             self.u[i] = self.u[i] - (self.W[i] - self.center[i]) if fresh is None else fresh[i] / self.alpha[i]
             self.center[i] = (1 - self.beta) * self.center[i] + self.beta * (self.W[i] - self.u[i])
 
-    def recenter(self, weights: bool = True, dual: bool = True) -> None:
+    def reset_to_center(self, weights: bool = True, dual: bool = True) -> None:
         """W ← W̄ and u ← 0."""
         for i in self.center:
             self.W[i] = self.center[i].copy() if weights else self.W[i]

@@ -25,11 +25,11 @@ def step(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], number: i
     optimizer.step()
 
 
-def fptt(params: list[nn.Parameter], alpha: float = 0.3, update: str = "explicit") -> FPTT:
-    return FPTT(torch.optim.SGD(params, lr=0.1), alpha=alpha, update=update)  # pyright: ignore[reportArgumentType]
+def fptt(params: list[nn.Parameter], alpha: float = 0.3, update: str = "gradient") -> FPTT:
+    return FPTT(torch.optim.SGD(params, lr=0.1), alpha=alpha, update_rule=update)  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("update", ["explicit", "prox"])
+@pytest.mark.parametrize("update", ["gradient", "proximal"])
 def test_it_is_the_mean_of_the_weights_after_each_update(update: str) -> None:
     params = parameters()
     optimizer = fptt(params, update=update)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from fptt_dist.algorithm import FPTT
+from fptt_dist.algorithm.diagnostics import norms
 
 from .helpers import BASES, advance, noise, parameters, same_bits, set_gradients, snapshot, two_groups
 
@@ -51,35 +53,30 @@ def test_whatever_is_done_to_the_weights_at_the_center_is_undone() -> None:
     assert same_bits(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
+def test_what_would_be_lost_at_the_center_is_refused(subtests: pytest.Subtests) -> None:
+    """And it changes nothing; after it, and after any exception in the context, all is as if it had not been."""
+    for call in (
         lambda o: o.step(),
         lambda o: o.step(lambda: torch.zeros(())),
-        lambda o: o.recenter(),
+        lambda o: o.reset_to_center(),
         lambda o: o.load_state_dict(o.state_dict()),
-        lambda o: o.plan(1),
-        lambda o: o.count(1),
-    ],
-    ids=["step", "closure", "recenter", "load_state_dict", "plan", "count"],
-)
-def test_what_would_be_lost_at_the_center_is_refused(call: Callable[[FPTT], Any]) -> None:
-    """And it changes nothing; after it, and after any exception in the context, all is as if it had not been."""
-    optimizer, params = run()
-    before = snapshot(optimizer, params)
-    set_gradients(params, noise(5, params))
-    message = r"^[a-z_]+\(\) inside at_center\(\): .* would be lost, .*: leave the context first$"
-    with pytest.raises(RuntimeError, match=message), optimizer.at_center():
-        call(optimizer)
-    assert same_bits(snapshot(optimizer, params), before)
-    with optimizer.at_center(), pytest.raises(RuntimeError, match=message):
-        call(optimizer)
-    assert same_bits(snapshot(optimizer, params), before)
-    control, others = run(updates=8)
-    advance(optimizer, params, 5, 8)
-    optimizer.recenter(weights=False, dual=False)
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert same_bits(snapshot(optimizer, params), snapshot(control, others))
+    ):
+        with subtests.test(call=call):
+            optimizer, params = run()
+            before = snapshot(optimizer, params)
+            set_gradients(params, noise(5, params))
+            message = r"^[a-z_]+\(\) inside at_center\(\): .* would be lost, .*: leave the context first$"
+            with pytest.raises(RuntimeError, match=message), optimizer.at_center():
+                call(optimizer)
+            assert same_bits(snapshot(optimizer, params), before)
+            with optimizer.at_center(), pytest.raises(RuntimeError, match=message):
+                call(optimizer)
+            assert same_bits(snapshot(optimizer, params), before)
+            control, others = run(updates=8)
+            advance(optimizer, params, 5, 8)
+            optimizer.reset_to_center(weights=False, dual=False)
+            optimizer.load_state_dict(optimizer.state_dict())
+            assert same_bits(snapshot(optimizer, params), snapshot(control, others))
 
 
 def test_a_fused_update_at_the_center_is_refused_too() -> None:
@@ -106,10 +103,10 @@ def test_the_center_within_the_center() -> None:
 
 
 def test_any_weights_are_shown_and_guarded_like_the_center() -> None:
-    """As the mean of the weights is (`Strategy.showing`)."""
+    """As the mean of the weights is (`Strategy.swapped_weights`)."""
     optimizer, params = run()
     before, other = snapshot(optimizer, params), noise(7, params)
-    with optimizer.showing(list(params), other):
+    with optimizer.swapped_weights(list(params), other):
         assert same_bits([p.detach() for p in params], other)
         with pytest.raises(RuntimeError, match="step"):
             optimizer.step()
@@ -158,31 +155,31 @@ def test_looking_at_the_center_does_not_change_the_trajectory() -> None:
             torch.stack([p.square().sum() for p in params]).sum().backward()
         optimizer.zero_grad()
         advance(optimizer, params, t, t + 1)
-        optimizer.norms()
+        norms(optimizer)
     assert same_bits(snapshot(optimizer, params), snapshot(control, others))
 
 
-@pytest.mark.parametrize("weights", [True, False])
-@pytest.mark.parametrize("dual", [True, False])
-def test_recenter_has_two_switches_and_keeps_the_moments(weights: bool, dual: bool) -> None:
-    optimizer, params = run()
-    before = [{k: v.clone() for k, v in optimizer.state[p].items()} | {"W": p.detach().clone()} for p in params]
-    addresses = [p.data_ptr() for p in params]
-    optimizer.recenter(weights=weights, dual=dual)
-    assert [p.data_ptr() for p in params] == addresses
-    for p, old in zip(params, before, strict=True):
-        assert not torch.equal(old["W"], old["center"])
-        assert old["scaled_dual"].any()
-        assert torch.equal(p.detach(), old["center"] if weights else old["W"])
-        expected = torch.zeros_like(p) if dual else old["scaled_dual"]
-        assert torch.equal(optimizer.state[p]["scaled_dual"], expected)
-        for name in ("center", "exp_avg", "exp_avg_sq", "step"):
-            assert torch.equal(optimizer.state[p][name], old[name])
+def test_reset_to_center_has_two_switches_and_keeps_the_moments(subtests: pytest.Subtests) -> None:
+    for dual, weights in product((True, False), (True, False)):
+        with subtests.test(dual=dual, weights=weights):
+            optimizer, params = run()
+            before = [{k: v.clone() for k, v in optimizer.state[p].items()} | {"W": p.detach().clone()} for p in params]
+            addresses = [p.data_ptr() for p in params]
+            optimizer.reset_to_center(weights=weights, dual=dual)
+            assert [p.data_ptr() for p in params] == addresses
+            for p, old in zip(params, before, strict=True):
+                assert not torch.equal(old["W"], old["center"])
+                assert old["scaled_dual"].any()
+                assert torch.equal(p.detach(), old["center"] if weights else old["W"])
+                expected = torch.zeros_like(p) if dual else old["scaled_dual"]
+                assert torch.equal(optimizer.state[p]["scaled_dual"], expected)
+                for name in ("center", "exp_avg", "exp_avg_sq", "step"):
+                    assert torch.equal(optimizer.state[p][name], old[name])
 
 
-def test_recenter_does_both_by_default_and_copies() -> None:
+def test_reset_to_center_does_both_by_default_and_copies() -> None:
     optimizer, params = run()
-    optimizer.recenter()
+    optimizer.reset_to_center()
     center = optimizer.center(params[0]).clone()
     assert torch.equal(params[0], center)
     assert not optimizer.dual(params[0]).any()
@@ -191,9 +188,9 @@ def test_recenter_does_both_by_default_and_copies() -> None:
     assert torch.equal(optimizer.center(params[0]), center)
 
 
-def test_recenter_before_the_first_step_does_nothing() -> None:
+def test_reset_to_center_before_the_first_step_does_nothing() -> None:
     optimizer, params = run(updates=0)
-    optimizer.recenter()
+    optimizer.reset_to_center()
     assert len(optimizer.state) == 0
     assert same_bits([p.detach() for p in params], [p.detach() for p in parameters()])
 
@@ -217,7 +214,7 @@ def test_the_dual_is_alpha_times_what_is_stored_and_jumps_with_alpha() -> None:
 
 
 def test_algorithm2s_dual_is_a_gradient_and_does_not_jump() -> None:
-    optimizer, params = run(update="algorithm2")
+    optimizer, params = run(update_rule="second_gradient")
     lam = optimizer.dual(params[0])
     optimizer.param_groups[0]["alpha"] = 2.0
     assert torch.equal(optimizer.dual(params[0]), lam)
@@ -241,10 +238,10 @@ def test_norms_are_of_gradient_force_distance_and_dual() -> None:
     distances = [p - optimizer.center(p) for p in params]
     force = [0.5 * (d - optimizer.state[p]["scaled_dual"]) for d, p in zip(distances, params, strict=True)]
     before = snapshot(optimizer, params)
-    found = optimizer.norms()
+    found = norms(optimizer)
     expected = {
         "gradient": norm(noise(9, params)),
-        "force": norm(force),
+        "regularizer": norm(force),
         "center_distance": norm(distances),
         "dual": norm([optimizer.dual(p) for p in params]),
     }
@@ -257,16 +254,16 @@ def test_norms_are_of_gradient_force_distance_and_dual() -> None:
 
 
 def test_the_norm_of_algorithm2s_force_follows_a_change_of_alpha() -> None:
-    optimizer, params = run(update="algorithm2")
+    optimizer, params = run(update_rule="second_gradient")
     before = [(p.detach() - optimizer.center(p), optimizer.state[p]["scaled_dual"].clone()) for p in params]
     for group in optimizer.param_groups:
         group["alpha"] = 2.0
-    torch.testing.assert_close(optimizer.norms()["force"], norm([2.0 * (e - 0.25 * u) for e, u in before]))
+    torch.testing.assert_close(norms(optimizer)["regularizer"], norm([2.0 * (e - 0.25 * u) for e, u in before]))
 
 
 def test_norms_before_the_first_step_are_zero_but_for_the_gradient() -> None:
     optimizer, params = run(updates=0)
     set_gradients(params, noise(0, params))
-    found = {name: value.item() for name, value in optimizer.norms().items()}
+    found = {name: value.item() for name, value in norms(optimizer).items()}
     assert found.pop("gradient") > 0
-    assert found == {"force": 0.0, "center_distance": 0.0, "dual": 0.0}
+    assert found == {"regularizer": 0.0, "center_distance": 0.0, "dual": 0.0}

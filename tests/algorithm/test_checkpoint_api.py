@@ -15,9 +15,9 @@ from .helpers import BASES, advance, parameters, same_bits, snapshot, two_groups
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore::FutureWarning:torch.*")
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "explicit": {"alpha": 0.5, "max_norm": 2.0},
-    "prox": {"alpha": 0.5, "update": "prox"},
-    "algorithm2": {"alpha": 0.5, "update": "algorithm2"},
+    "gradient": {"alpha": 0.5, "max_norm": 2.0},
+    "proximal": {"alpha": 0.5, "update_rule": "proximal"},
+    "second_gradient": {"alpha": 0.5, "update_rule": "second_gradient"},
     "preconditioned": {"alpha": 0.5, "metric": "preconditioned"},
 }
 NAMES = ("sgd", "sgd_momentum", "sgd_nesterov", "adam", "adamw", "amsgrad", "rmsprop", "rmsprop_centered")
@@ -39,40 +39,41 @@ def build(name: str, variant: str, seed: int = 0) -> tuple[Weights, list[nn.Para
     return model, params, two_groups(params, BASES[name], **VARIANTS[variant])
 
 
-@pytest.mark.parametrize(("name", "variant"), COMBINATIONS)
-def test_reading_a_fresh_state_changes_nothing(name: str, variant: str) -> None:
-    model, params, optimizer = build(name, variant)
-    weights = [p.detach().clone() for p in params]
-    _, state = get_state_dict(model, optimizer)
-    assert "weights.0" in state["state"]
-    assert same_bits([p.detach() for p in params], weights)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.025]
-    assert all(p.grad is None for p in params)
-    assert same_bits([optimizer.center(p) for p in params], weights)
-    assert all(not optimizer.dual(p).any() for p in params)
+def test_reading_a_fresh_state_changes_nothing(subtests: pytest.Subtests) -> None:
+    for name, variant in COMBINATIONS:
+        with subtests.test(name=name, variant=variant):
+            model, params, optimizer = build(name, variant)
+            weights = [p.detach().clone() for p in params]
+            _, state = get_state_dict(model, optimizer)
+            assert "weights.0" in state["state"]
+            assert same_bits([p.detach() for p in params], weights)
+            assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.025]
+            assert all(p.grad is None for p in params)
+            assert same_bits([optimizer.center(p) for p in params], weights)
+            assert all(not optimizer.dual(p).any() for p in params)
 
-    _, control, untouched = build(name, variant)
-    advance(optimizer, params, 0, 6)
-    advance(untouched, control, 0, 6)
-    assert same_bits(snapshot(optimizer, params), snapshot(untouched, control))
+            _, control, untouched = build(name, variant)
+            advance(optimizer, params, 0, 6)
+            advance(untouched, control, 0, 6)
+            assert same_bits(snapshot(optimizer, params), snapshot(untouched, control))
 
 
-@pytest.mark.parametrize(("name", "variant"), COMBINATIONS)
-def test_a_state_travels_through_the_checkpoint_api(name: str, variant: str) -> None:
-    model, params, optimizer = build(name, variant)
-    advance(optimizer, params, 0, 4)
-    optimizer.param_groups[1]["alpha"] = 0.3
-    advance(optimizer, params, 4, 5)
-    weights, state = get_state_dict(model, optimizer)
-    weights, state = copy.deepcopy((weights, state))  # as through a file: torch loads the moments without a copy
-
-    other_model, others, other = build(name, variant, seed=1)
-    set_state_dict(other_model, other, model_state_dict=weights, optim_state_dict=state)
-    assert other.param_groups[1]["alpha"] == 0.3
-    assert same_bits(snapshot(other, others), snapshot(optimizer, params))
-    advance(other, others, 5, 9)
-    advance(optimizer, params, 5, 9)
-    assert same_bits(snapshot(other, others), snapshot(optimizer, params))
+def test_a_state_travels_through_the_checkpoint_api(subtests: pytest.Subtests) -> None:
+    for name, variant in COMBINATIONS:
+        with subtests.test(name=name, variant=variant):
+            model, params, optimizer = build(name, variant)
+            advance(optimizer, params, 0, 4)
+            optimizer.param_groups[1]["alpha"] = 0.3
+            advance(optimizer, params, 4, 5)
+            # A copy, as through a file: torch loads the moments without one.
+            weights, state = copy.deepcopy(get_state_dict(model, optimizer))
+            other_model, others, other = build(name, variant, seed=1)
+            set_state_dict(other_model, other, model_state_dict=weights, optim_state_dict=state)
+            assert other.param_groups[1]["alpha"] == 0.3
+            assert same_bits(snapshot(other, others), snapshot(optimizer, params))
+            advance(other, others, 5, 9)
+            advance(optimizer, params, 5, 9)
+            assert same_bits(snapshot(other, others), snapshot(optimizer, params))
 
 
 def test_a_late_parameter_of_a_read_state_still_starts_at_its_own_first_step() -> None:
@@ -94,7 +95,7 @@ def test_weights_loaded_after_reading_a_fresh_state_are_where_the_center_starts(
     """A warm start: W̄ is created at the first step with a gradient of the data, not by the checkpoint's zero step."""
     ends = []
     for read in (False, True):
-        model, params, optimizer = build("sgd", "explicit")
+        model, params, optimizer = build("sgd", "gradient")
         if read:
             get_state_dict(model, optimizer)
         with torch.no_grad():
@@ -119,7 +120,7 @@ def test_reading_a_fresh_state_changes_nothing_with_dampening() -> None:
 
 def test_an_ordinary_first_step_with_zero_gradients_counts() -> None:
     """Only learning rates and gradients of 0 together are the checkpoint's zero step."""
-    _, params, optimizer = build("adam", "explicit")
+    _, params, optimizer = build("adam", "gradient")
     for p in params:
         p.grad = torch.zeros_like(p)
     optimizer.step()

@@ -15,14 +15,16 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from fptt_dist.algorithm.diagnostics import norms
+
 from .helpers import BASES, noise, parameters, two_groups
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "explicit": {},
-    "prox": {"update": "prox"},
+    "gradient": {},
+    "proximal": {"update_rule": "proximal"},
     "clipped": {"max_norm": 0.5},
     "preconditioned": {"metric": "preconditioned"},
-    "gradient clipped": {"max_norm": 0.5, "clip": "gradient"},
+    "gradient clipped": {"max_norm": 0.5, "clip_scope": "gradient"},
 }
 
 
@@ -48,38 +50,36 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
+def test_sharded_parameters_follow_the_whole_ones(subtests: pytest.Subtests, mesh: DeviceMesh) -> None:
+    for name, variant in [
         (name, variant)
         for name in ("sgd_momentum", "adamw", "rmsprop")
         for variant in VARIANTS
         if (name, variant) != ("sgd_momentum", "preconditioned")  # it has no second moments
-    ],
-)
-def test_sharded_parameters_follow_the_whole_ones(mesh: DeviceMesh, name: str, variant: str) -> None:
-    control = parameters()
-    params = [Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in parameters()]
-    plain = two_groups(control, BASES[name], alpha=0.5, **VARIANTS[variant])
-    optimizer = two_groups(params, BASES[name], alpha=0.5, **VARIANTS[variant])
-    for t in range(6):
-        for p, q, g in zip(params, control, noise(t, control), strict=True):
-            p.grad, q.grad = distribute_tensor(g.clone(), mesh, [Shard(0)]), g.clone()
-        optimizer.step()
-        plain.step()
-    sharded, control_norms = optimizer.norms(), plain.norms()
-    for key, value in control_norms.items():
-        torch.testing.assert_close(whole(sharded[key]), value, rtol=1e-5, atol=1e-6)
-    optimizer.recenter(weights=False)
-    plain.recenter(weights=False)
-    for p, q in zip(params, control, strict=True):
-        assert isinstance(p, DTensor)
-        assert isinstance(optimizer.center(p), DTensor)
-        torch.testing.assert_close(whole(p), whole(q), rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(whole(optimizer.center(p)), plain.center(q), rtol=1e-6, atol=1e-7)
-        assert (whole(q) - plain.center(q)).abs().max() > 1e-4
-    with optimizer.at_center():
-        assert torch.equal(whole(params[0]), whole(optimizer.center(params[0])))
+    ]:
+        with subtests.test(name=name, variant=variant):
+            control = parameters()
+            params = [Parameter(distribute_tensor(p.detach().clone(), mesh, [Shard(0)])) for p in parameters()]
+            plain = two_groups(control, BASES[name], alpha=0.5, **VARIANTS[variant])
+            optimizer = two_groups(params, BASES[name], alpha=0.5, **VARIANTS[variant])
+            for t in range(6):
+                for p, q, g in zip(params, control, noise(t, control), strict=True):
+                    p.grad, q.grad = distribute_tensor(g.clone(), mesh, [Shard(0)]), g.clone()
+                optimizer.step()
+                plain.step()
+            sharded, control_norms = norms(optimizer), norms(plain)
+            for key, value in control_norms.items():
+                torch.testing.assert_close(whole(sharded[key]), value, rtol=1e-5, atol=1e-6)
+            optimizer.reset_to_center(weights=False)
+            plain.reset_to_center(weights=False)
+            for p, q in zip(params, control, strict=True):
+                assert isinstance(p, DTensor)
+                assert isinstance(optimizer.center(p), DTensor)
+                torch.testing.assert_close(whole(p), whole(q), rtol=1e-6, atol=1e-7)
+                torch.testing.assert_close(whole(optimizer.center(p)), plain.center(q), rtol=1e-6, atol=1e-7)
+                assert (whole(q) - plain.center(q)).abs().max() > 1e-4
+            with optimizer.at_center():
+                assert torch.equal(whole(params[0]), whole(optimizer.center(params[0])))
 
 
 def test_sharded_weights_are_reset_to_the_center(mesh: DeviceMesh) -> None:
@@ -89,7 +89,7 @@ def test_sharded_weights_are_reset_to_the_center(mesh: DeviceMesh) -> None:
         p.grad = distribute_tensor(g, mesh, [Shard(0)])
     optimizer.step()
     assert not torch.equal(whole(params[0]), whole(optimizer.center(params[0])))
-    optimizer.recenter()
+    optimizer.reset_to_center()
     assert torch.equal(whole(params[0]), whole(optimizer.center(params[0])))
     assert not whole(optimizer.dual(params[0])).any()
 
@@ -120,9 +120,9 @@ def test_a_saved_sharded_state_continues(mesh: DeviceMesh) -> None:
         assert torch.equal(whole(optimizer.center(p)), whole(other.center(q)))
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "algorithm2"])
+@pytest.mark.parametrize("variant", [*VARIANTS, "second_gradient"])
 def test_fully_sharded_modules_train_like_whole_ones(mesh: DeviceMesh, variant: str) -> None:
-    options = {"algorithm2": {"update": "algorithm2"}, **VARIANTS}[variant]
+    options = {"second_gradient": {"update_rule": "second_gradient"}, **VARIANTS}[variant]
     ends = []
     for shard in (False, True):
         torch.manual_seed(0)

@@ -1,6 +1,8 @@
 """Every bad hyper-parameter is refused when the optimizer is built, by name."""
 
 import math
+from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 from fptt_dist.algorithm import FPTT
 
-from .helpers import Update, parameters
+from .helpers import parameters
 
 BAD: list[tuple[str, Any]] = [
     *[("alpha", value) for value in (-1e-9, -1.0, math.inf, -math.inf, math.nan)],
@@ -18,22 +20,22 @@ BAD: list[tuple[str, Any]] = [
     *[("dual_weight", value) for value in (-0.1, math.inf, math.nan)],
     *[("prox_weight", value) for value in (-0.1, math.inf, math.nan)],
     *[("max_norm", value) for value in (0.0, -1.0, -math.inf, math.nan)],
-    *[("update", value) for value in ("implicit", "", None, "Explicit")],
+    *[("update_rule", value) for value in ("implicit", "", None, "Explicit")],
     *[("metric", value) for value in ("riemannian", "", None)],
-    *[("clip", value) for value in ("norm", "", None)],
+    *[("clip_scope", value) for value in ("norm", "", None)],
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD, ids=str)
-def test_a_bad_hyper_parameter_is_refused_by_name_and_value(name: str, value: Any) -> None:
-    with pytest.raises(ValueError) as caught:
-        FPTT(SGD(parameters(), lr=0.1), **{"alpha": 0.5, name: value})
-    assert str(caught.value).startswith(f"{name}={value!r} ")
+def test_a_bad_hyper_parameter_is_refused_by_name_and_value(subtests: pytest.Subtests) -> None:
+    for name, value in BAD:
+        with subtests.test(name=name, value=value):
+            with pytest.raises(ValueError) as caught:
+                FPTT(SGD(parameters(), lr=0.1), **{"alpha": 0.5, name: value})
+            assert str(caught.value).startswith(f"{name}={value!r} ")
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
+def test_the_ends_of_every_range_are_accepted(subtests: pytest.Subtests) -> None:
+    for options in (
         {"alpha": 0.0},
         {"alpha": 1e6},
         {"beta": 1.0},
@@ -43,32 +45,30 @@ def test_a_bad_hyper_parameter_is_refused_by_name_and_value(name: str, value: An
         {"max_norm": 1e-9},
         {"max_norm": math.inf},
         {"max_norm": None},
-    ],
-    ids=str,
-)
-def test_the_ends_of_every_range_are_accepted(options: dict[str, Any]) -> None:
-    optimizer = FPTT(SGD(parameters(), lr=0.1), **{"alpha": 0.5, **options})
-    for name, value in options.items():
-        assert (optimizer.param_groups[0] if name == "alpha" else vars(optimizer))[name] == value
+    ):
+        with subtests.test(options=options):
+            optimizer = FPTT(SGD(parameters(), lr=0.1), **{"alpha": 0.5, **options})
+            for name, value in options.items():
+                assert {**optimizer.param_groups[0], **asdict(optimizer.constants)}[name] == value
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_a_bad_alpha_of_one_group_is_refused(value: float) -> None:
-    params = parameters()
-    with pytest.raises(ValueError, match="alpha="):
-        FPTT(SGD([{"params": params[:1]}, {"params": params[1:], "alpha": value}], lr=0.1), alpha=0.5)
-    optimizer = FPTT(SGD(params[:1], lr=0.1), alpha=0.5)
-    with pytest.raises(ValueError, match="alpha="):
-        optimizer.add_param_group({"params": params[1:], "alpha": value})
-    assert len(optimizer.param_groups) == 1
+def test_a_bad_alpha_of_one_group_is_refused(subtests: pytest.Subtests) -> None:
+    for value in (-1.0, math.nan, math.inf):
+        with subtests.test(value=value):
+            params = parameters()
+            with pytest.raises(ValueError, match="alpha="):
+                FPTT(SGD([{"params": params[:1]}, {"params": params[1:], "alpha": value}], lr=0.1), alpha=0.5)
+            optimizer = FPTT(SGD(params[:1], lr=0.1), alpha=0.5)
+            with pytest.raises(ValueError, match="alpha="):
+                optimizer.add_param_group({"params": params[1:], "alpha": value})
+            assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize(
-    "base", [None, [Parameter(torch.zeros(2))], SGD, "sgd"], ids=["none", "parameters", "class", "name"]
-)
-def test_the_base_must_be_an_optimizer(base: Any) -> None:
-    with pytest.raises(ValueError, match=r"(?s)^base=.*torch\.optim\.Optimizer"):
-        FPTT(base, alpha=0.5)
+def test_the_base_must_be_an_optimizer(subtests: pytest.Subtests) -> None:
+    wrong: list[Any] = [None, [Parameter(torch.zeros(2))], SGD, "sgd"]
+    for base in wrong:
+        with subtests.test(base=base), pytest.raises(ValueError, match=r"(?s)^base=.*torch\.optim\.Optimizer"):
+            FPTT(base, alpha=0.5)
 
 
 @pytest.mark.parametrize("make", [SGD, Adagrad])
@@ -77,16 +77,16 @@ def test_the_preconditioned_metric_needs_second_moments(make: type) -> None:
         FPTT(make(parameters(), lr=0.1), alpha=0.5, metric="preconditioned")
 
 
-@pytest.mark.parametrize("make", [Adam, AdamW, RMSprop])
-@pytest.mark.parametrize("update", ["prox", "algorithm2"])
-def test_the_preconditioned_metric_is_for_the_explicit_update(make: type, update: Update) -> None:
-    with pytest.raises(ValueError, match=f'metric="preconditioned".*{update}'):
-        FPTT(make(parameters(), lr=0.1), alpha=0.5, metric="preconditioned", update=update)
+def test_the_preconditioned_metric_is_for_the_explicit_update(subtests: pytest.Subtests) -> None:
+    for update, make in product(("proximal", "second_gradient"), (Adam, AdamW, RMSprop)):
+        refused = pytest.raises(ValueError, match=f'metric="preconditioned".*{update}')
+        with subtests.test(update=update, make=make), refused:
+            FPTT(make(parameters(), lr=0.1), alpha=0.5, metric="preconditioned", update_rule=update)
 
 
-def test_algorithm2_needs_an_alpha_above_zero() -> None:
-    with pytest.raises(ValueError, match=r"alpha=0\.0 .*algorithm2"):
-        FPTT(SGD(parameters(), lr=0.1), alpha=0.0, update="algorithm2")
+def test_second_gradient_needs_an_alpha_above_zero() -> None:
+    with pytest.raises(ValueError, match=r"alpha=0\.0 .*second_gradient"):
+        FPTT(SGD(parameters(), lr=0.1), alpha=0.0, update_rule="second_gradient")
 
 
 def test_alpha_has_no_default_and_the_rest_is_by_name() -> None:

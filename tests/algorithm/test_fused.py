@@ -15,8 +15,8 @@ from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from fptt_dist.algorithm import FPTT
-from fptt_dist.algorithm.fused import MOST_KERNELS
-from fptt_dist.algorithm.kernel import Kernel
+from fptt_dist.algorithm.fused.kernel import Kernel
+from fptt_dist.algorithm.fused.update import MOST_KERNELS, FusedUpdate
 
 from .helpers import BASES, noise, parameters, same_bits, set_gradients, snapshot, two_groups
 from .test_golden import CLIPS, compare
@@ -51,6 +51,11 @@ def drive(optimizer: FPTT, params: list[Parameter], start: int, stop: int) -> No
     for t in range(start, stop):
         set_gradients(params, noise(t, params))
         optimizer.step()
+
+
+def engine(optimizer: FPTT) -> FusedUpdate:
+    assert optimizer.fused_update is not None
+    return optimizer.fused_update
 
 
 def near(left: list[Tensor], right: list[Tensor]) -> None:
@@ -92,7 +97,7 @@ def test_it_is_as_exact_as_the_plain_path(name: str) -> None:
         params = parameters(dtype, shapes)
         optimizer = two_groups(params, BASES[name], fused=fused, **OPTIONS)
         drive(optimizer, params, 0, 40)
-        ends.append([t.double() for p in params for t in (p.detach(), *optimizer.slow()[1:][0])][: len(params)])
+        ends.append([t.double() for p in params for t in (p.detach(), *optimizer.slow_state()[1:][0])][: len(params)])
     fused, plain, exact = ends
     error = [max(float((a - b).abs().max()) for a, b in zip(each, exact, strict=True)) for each in (fused, plain)]
     assert error[0] <= 2.0 * error[1] + 1e-7
@@ -158,12 +163,12 @@ def test_a_plan_is_the_steps_themselves(calls: list[Kernel]) -> None:
         params = parameters()
         optimizer = two_groups(params, BASES["adam"], fused=True, **OPTIONS)
         drive(optimizer, params, 0, 3)
-        rates = optimizer.plan(4)
+        rates = engine(optimizer).plan(4)
         assert rates is not None
         if planned:
-            with optimizer.following(list(rates.unbind())):
+            with engine(optimizer).following(list(rates.unbind())):
                 drive(optimizer, params, 3, 7)
-            optimizer.count(4)
+            engine(optimizer).count(4)
         else:
             drive(optimizer, params, 3, 7)
         drive(optimizer, params, 7, 9)
@@ -188,11 +193,11 @@ def test_in_mid_drop_it_is_the_plain_path_and_so_is_a_plan(calls: list[Kernel]) 
             if not (planned and 9 <= t < 12):
                 drive(optimizer, params, t, t + 1)
             elif t == 9:
-                rows = optimizer.plan(3)
+                rows = engine(optimizer).plan(3)
                 assert rows is not None
-                with optimizer.following(list(rows.unbind())):
+                with engine(optimizer).following(list(rows.unbind())):
                     drive(optimizer, params, 9, 12)
-                optimizer.count(3)
+                engine(optimizer).count(3)
         ends.append(snapshot(optimizer, params))
         rates.append([optimizer.state[p]["reference_rate"] for p in params])
     assert len(calls) == 2 * 13
@@ -206,12 +211,15 @@ def test_in_mid_drop_it_is_the_plain_path_and_so_is_a_plan(calls: list[Kernel]) 
 def test_a_plan_that_cannot_be_kept_is_an_error() -> None:
     params = parameters()
     optimizer = two_groups(params, BASES["adam"], fused=True, **OPTIONS)
-    assert optimizer.plan(2) is None
+    assert engine(optimizer).plan(2) is None
     drive(optimizer, params, 0, 3)
-    rates = optimizer.plan(1)
+    rates = engine(optimizer).plan(1)
     assert rates is not None
     params[0].grad = None
-    with optimizer.following(list(rates.unbind())), pytest.raises(RuntimeError, match="planned cannot be fused"):
+    with (
+        engine(optimizer).following(list(rates.unbind())),
+        pytest.raises(RuntimeError, match="planned cannot be fused"),
+    ):
         optimizer.step()
 
 
@@ -239,7 +247,7 @@ def test_copies_compile_for_themselves(calls: list[Kernel]) -> None:
     for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer)), optimizer):
         own = [p for group in other.param_groups for p in group["params"]]
         drive(other, own, 3, 5)
-        assert other.fusing_problem is None
+        assert engine(other).problem is None
         ends.append(snapshot(other, own))
     assert same_bits(ends[0], ends[2])
     assert same_bits(ends[1], ends[2])
@@ -258,7 +266,7 @@ def test_without_a_compiler_the_plain_path_runs(
             optimizer = FPTT(Adam(params, lr=0.05), fused=fused, **OPTIONS)
             drive(optimizer, params, 0, 5)
             ends.append(snapshot(optimizer, params))
-            assert (optimizer.fusing_problem is not None) == fused
+            assert (optimizer.fused_update is not None and optimizer.fused_update.problem is not None) == fused
     assert same_bits(*ends)
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["the update is not fused"]
 
@@ -273,7 +281,7 @@ def test_constants_that_keep_changing_are_left_to_the_plain_path(
         optimizer.param_groups[0]["momentum"] = 0.9 - 0.01 * t
         drive(optimizer, params, t, t + 1)
     assert len(calls) == MOST_KERNELS
-    assert "change from update to update" in str(optimizer.fusing_problem)
+    assert "change from update to update" in str(engine(optimizer).problem)
     assert len(caplog.records) == 1
 
 
@@ -281,7 +289,7 @@ def test_constants_that_keep_changing_are_left_to_the_plain_path(
     ("make", "options", "message"),
     [
         (RMSprop, {}, "SGD, Adam and AdamW can be fused, not RMSprop"),
-        (SGD, {"update": "prox"}, 'update="explicit" can be fused, not "prox"'),
+        (SGD, {"update_rule": "proximal"}, 'update_rule="gradient" can be fused, not "proximal"'),
         (lambda p, lr: Adam(p, lr=lr, amsgrad=True), {}, "amsgrad, capturable and differentiable"),
     ],
 )
@@ -303,5 +311,5 @@ def test_what_comes_up_later_is_said_once(change: Any, message: str, caplog: pyt
     optimizer = FPTT(Adam(params, lr=0.05), fused=True, **OPTIONS)
     change(optimizer)
     drive(optimizer, params, 0, 4)
-    assert message in str(optimizer.fusing_problem)
+    assert message in str(engine(optimizer).problem)
     assert len(caplog.records) == 1

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.optim import SGD, Adam, Optimizer, RMSprop
 
 from fptt_dist.algorithm import FPTT
 
-from .helpers import Update, noise, parameters, scaled_dual, set_gradients
+from .helpers import noise, parameters, scaled_dual, set_gradients
 
 CLOSE: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -55,42 +56,45 @@ def double_by_default() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("update", ["explicit", "prox"])
-@pytest.mark.parametrize("make", [SGD, Adam, RMSprop])
-def test_at_half_the_center_looks_ahead_by_the_old_dual(make: Callable[..., Optimizer], update: Update) -> None:
+def test_at_half_the_center_looks_ahead_by_the_old_dual(subtests: pytest.Subtests) -> None:
     """β = ½: W̄_{t+1} = W_{t+1} − λ_t/(2α)."""
-    for beta, holds in ((0.5, True), (0.6, False)):
-        params = parameters(torch.float64)
-        optimizer = FPTT(make(params, lr=0.05), alpha=1.5, beta=beta, update=update, dual_weight=0.7, max_norm=1.0)
-        found = []
-        for t in range(12):
-            set_gradients(params, noise(t, params))
-            before = [optimizer.dual(p) for p in params]
-            optimizer.step()
-            found += [
-                torch.allclose(optimizer.center(p), p - lam / 3.0, **CLOSE)
-                for p, lam in zip(params, before, strict=True)
-            ]
-        assert all(found) is holds
+    for make, update in product((SGD, Adam, RMSprop), ("gradient", "proximal")):
+        with subtests.test(make=make, update=update):
+            for beta, holds in ((0.5, True), (0.6, False)):
+                params = parameters(torch.float64)
+                options = {"beta": beta, "update_rule": update, "dual_weight": 0.7, "max_norm": 1.0}
+                optimizer = FPTT(make(params, lr=0.05), alpha=1.5, **options)
+                found = []
+                for t in range(12):
+                    set_gradients(params, noise(t, params))
+                    before = [optimizer.dual(p) for p in params]
+                    optimizer.step()
+                    found += [
+                        torch.allclose(optimizer.center(p), p - lam / 3.0, **CLOSE)
+                        for p, lam in zip(params, before, strict=True)
+                    ]
+                assert all(found) is holds
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.5, 0.7, 1.0])
-def test_the_center_is_a_combination_of_old_center_new_weights_and_old_dual(beta: float) -> None:
+def test_the_center_is_a_combination_of_old_center_new_weights_and_old_dual(subtests: pytest.Subtests) -> None:
     """W̄' = (1 − 2β) W̄ + 2β W' − β u, through changes of α too."""
-    params = parameters(torch.float64)
-    optimizer = FPTT(Adam(params, lr=0.05), alpha=0.4, beta=beta)
-    set_gradients(params, noise(0, params))
-    optimizer.step()
-    for t in range(1, 12):
-        centers, duals = [optimizer.center(p).clone() for p in params], [scaled_dual(optimizer, p) for p in params]
-        optimizer.param_groups[0]["alpha"] *= 1.2
-        set_gradients(params, noise(t, params))
-        optimizer.step()
-        for p, center, u in zip(params, centers, duals, strict=True):
-            torch.testing.assert_close(
-                optimizer.center(p), (1 - 2 * beta) * center + 2 * beta * p.detach() - beta * u, **CLOSE
-            )
-            assert (optimizer.center(p) - p).abs().max() > 1e-6
+    for beta in (0.1, 0.5, 0.7, 1.0):
+        with subtests.test(beta=beta):
+            params = parameters(torch.float64)
+            optimizer = FPTT(Adam(params, lr=0.05), alpha=0.4, beta=beta)
+            set_gradients(params, noise(0, params))
+            optimizer.step()
+            for t in range(1, 12):
+                centers = [optimizer.center(p).clone() for p in params]
+                duals = [scaled_dual(optimizer, p) for p in params]
+                optimizer.param_groups[0]["alpha"] *= 1.2
+                set_gradients(params, noise(t, params))
+                optimizer.step()
+                for p, center, u in zip(params, centers, duals, strict=True):
+                    torch.testing.assert_close(
+                        optimizer.center(p), (1 - 2 * beta) * center + 2 * beta * p.detach() - beta * u, **CLOSE
+                    )
+                    assert (optimizer.center(p) - p).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.7])
@@ -193,7 +197,7 @@ def test_the_mean_of_the_slow_variables_is_driven_by_the_mean_of_the_weights() -
         FPTT(SGD(parameters(), lr=0.1), alpha=0.3, beta=0.7),
         FPTT(Adam(parameters(), lr=0.02), alpha=0.5, beta=0.7, metric="preconditioned", prox_weight=0.5),
         FPTT(Adam(parameters(), lr=0.03, amsgrad=True), alpha=2.0, beta=0.7, dual_weight=0.4),
-        FPTT(SGD(parameters(), lr=0.05, momentum=0.5), alpha=1.0, beta=0.7, update="prox", max_norm=1.0),
+        FPTT(SGD(parameters(), lr=0.05, momentum=0.5), alpha=1.0, beta=0.7, update_rule="proximal", max_norm=1.0),
     ]
     for worker in settings:  # one start for all
         with torch.no_grad():

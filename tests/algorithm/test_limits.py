@@ -1,5 +1,6 @@
 """α = 0 is the base optimizer bit for bit, in float32, at tolerance 0."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -8,12 +9,12 @@ from torch.nn.utils import clip_grad_norm_
 
 from fptt_dist.algorithm import FPTT
 
-from .helpers import ADAPTIVE, BASES, Base, Update, noise, parameters, same_bits, set_gradients, snapshot, two_groups
+from .helpers import ADAPTIVE, BASES, Base, noise, parameters, same_bits, set_gradients, snapshot, two_groups
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "explicit": {},
-    "prox": {"update": "prox"},
-    "gradient clip": {"clip": "gradient"},
+    "gradient": {},
+    "proximal": {"update_rule": "proximal"},
+    "gradient clip": {"clip_scope": "gradient"},
     "other factors": {"beta": 0.9, "dual_weight": 0.5, "prox_weight": 2.0},
 }
 
@@ -40,26 +41,25 @@ def wrapped(base: Base, **options: Any) -> tuple[FPTT, list[torch.nn.Parameter]]
     return optimizer, params
 
 
-@pytest.mark.parametrize("max_norm", [None, 0.7, 1e9, float("inf")], ids=str)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("name", BASES)
-def test_no_force_is_the_base_optimizer(name: str, variant: str, max_norm: float | None) -> None:
-    _, params = wrapped(BASES[name], alpha=0.0, max_norm=max_norm, **VARIANTS[variant])
-    assert same_bits([p.detach() for p in params], plain(BASES[name], max_norm))
+def test_no_force_is_the_base_optimizer(subtests: pytest.Subtests) -> None:
+    """Each base with each variant and each norm, and each variant with each norm."""
+    for (i, name), (j, variant) in product(enumerate(BASES), enumerate(VARIANTS)):
+        max_norm = (None, 0.7, 1e9, float("inf"))[(i + j) % 4]
+        with subtests.test(name=name, variant=variant, max_norm=max_norm):
+            _, params = wrapped(BASES[name], alpha=0.0, max_norm=max_norm, **VARIANTS[variant])
+            assert same_bits([p.detach() for p in params], plain(BASES[name], max_norm))
+    for name in ADAPTIVE:
+        with subtests.test(name=name, metric="preconditioned"):
+            _, params = wrapped(BASES[name], alpha=0.0, metric="preconditioned", max_norm=0.7)
+            assert same_bits([p.detach() for p in params], plain(BASES[name], 0.7))
 
 
-@pytest.mark.parametrize("name", ADAPTIVE)
-def test_no_force_is_the_base_optimizer_in_the_preconditioned_metric(name: str) -> None:
-    _, params = wrapped(BASES[name], alpha=0.0, metric="preconditioned", max_norm=0.7)
-    assert same_bits([p.detach() for p in params], plain(BASES[name], 0.7))
-
-
-@pytest.mark.parametrize("update", ["explicit", "prox"])
-@pytest.mark.parametrize("name", BASES)
-def test_a_force_is_not_the_base_optimizer(name: str, update: Update) -> None:
+def test_a_force_is_not_the_base_optimizer(subtests: pytest.Subtests) -> None:
     """The control: α > 0 moves the weights visibly elsewhere."""
-    _, params = wrapped(BASES[name], alpha=0.5, update=update)
-    assert (params[0].detach() - plain(BASES[name], None)[0]).abs().max() > 1e-4
+    for name, update in product(BASES, ("gradient", "proximal")):
+        with subtests.test(name=name, update=update):
+            _, params = wrapped(BASES[name], alpha=0.5, update_rule=update)
+            assert (params[0].detach() - plain(BASES[name], None)[0]).abs().max() > 1e-4
 
 
 def test_the_slow_variables_are_kept_without_a_force() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fptt_dist.algorithm import RegressionLoss, SequenceLoss, TerminalLoss, sequence_windows
-from fptt_dist.algorithm.estimates import ClassMeanEstimate, ExampleEstimate, UniformEstimate
+from fptt_dist.algorithm.target_estimates import ClassMeanEstimate, ExampleEstimate, UniformEstimate
 
 STEPS, BATCH, CLASSES = 5, 6, 4
 
@@ -58,23 +59,26 @@ def test_sequence_loss_is_the_mean_over_steps_and_batch(random: np.random.Genera
     assert not SequenceLoss.terminal
 
 
-@pytest.mark.parametrize("index", [1, 2, 3, 4])
-def test_regression_loss_reads_the_last_step_and_grows_with_the_window(index: int, random: np.random.Generator) -> None:
-    output, target = random.normal(size=(STEPS, BATCH, 1)), random.normal(size=(BATCH, 1))
-    window = sequence_windows(20, 4)[index - 1]
-    loss = RegressionLoss()(torch.tensor(output), torch.tensor(target), window)
-    assert loss.item() == pytest.approx(index / 4 * ((output[-1] - target) ** 2).mean(), rel=1e-12)
+def test_regression_loss_reads_the_last_step_and_grows_with_the_window(
+    subtests: pytest.Subtests, random: np.random.Generator
+) -> None:
+    for index in (1, 2, 3, 4):
+        with subtests.test(index=index):
+            output, target = random.normal(size=(STEPS, BATCH, 1)), random.normal(size=(BATCH, 1))
+            window = sequence_windows(20, 4)[index - 1]
+            loss = RegressionLoss()(torch.tensor(output), torch.tensor(target), window)
+            assert loss.item() == pytest.approx(index / 4 * ((output[-1] - target) ** 2).mean(), rel=1e-12)
 
 
-@pytest.mark.parametrize("divergence", ["sum", "mean"])
-@pytest.mark.parametrize("index", [1, 2, 5])
-def test_terminal_loss_at_the_last_step(index: int, divergence: str, random: np.random.Generator) -> None:
-    logits, labels = random.normal(size=(STEPS, BATCH, CLASSES)), random.integers(0, CLASSES, BATCH)
-    q = random.dirichlet(np.ones(CLASSES), size=(5, BATCH))
-    loss = TerminalLoss(FixedEstimate(torch.tensor(q)), divergence=divergence)  # type: ignore[arg-type]
-    window = sequence_windows(25, 5)[index - 1]
-    expected = terminal(logits[-1], labels, q[index - 1], index / 5, CLASSES if divergence == "mean" else 1)
-    assert loss(torch.tensor(logits), torch.tensor(labels), window).item() == pytest.approx(expected, rel=1e-6)
+def test_terminal_loss_at_the_last_step(subtests: pytest.Subtests, random: np.random.Generator) -> None:
+    for index, divergence in product((1, 2, 5), ("sum", "mean")):
+        with subtests.test(index=index, divergence=divergence):
+            logits, labels = random.normal(size=(STEPS, BATCH, CLASSES)), random.integers(0, CLASSES, BATCH)
+            q = random.dirichlet(np.ones(CLASSES), size=(5, BATCH))
+            loss = TerminalLoss(FixedEstimate(torch.tensor(q)), kl_reduction=divergence)  # type: ignore[arg-type]
+            window = sequence_windows(25, 5)[index - 1]
+            expected = terminal(logits[-1], labels, q[index - 1], index / 5, CLASSES if divergence == "mean" else 1)
+            assert loss(torch.tensor(logits), torch.tensor(labels), window).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_last_window_is_the_cross_entropy_alone(random: np.random.Generator) -> None:
@@ -85,57 +89,57 @@ def test_the_last_window_is_the_cross_entropy_alone(random: np.random.Generator)
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits[0], labels).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("steps", [1, STEPS])
-@pytest.mark.parametrize("divergence", ["sum", "mean"])
-def test_one_window_is_plain_bptt_bit_for_bit(divergence: Any, steps: int, random: np.random.Generator) -> None:
+def test_one_window_is_plain_bptt_bit_for_bit(subtests: pytest.Subtests, random: np.random.Generator) -> None:
     """Loss and gradient of K = 1 are those of torch's cross-entropy at the last step."""
-    labels = torch.tensor(random.integers(0, CLASSES, BATCH))
-    values = torch.tensor(random.normal(size=(steps, BATCH, CLASSES)), dtype=torch.float32)
-    ours, plain = values.clone().requires_grad_(), values.clone().requires_grad_()
-    loss = TerminalLoss(UniformEstimate(CLASSES), divergence=divergence)(ours, labels, sequence_windows(9, 1)[0])
-    expected = torch.nn.functional.cross_entropy(plain[-1], labels)
-    loss.backward()
-    expected.backward()
-    assert torch.equal(loss, expected)
-    assert ours.grad is not None
-    assert plain.grad is not None
-    assert torch.equal(ours.grad, plain.grad)
+    for divergence, steps in product(("sum", "mean"), (1, STEPS)):
+        with subtests.test(divergence=divergence, steps=steps):
+            labels = torch.tensor(random.integers(0, CLASSES, BATCH))
+            values = torch.tensor(random.normal(size=(steps, BATCH, CLASSES)), dtype=torch.float32)
+            ours, plain = values.clone().requires_grad_(), values.clone().requires_grad_()
+            terminal = TerminalLoss(UniformEstimate(CLASSES), kl_reduction=divergence)
+            loss = terminal(ours, labels, sequence_windows(9, 1)[0])
+            expected = torch.nn.functional.cross_entropy(plain[-1], labels)
+            loss.backward()
+            expected.backward()
+            assert torch.equal(loss, expected)
+            assert ours.grad is not None
+            assert plain.grad is not None
+            assert torch.equal(ours.grad, plain.grad)
 
 
-@pytest.mark.parametrize("reads", ["last", "every"])
-@pytest.mark.parametrize("divergence", ["sum", "mean"])
-@pytest.mark.parametrize("k", [1, 3, 4])
 def test_the_gradient_is_the_softmax_less_the_soft_target(
-    k: int, divergence: Any, reads: Any, random: np.random.Generator
+    subtests: pytest.Subtests, random: np.random.Generator
 ) -> None:
     """dℓ/dz = (P̂ Σ_c t(c) − t)/(S B), t = β onehot(y) + (1 − β) Q, or with Q/C."""
-    logits, labels = random.normal(size=(STEPS, BATCH, CLASSES)), random.integers(0, CLASSES, BATCH)
-    q = random.dirichlet(np.ones(CLASSES), size=(4, BATCH))
-    loss = TerminalLoss(FixedEstimate(torch.tensor(q)), divergence=divergence, reads=reads)
-    output = torch.tensor(logits, requires_grad=True)
-    loss(output, torch.tensor(labels), sequence_windows(4 * STEPS, 4)[k - 1]).backward()
-    expected = np.zeros_like(logits)
-    for s in range(STEPS) if reads == "every" else [STEPS - 1]:
-        beta = ((k - 1) * STEPS + s + 1) / (4 * STEPS) if reads == "every" else k / 4
-        target = (1.0 - beta) * q[k - 1] / (CLASSES if divergence == "mean" else 1)
-        target[np.arange(BATCH), labels] += beta
-        share = np.exp(log_softmax(logits[s])) * target.sum(-1, keepdims=True) - target
-        expected[s] = share / (BATCH * (STEPS if reads == "every" else 1))
-    assert output.grad is not None
-    np.testing.assert_allclose(output.grad.numpy(), expected, rtol=1e-6, atol=1e-12)
+    for k, divergence, reads in product((1, 3, 4), ("sum", "mean"), ("last", "all")):
+        with subtests.test(k=k, divergence=divergence, reads=reads):
+            logits, labels = random.normal(size=(STEPS, BATCH, CLASSES)), random.integers(0, CLASSES, BATCH)
+            q = random.dirichlet(np.ones(CLASSES), size=(4, BATCH))
+            loss = TerminalLoss(FixedEstimate(torch.tensor(q)), kl_reduction=divergence, loss_steps=reads)
+            output = torch.tensor(logits, requires_grad=True)
+            loss(output, torch.tensor(labels), sequence_windows(4 * STEPS, 4)[k - 1]).backward()
+            expected = np.zeros_like(logits)
+            for s in range(STEPS) if reads == "all" else [STEPS - 1]:
+                beta = ((k - 1) * STEPS + s + 1) / (4 * STEPS) if reads == "all" else k / 4
+                target = (1.0 - beta) * q[k - 1] / (CLASSES if divergence == "mean" else 1)
+                target[np.arange(BATCH), labels] += beta
+                share = np.exp(log_softmax(logits[s])) * target.sum(-1, keepdims=True) - target
+                expected[s] = share / (BATCH * (STEPS if reads == "all" else 1))
+            assert output.grad is not None
+            np.testing.assert_allclose(output.grad.numpy(), expected, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("reads", ["last", "every"])
+@pytest.mark.parametrize("reads", ["last", "all"])
 def test_what_is_observed_is_the_windows_mean_probability(reads: Any, random: np.random.Generator) -> None:
     logits = random.normal(size=(STEPS, 2, CLASSES))
     estimate = ExampleEstimate(examples=2, classes=CLASSES, windows=2)
-    loss = TerminalLoss(estimate, reads=reads)
+    loss = TerminalLoss(estimate, loss_steps=reads)
     ids, labels = torch.tensor([1, 0]), torch.tensor([2, 3])
     for window in sequence_windows(2 * STEPS, 2):  # the last one too, whose loss asks for no Q
         loss(torch.tensor(logits), labels, window, examples=ids)
     loss.end_epoch(lambda tensor: tensor)
     probability = np.exp(log_softmax(logits))
-    expected = probability.mean(0) if reads == "every" else probability[-1]
+    expected = probability.mean(0) if reads == "all" else probability[-1]
     for k in (1, 2):
         np.testing.assert_allclose(estimate(k, labels, ids).numpy(), expected, rtol=1e-6)
 
@@ -147,7 +151,7 @@ def test_terminal_loss_at_every_step_weighs_each_by_its_time(random: np.random.G
     expected = np.mean(
         [terminal(logits[s], labels, q[2], (window.part.start + s + 1) / (4 * STEPS)) for s in range(STEPS)]
     )
-    loss = TerminalLoss(FixedEstimate(torch.tensor(q)), reads="every")
+    loss = TerminalLoss(FixedEstimate(torch.tensor(q)), loss_steps="all")
     assert loss(torch.tensor(logits), torch.tensor(labels), window).item() == pytest.approx(expected, rel=1e-6)
 
 

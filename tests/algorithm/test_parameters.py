@@ -1,5 +1,7 @@
 """Parameters of every kind: without gradient, frozen, late, tied, strided, in several groups, and those refused."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -8,27 +10,27 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from fptt_dist.algorithm import FPTT
 
-from .helpers import ADAPTIVE, BASES, Update, advance, noise, parameters, same_bits, set_gradients, snapshot, two_groups
+from .helpers import ADAPTIVE, BASES, advance, noise, parameters, same_bits, set_gradients, snapshot, two_groups
 
 
-@pytest.mark.parametrize("update", ["explicit", "prox"])
-@pytest.mark.parametrize("name", BASES)
-def test_a_parameter_without_gradient_is_left_untouched(name: str, update: Update) -> None:
-    params = parameters()
-    optimizer = two_groups(params, BASES[name], alpha=0.5, update=update, max_norm=1.0)
-    for t in range(3):
-        set_gradients(params, noise(t, params))
-        optimizer.step()
-    before = snapshot(optimizer, [params[1]]), snapshot(optimizer, [params[0]])
-    set_gradients(params, [noise(3, params)[0], None, noise(3, params)[2]])
-    optimizer.step()
-    assert same_bits(snapshot(optimizer, [params[1]]), before[0])
-    assert not same_bits(snapshot(optimizer, [params[0]]), before[1])
+def test_a_parameter_without_gradient_is_left_untouched(subtests: pytest.Subtests) -> None:
+    for name, update in product(BASES, ("gradient", "proximal")):
+        with subtests.test(name=name, update=update):
+            params = parameters()
+            optimizer = two_groups(params, BASES[name], alpha=0.5, update_rule=update, max_norm=1.0)
+            for t in range(3):
+                set_gradients(params, noise(t, params))
+                optimizer.step()
+            before = snapshot(optimizer, [params[1]]), snapshot(optimizer, [params[0]])
+            set_gradients(params, [noise(3, params)[0], None, noise(3, params)[2]])
+            optimizer.step()
+            assert same_bits(snapshot(optimizer, [params[1]]), before[0])
+            assert not same_bits(snapshot(optimizer, [params[0]]), before[1])
 
 
 def test_algorithm2_leaves_a_parameter_untouched_that_the_loss_does_not_use() -> None:
     params = parameters()
-    optimizer = two_groups(params, BASES["adam"], alpha=0.5, update="algorithm2")
+    optimizer = two_groups(params, BASES["adam"], alpha=0.5, update_rule="second_gradient")
     advance(optimizer, params, 0, 3)
     before = snapshot(optimizer, [params[1]])
 
@@ -43,21 +45,21 @@ def test_algorithm2_leaves_a_parameter_untouched_that_the_loss_does_not_use() ->
     assert torch.equal(optimizer.state[params[0]]["scaled_dual"], 2 * params[0].detach() / 0.5)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "preconditioned"])
-@pytest.mark.parametrize("name", ADAPTIVE)
-def test_a_late_parameter_starts_from_its_own_first_step(name: str, metric: str) -> None:
-    params = parameters()
-    optimizer = two_groups(params, BASES[name], alpha=0.5, metric=metric)
-    for t in range(8):
-        set_gradients(params, [g if i != 1 or t >= 4 else None for i, g in enumerate(noise(t, params))])
-        optimizer.step()
-    alone = parameters()
-    control = two_groups(alone, BASES[name], alpha=0.5, metric=metric)
-    for t in range(4, 8):
-        set_gradients(alone, [None, noise(t, params)[1], None])
-        control.step()
-    assert same_bits(snapshot(optimizer, [params[1]]), snapshot(control, [alone[1]]))
-    assert same_bits(snapshot(control, [alone[0]]), [parameters()[0].detach()])
+def test_a_late_parameter_starts_from_its_own_first_step(subtests: pytest.Subtests) -> None:
+    for name, metric in product(ADAPTIVE, ("euclidean", "preconditioned")):
+        with subtests.test(name=name, metric=metric):
+            params = parameters()
+            optimizer = two_groups(params, BASES[name], alpha=0.5, metric=metric)
+            for t in range(8):
+                set_gradients(params, [g if i != 1 or t >= 4 else None for i, g in enumerate(noise(t, params))])
+                optimizer.step()
+            alone = parameters()
+            control = two_groups(alone, BASES[name], alpha=0.5, metric=metric)
+            for t in range(4, 8):
+                set_gradients(alone, [None, noise(t, params)[1], None])
+                control.step()
+            assert same_bits(snapshot(optimizer, [params[1]]), snapshot(control, [alone[1]]))
+            assert same_bits(snapshot(control, [alone[0]]), [parameters()[0].detach()])
 
 
 def test_frozen_parameters_have_no_state_and_may_be_thawed() -> None:
@@ -126,35 +128,40 @@ def test_tied_weights_are_one_parameter() -> None:
         assert torch.equal(model.decoder.weight, optimizer.center(model.encoder.weight))
 
 
-@pytest.mark.parametrize("update", ["explicit", "prox", "algorithm2"])
-@pytest.mark.parametrize("name", ["sgd_momentum", "adam", "rmsprop"])
-def test_strides_do_not_matter(name: str, update: Update) -> None:
-    dense = [p.detach().clone() for p in parameters()]
-    views = [dense[0].t().contiguous().t(), dense[1].repeat_interleave(2)[::2], dense[2]]
-    strided = [Parameter(view) for view in views]
-    assert not strided[0].is_contiguous()
-    assert not strided[1].is_contiguous()
-    plain = parameters()
-    optimizers = [two_groups(p, BASES[name], alpha=0.5, update=update, max_norm=2.0) for p in (strided, plain)]
-    for optimizer, params in zip(optimizers, (strided, plain), strict=True):
-        advance(optimizer, params, 0, 6)
-    for left, right in zip(strided, plain, strict=True):
-        torch.testing.assert_close(left.detach(), right.detach(), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(optimizers[0].center(left), optimizers[1].center(right), rtol=1e-5, atol=1e-6)
+def test_strides_do_not_matter(subtests: pytest.Subtests) -> None:
+    for name, update in product(("sgd_momentum", "adam", "rmsprop"), ("gradient", "proximal", "second_gradient")):
+        with subtests.test(name=name, update=update):
+            dense = [p.detach().clone() for p in parameters()]
+            views = [dense[0].t().contiguous().t(), dense[1].repeat_interleave(2)[::2], dense[2]]
+            strided = [Parameter(view) for view in views]
+            assert not strided[0].is_contiguous()
+            assert not strided[1].is_contiguous()
+            plain = parameters()
+            optimizers = [
+                two_groups(p, BASES[name], alpha=0.5, update_rule=update, max_norm=2.0) for p in (strided, plain)
+            ]
+            for optimizer, params in zip(optimizers, (strided, plain), strict=True):
+                advance(optimizer, params, 0, 6)
+            for left, right in zip(strided, plain, strict=True):
+                torch.testing.assert_close(left.detach(), right.detach(), rtol=1e-5, atol=1e-6)
+                centers = optimizers[0].center(left), optimizers[1].center(right)
+                torch.testing.assert_close(*centers, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("max_norm", [None, 1.0])
-@pytest.mark.parametrize("update", ["explicit", "prox", "algorithm2"])
-def test_an_empty_group_and_an_empty_parameter_change_nothing(update: Update, max_norm: float | None) -> None:
-    params, control = [*parameters(), Parameter(torch.zeros(0, 3))], parameters()
-    groups = [{"params": params[:-2]}, {"params": []}, {"params": params[-2:]}]
-    optimizer = FPTT(Adam(groups, lr=0.05), alpha=0.5, update=update, max_norm=max_norm)
-    plain = FPTT(Adam(control, lr=0.05), alpha=0.5, update=update, max_norm=max_norm)
-    advance(optimizer, params, 0, 4)
-    advance(plain, control, 0, 4)
-    left, right = snapshot(optimizer, params[:3]), snapshot(plain, control)
-    torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
-    assert max_norm is not None or same_bits(left, right)  # a norm over one more tensor is summed in another order
+def test_an_empty_group_and_an_empty_parameter_change_nothing(subtests: pytest.Subtests) -> None:
+    for update, max_norm in product(("gradient", "proximal", "second_gradient"), (None, 1.0)):
+        with subtests.test(update=update, max_norm=max_norm):
+            params, control = [*parameters(), Parameter(torch.zeros(0, 3))], parameters()
+            groups = [{"params": params[:-2]}, {"params": []}, {"params": params[-2:]}]
+            optimizer = FPTT(Adam(groups, lr=0.05), alpha=0.5, update_rule=update, max_norm=max_norm)
+            plain = FPTT(Adam(control, lr=0.05), alpha=0.5, update_rule=update, max_norm=max_norm)
+            advance(optimizer, params, 0, 4)
+            advance(plain, control, 0, 4)
+            left, right = snapshot(optimizer, params[:3]), snapshot(plain, control)
+            torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-6)
+            assert max_norm is not None or same_bits(
+                left, right
+            )  # a norm over one more tensor is summed in another order
 
 
 def test_a_step_without_any_gradient_does_nothing() -> None:
@@ -197,11 +204,12 @@ def test_parameters_cast_to_half_precision_later_are_refused_at_the_step(dtype: 
     assert torch.equal(p.detach(), torch.ones(2, dtype=dtype))
 
 
-@pytest.mark.parametrize("make", [SGD, Adam, AdamW, RMSprop])
-def test_maximising_is_refused(make: type) -> None:
-    with pytest.raises(ValueError, match="maximize"):
-        FPTT(make(parameters(), lr=0.1, maximize=True), alpha=0.5)
-    optimizer = FPTT(make(parameters(), lr=0.1), alpha=0.5)
-    with pytest.raises(ValueError, match="maximize"):
-        optimizer.add_param_group({"params": parameters(), "maximize": True})
-    assert len(optimizer.param_groups) == 1
+def test_maximising_is_refused(subtests: pytest.Subtests) -> None:
+    for make in (SGD, Adam, AdamW, RMSprop):
+        with subtests.test(make=make):
+            with pytest.raises(ValueError, match="maximize"):
+                FPTT(make(parameters(), lr=0.1, maximize=True), alpha=0.5)
+            optimizer = FPTT(make(parameters(), lr=0.1), alpha=0.5)
+            with pytest.raises(ValueError, match="maximize"):
+                optimizer.add_param_group({"params": parameters(), "maximize": True})
+            assert len(optimizer.param_groups) == 1

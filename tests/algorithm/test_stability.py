@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -28,16 +29,14 @@ def closed_form(beta: float, c: float, kappa: float) -> float:
     return min(bounds)
 
 
-@pytest.mark.parametrize("beta", [0.1, 0.3, 0.5, 0.7, 0.9])
-@pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("kappa", [0.5, 1.0, 1.5])
-def test_the_limit_without_momentum_is_the_closed_form(beta: float, c: float, kappa: float) -> None:
-    assert explicit_limit(beta, c, kappa) == pytest.approx(closed_form(beta, c, kappa), rel=1e-6)
+def test_the_limit_without_momentum_is_the_closed_form(subtests: pytest.Subtests) -> None:
+    for kappa, c, beta in product((0.5, 1.0, 1.5), (0.5, 1.0, 2.0), (0.1, 0.3, 0.5, 0.7, 0.9)):
+        with subtests.test(kappa=kappa, c=c, beta=beta):
+            assert explicit_limit(beta, c, kappa) == pytest.approx(closed_form(beta, c, kappa), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("limit", "arguments"),
-    [
+def test_the_limit_is_the_published_value(subtests: pytest.Subtests) -> None:
+    for limit, arguments in (
         (1.67, {"beta": 0.5}),
         (1.25, {"beta": 0.5, "prox_weight": 2.0}),
         (3.17, {"beta": 0.5, "momentum": 0.9}),
@@ -48,12 +47,10 @@ def test_the_limit_without_momentum_is_the_closed_form(beta: float, c: float, ka
         (23.8, {"beta": 0.5, "prox_weight": 2.0, **ADAM}),
         (1.75, {"beta": 0.7, "prox_weight": 2.0, **ADAM}),
         (0.196, {"beta": 0.1, **ADAM}),
-    ],
-    ids=str,
-)
-def test_the_limit_is_the_published_value(limit: float, arguments: dict[str, float]) -> None:
-    digits = 0.05 if limit > 10 else 0.0007 if limit == 0.196 else 0.005
-    assert explicit_limit(**arguments) == pytest.approx(limit, abs=1.01 * digits)
+    ):
+        with subtests.test(limit=limit, arguments=arguments):
+            digits = 0.05 if limit > 10 else 0.0007 if limit == 0.196 else 0.005
+            assert explicit_limit(**arguments) == pytest.approx(limit, abs=1.01 * digits)
 
 
 @pytest.mark.parametrize("m", [0.0, 0.5, 0.9])
@@ -70,15 +67,15 @@ def test_the_radius_crosses_one_at_the_limit_and_nowhere_below() -> None:
     assert below.max() <= 1.0 + 1e-9 < above.item()
 
 
-SETTINGS = [
-    (0.5, 1.0, 1.0, {}),
-    (0.5, 2.0, 1.0, {}),
-    (0.7, 1.0, 0.5, {}),
-    (0.5, 1.0, 1.0, {"momentum": 0.9}),
-    (0.7, 2.0, 1.0, {"momentum": 0.9}),
-    (0.5, 2.0, 0.5, {"momentum": 0.9}),
-    (0.5, 1.0, 1.0, {"momentum": 0.6, "dampening": 0.4}),
-    (0.5, 1.0, 1.0, {"momentum": 0.5, "nesterov": True}),
+SETTINGS: list[tuple[int, float, float, float, dict[str, Any]]] = [  # updates, β, c, κ
+    (600, 0.5, 1.0, 1.0, {}),
+    (600, 0.5, 2.0, 1.0, {}),
+    (600, 0.7, 1.0, 0.5, {}),
+    (600, 0.5, 1.0, 1.0, {"momentum": 0.9}),
+    (1500, 0.7, 2.0, 1.0, {"momentum": 0.9}),
+    (1500, 0.5, 2.0, 0.5, {"momentum": 0.9}),
+    (600, 0.5, 1.0, 1.0, {"momentum": 0.6, "dampening": 0.4}),
+    (600, 0.5, 1.0, 1.0, {"momentum": 0.5, "nesterov": True}),
 ]
 
 
@@ -92,23 +89,21 @@ def distance_after(updates: int, optimizer: FPTT, p: Parameter, curvature: float
     return (p - optimizer.center(p)).norm().item()
 
 
-@pytest.mark.parametrize(("beta", "c", "kappa", "options"), SETTINGS, ids=str)
-def test_below_the_limit_the_weights_settle_and_above_they_diverge(
-    beta: float, c: float, kappa: float, options: dict[str, Any]
-) -> None:
-    lr, limit = 0.1, explicit_limit(beta, c, kappa, **options)
-    ends = {}
-    for factor in (0.95, 1.05):
-        p = Parameter(torch.zeros(2, dtype=torch.float64))
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            optimizer = FPTT(
-                SGD([p], lr=lr, **options), alpha=factor * limit / lr, beta=beta, prox_weight=c, dual_weight=kappa
-            )
-            ends[factor] = distance_after(3000, optimizer, p)
-        assert len(caught) == (1 if factor > 1 else 0)
-    assert ends[0.95] < 0.01
-    assert ends[1.05] > 10.0
+def test_below_the_limit_the_weights_settle_and_above_they_diverge(subtests: pytest.Subtests) -> None:
+    for updates, beta, c, kappa, options in SETTINGS:
+        with subtests.test(updates=updates, beta=beta, c=c, kappa=kappa, options=options):
+            lr, limit = 0.1, explicit_limit(beta, c, kappa, **options)
+            ends = {}
+            for factor in (0.95, 1.05):
+                p = Parameter(torch.zeros(2, dtype=torch.float64))
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    base, alpha = SGD([p], lr=lr, **options), factor * limit / lr
+                    optimizer = FPTT(base, alpha=alpha, beta=beta, prox_weight=c, dual_weight=kappa)
+                    ends[factor] = distance_after(updates, optimizer, p)
+                assert len(caught) == (1 if factor > 1 else 0)
+            assert ends[0.95] < 0.01
+            assert ends[1.05] > 10.0
 
 
 @pytest.mark.parametrize("m", [0.0, 0.9])
@@ -125,38 +120,44 @@ def test_curvature_of_the_data_lowers_the_limit(m: float) -> None:
     assert ends[1] > 10.0
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1e2, 1e6])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_exact_pull_is_stable_for_any_strength(alpha: float, momentum: float) -> None:
-    p = Parameter(torch.zeros(2, dtype=torch.float64))
-    optimizer = FPTT(SGD([p], lr=0.1, momentum=momentum), alpha=alpha, update="prox")
-    assert distance_after(600, optimizer, p) < 1e-3
+def test_the_exact_pull_is_stable_for_any_strength(subtests: pytest.Subtests) -> None:
+    for momentum, alpha in product((0.0, 0.9), (1.0, 1e2, 1e6)):
+        with subtests.test(momentum=momentum, alpha=alpha):
+            p = Parameter(torch.zeros(2, dtype=torch.float64))
+            optimizer = FPTT(SGD([p], lr=0.1, momentum=momentum), alpha=alpha, update_rule="proximal")
+            assert distance_after(600, optimizer, p) < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("base", "options", "alpha", "number"),
-    [
-        (lambda p: SGD(p, lr=0.5), {}, 3.4, "3.33"),
-        (lambda p: SGD(p, lr=0.5, momentum=0.9), {"prox_weight": 2.0}, 4.8, "4.75"),
-        (lambda p: Adam(p, lr=1e-3), {"metric": "preconditioned"}, 32.0, "31.7"),
-        (lambda p: AdamW(p, lr=1e-3), {"metric": "preconditioned", "prox_weight": 2.0}, 24.0, "23.8"),
-        (lambda p: Adam(p, lr=1e-3), {"metric": "preconditioned", "beta": 0.7, "prox_weight": 2.0}, 1.8, "1.75"),
-        (lambda p: RMSprop(p, lr=1e-3), {"metric": "preconditioned"}, 1.7, "1.67"),
-    ],
-)
-def test_past_the_limit_one_warning_gives_its_number(
-    base: Callable[..., Optimizer], options: dict[str, Any], alpha: float, number: str
-) -> None:
-    for value, warned in ((alpha, 1), (0.95 * alpha, 0)):
-        p = Parameter(torch.zeros(2))
-        optimizer = FPTT(base([p]), alpha=value, **options)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for _ in range(3):
-                p.grad = torch.zeros(2)
-                optimizer.step()
-        assert len(caught) == warned
-        assert all(issubclass(w.category, UserWarning) and f"alpha < {number} " in str(w.message) for w in caught)
+Make = Callable[..., Optimizer]
+PAST: list[tuple[Make, dict[str, Any], float, str]] = [
+    (lambda p: SGD(p, lr=0.5), {}, 3.4, "3.33"),
+    (lambda p: SGD(p, lr=0.5, momentum=0.9), {"prox_weight": 2.0}, 4.8, "4.75"),
+    (lambda p: Adam(p, lr=1e-3), {"metric": "preconditioned"}, 32.0, "31.7"),
+    (lambda p: AdamW(p, lr=1e-3), {"metric": "preconditioned", "prox_weight": 2.0}, 24.0, "23.8"),
+    (lambda p: Adam(p, lr=1e-3), {"metric": "preconditioned", "beta": 0.7, "prox_weight": 2.0}, 1.8, "1.75"),
+    (lambda p: RMSprop(p, lr=1e-3), {"metric": "preconditioned"}, 1.7, "1.67"),
+]
+UNLIMITED: dict[str, tuple[Make, dict[str, Any]]] = {
+    "adam": (lambda p: Adam(p, lr=0.1), {}),
+    "rmsprop": (lambda p: RMSprop(p, lr=0.1), {}),
+    "proximal": (lambda p: SGD(p, lr=0.1), {"update_rule": "proximal"}),
+    "lr 0": (lambda p: SGD(p, lr=0.0), {}),
+}
+
+
+def test_past_the_limit_one_warning_gives_its_number(subtests: pytest.Subtests) -> None:
+    for base, options, alpha, number in PAST:
+        with subtests.test(options=options, number=number):
+            for value, warned in ((alpha, 1), (0.95 * alpha, 0)):
+                p = Parameter(torch.zeros(2))
+                optimizer = FPTT(base([p]), alpha=value, **options)
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always")
+                    for _ in range(3):
+                        p.grad = torch.zeros(2)
+                        optimizer.step()
+                assert len(caught) == warned
+                assert all(w.category is UserWarning and f"alpha < {number} " in str(w.message) for w in caught)
 
 
 def test_the_warning_comes_when_a_schedule_crosses_the_limit() -> None:
@@ -169,21 +170,26 @@ def test_the_warning_comes_when_a_schedule_crosses_the_limit() -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize(
-    ("base", "options"),
-    [
-        (lambda p: Adam(p, lr=0.1), {}),
-        (lambda p: RMSprop(p, lr=0.1), {}),
-        (lambda p: SGD(p, lr=0.1), {"update": "prox"}),
-        (lambda p: SGD(p, lr=0.0), {}),
-    ],
-    ids=["adam", "rmsprop", "prox", "lr 0"],
-)
-def test_no_limit_no_warning(base: Callable[..., Optimizer], options: dict[str, Any]) -> None:
-    p = Parameter(torch.zeros(2))
-    optimizer = FPTT(base([p]), alpha=1e6, **options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(2):
-            p.grad = torch.zeros(2)
+def test_no_limit_no_warning(subtests: pytest.Subtests) -> None:
+    for name, (base, options) in UNLIMITED.items():
+        with subtests.test(name=name):
+            p = Parameter(torch.zeros(2))
+            optimizer = FPTT(base([p]), alpha=1e6, **options)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                for _ in range(2):
+                    p.grad = torch.zeros(2)
+                    optimizer.step()
+
+
+def test_the_warning_comes_when_momentum_changes_the_limit() -> None:
+    p = Parameter(torch.ones(2))
+    optimizer = FPTT(SGD([p], lr=1e-2, momentum=0.9), alpha=200.0)
+    for momentum in (0.9, 0.0):
+        optimizer.param_groups[0]["momentum"] = momentum
+        p.grad = torch.ones(2)
+        if momentum:
+            optimizer.step()
+            continue
+        with pytest.warns(UserWarning, match="stability limit"):
             optimizer.step()

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fptt_dist.algorithm import Window, detach, sequence_windows, window_slices
@@ -19,7 +19,6 @@ def lengths_and_counts(draw: st.DrawFn) -> tuple[int, int]:
 
 
 @given(lengths_and_counts())
-@settings(deadline=None, derandomize=True)
 def test_windows_cover_the_sequence_exactly_and_evenly(case: tuple[int, int]) -> None:
     length, count = case
     parts = window_slices(length, count)
@@ -31,7 +30,6 @@ def test_windows_cover_the_sequence_exactly_and_evenly(case: tuple[int, int]) ->
 
 
 @given(lengths_and_counts())
-@settings(deadline=None, derandomize=True)
 def test_window_k_is_from_floor_to_floor(case: tuple[int, int]) -> None:
     length, count = case
     for k, window in enumerate(sequence_windows(length, count), 1):
@@ -50,11 +48,12 @@ def test_floors_are_exact_beyond_the_precision_of_a_float() -> None:
     assert window_slices(length, 2)[1] == slice(2**52, length)
 
 
-@pytest.mark.parametrize(("length", "windows"), [(5, 0), (5, -1), (5, 6), (0, 1), (0, 0), (-3, 1)])
-def test_impossible_cuts_are_refused(length: int, windows: int) -> None:
-    for cut in (window_slices, sequence_windows):
-        with pytest.raises(ValueError, match=f"windows={windows}.*length={length}"):
-            cut(length, windows)
+def test_impossible_cuts_are_refused(subtests: pytest.Subtests) -> None:
+    for length, windows in ((5, 0), (5, -1), (5, 6), (0, 1), (0, 0), (-3, 1)):
+        with subtests.test(length=length, windows=windows):
+            for cut in (window_slices, sequence_windows):
+                with pytest.raises(ValueError, match=f"windows={windows}.*length={length}"):
+                    cut(length, windows)
 
 
 class State(NamedTuple):
@@ -93,18 +92,33 @@ def test_detach_of_nothing_is_nothing() -> None:
     assert detach(()) == ()
 
 
+def test_detach_refuses_what_it_cannot_cut() -> None:
+    for state, kind in (((torch.ones(1), 3), "int"), ({"h": {1.0}}, "set")):
+        with pytest.raises(TypeError, match=rf"^a state is a tensor, or tuples, .* of tensors, not {kind}$"):
+            detach(state)
+
+
 @pytest.mark.parametrize(("length", "windows", "sizes"), [(784, 10, [78] * 10 + [4]), (1024, 10, [102] * 10 + [4])])
 def test_the_extra_window_of_the_authors_code(length: int, windows: int, sizes: list[int]) -> None:
-    found = sequence_windows(length, windows, "extra")
+    found = sequence_windows(length, windows, length // windows)
     assert [window.steps for window in found] == sizes
     assert [(window.index, window.count) for window in found] == [(k, 10) for k in range(1, 12)]
     assert [window.is_last for window in found] == [False] * 10 + [True]
 
 
+def test_windows_of_a_given_size() -> None:
+    found = sequence_windows(20, 3, 7)
+    assert [(window.part, window.index, window.count) for window in found] == [
+        (slice(0, 7), 1, 3),
+        (slice(7, 14), 2, 3),
+        (slice(14, 20), 3, 3),
+    ]
+
+
 @given(st.integers(1, 300).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length))))
 def test_extra_windows_tile_the_sequence(case: tuple[int, int]) -> None:
     length, windows = case
-    found = sequence_windows(length, windows, "extra")
+    found = sequence_windows(length, windows, length // windows)
     assert [i for window in found for i in range(length)[window.part]] == list(range(length))
     assert all(window.steps == length // windows for window in found[:windows])
     if length % windows == 0:

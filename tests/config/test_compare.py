@@ -4,7 +4,7 @@ from typing import Any
 
 from fptt_dist.config import Config, Train, apply_overrides, changes
 
-BASE = Config(train=Train(epochs=1))
+BASE = Config(train=Train(max_epochs=1))
 
 
 def difference(**overrides: Any) -> dict[str, tuple[Any, Any]]:

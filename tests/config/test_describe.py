@@ -1,5 +1,7 @@
 """The list of all keys, and the JSON schema."""
 
+import re
+
 import pytest
 
 from fptt_dist.config import ConfigError, Key, describe, json_schema, parse_overrides
@@ -11,7 +13,7 @@ def test_a_key_says_all_about_itself() -> None:
             name="fptt.windows",
             type="int >= 1 or null",
             default="null",
-            help="parameter updates per sequence K, null = round(sqrt(sequence length))",
+            help="parameter updates per sequence K, null = as window_length says, or round(sqrt(sequence length))",
             variant=None,
         )
     ]
@@ -37,7 +39,7 @@ def test_types_in_words() -> None:
     assert types["fptt.beta"] == "float > 0 and <= 1"
     assert types["optimizer.betas"] == "list of 2: float >= 0 and < 1"
     assert types["schedule.milestones"] == "list of one or more: int >= 1"
-    assert types["telemetry.tensorboard"] == "true or false"
+    assert types["logging.tensorboard"] == "true or false"
     assert types["run.dir"] == "text or null"
     assert types["device"] == "one of auto, cpu, cuda"
 
@@ -53,18 +55,10 @@ def test_a_prefix_is_a_whole_key_or_section() -> None:
     assert all(key.name.startswith("fptt.schedule.") for key in describe("fptt.schedule"))
 
 
-@pytest.mark.parametrize(
-    ("prefix", "message"),
-    [
-        ("optimzer", "optimzer: no such key or section; did you mean optimizer"),
-        ("lr", "lr: no such key or section; did you mean optimizer.lr?"),
-        ("zzzzzz", "zzzzzz: no such key or section"),
-    ],
-)
-def test_an_unknown_prefix(prefix: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        describe(prefix)
-    assert str(caught.value).startswith(message)
+def test_an_unknown_prefix() -> None:
+    for prefix, more in (("optimzer", "; did you mean optimizer"), ("lr", "; did you mean optimizer.lr?"), ("zzz", "")):
+        with pytest.raises(ConfigError, match=rf"^{prefix}: no such key or section{re.escape(more)}"):
+            describe(prefix)
 
 
 def test_the_json_schema_admits_extends_and_nothing_unknown() -> None:
@@ -80,4 +74,4 @@ def test_a_section_without_tag_fits_the_default_variant_only() -> None:
     assert definitions["AdamW"]["required"] == ["name"]
     assert definitions["StepLr"]["required"] == ["milestones", "name"]
     assert definitions["CosineAlpha"]["required"] == ["name"]
-    assert definitions["GRU"]["required"] == ["cell"]
+    assert definitions["GRU"]["required"] == ["layer"]

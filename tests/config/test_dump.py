@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from fptt_dist.config import Config, Train, dump, load
-from fptt_dist.config.section import Section, choice_of, section_of
+from fptt_dist.config.schema.section import Section, choice_of, section_of
 from fptt_dist.config.values import show
 
 
@@ -68,12 +68,12 @@ def fits(values: dict[str, Any]) -> bool:
 
 
 def without_most_conflicts(values: dict[str, Any]) -> dict[str, Any]:
-    values["train"].update(epochs=3, micro_batch_size=None)
+    values["train"].update(max_epochs=3, micro_batch_size=None)
     values["fptt"].update(windows=2, metric="euclidean")
     return values
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(sections(Config).map(without_most_conflicts).filter(fits))
 def test_a_dump_is_read_back_the_same(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
     config = Config.model_validate(values)
@@ -82,16 +82,16 @@ def test_a_dump_is_read_back_the_same(tmp_path_factory: pytest.TempPathFactory, 
     assert load(path) == config
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(texts())
 def test_any_text_is_read_back_the_same(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "text.yaml"
-    path.write_bytes(f"run: {{dir: {show(text)}}}\ntrain: {{epochs: 1}}\n".encode())
+    path.write_bytes(f"run: {{dir: {show(text)}}}\ntrain: {{max_epochs: 1}}\n".encode())
     assert load(path).run.dir == text
 
 
 def test_a_dump_holds_every_value() -> None:
-    text = dump(Config(train=Train(epochs=1)))
+    text = dump(Config(train=Train(max_epochs=1)))
     assert "optimizer:\n  name: adam\n  lr: 0.001\n  betas: [0.9, 0.999]\n  eps: 1e-08\n" in text
     assert "  schedule:\n    name: constant\n" in text
     assert "  dir: null\n" in text

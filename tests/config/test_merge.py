@@ -1,6 +1,6 @@
 """One layer over another."""
 
-from fptt_dist.config.merge import Layer, merge
+from fptt_dist.config.loading.merge import Layer, merge
 
 
 def test_values_merge_key_by_key() -> None:

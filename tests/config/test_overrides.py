@@ -5,14 +5,11 @@ from itertools import permutations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fptt_dist.config import (
     SGD,
     Config,
     ConfigError,
-    Key,
     Train,
     apply_overrides,
     changes,
@@ -20,13 +17,15 @@ from fptt_dist.config import (
     parse_overrides,
 )
 
-BASE = Config(train=Train(epochs=1))
+BASE = Config(train=Train(max_epochs=1))
 
 
 def failure(overrides: dict[Any, Any]) -> str:
-    with pytest.raises(ConfigError) as caught:
+    try:
         apply_overrides(BASE, overrides)
-    return str(caught.value)
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
 
 
 def test_values_are_yaml() -> None:
@@ -43,9 +42,8 @@ def test_values_are_yaml() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
+def test_words_that_are_refused() -> None:
+    for words, message in (
         (["seed"], "override seed: not of the form key=value, such as optimizer.lr=1e-3"),
         (["=3"], "override =3: not of the form key=value, such as optimizer.lr=1e-3"),
         (["seed="], "override seed=: the value is empty; type seed=null for none"),
@@ -54,12 +52,10 @@ def test_values_are_yaml() -> None:
         (["seed=1", "seed=2"], "override seed=2: seed is given twice, first as 1"),
         (["seed=[1"], "override seed=[1: not YAML: expected ',' or ']', but got '<stream end>'"),
         (["a={b: 1, b: 2}"], "override a={b: 1, b: 2}: the key b is given twice, first on line 1"),
-    ],
-)
-def test_words_that_are_refused(words: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_overrides(words)
-    assert str(caught.value) == message
+    ):
+        with pytest.raises(ConfigError) as caught:
+            parse_overrides(words)
+        assert str(caught.value) == message
 
 
 def test_the_tag_comes_first_whatever_the_order() -> None:
@@ -74,10 +70,10 @@ def test_a_whole_section_is_merged() -> None:
     assert apply_overrides(config, {"optimizer": {"momentum": 0.1}}).optimizer == SGD(lr=0.3, momentum=0.1)
 
 
-@pytest.mark.parametrize("overrides", [{"optimizer": {}, "seed": 1}, {"optimizer.lr": 1e-3, "optimizer": {}}])
-def test_an_empty_section_changes_nothing_and_is_left_as_it_is(overrides: dict[str, Any]) -> None:
-    assert apply_overrides(BASE, overrides).optimizer == BASE.optimizer
-    assert overrides["optimizer"] == {}
+def test_an_empty_section_changes_nothing_and_is_left_as_it_is() -> None:
+    for overrides in ({"optimizer": {}, "seed": 1}, {"optimizer.lr": 1e-3, "optimizer": {}}):
+        assert apply_overrides(BASE, overrides).optimizer == BASE.optimizer
+        assert overrides["optimizer"] == {}
 
 
 def test_the_given_configuration_stays() -> None:
@@ -93,7 +89,7 @@ def test_only_what_somebody_set_counts_as_set() -> None:
 
 
 def test_a_variant_chosen_in_python_stays() -> None:
-    config = Config(optimizer=SGD(lr=0.5), train=Train(epochs=1))
+    config = Config(optimizer=SGD(lr=0.5), train=Train(max_epochs=1))
     assert apply_overrides(config, {"optimizer.momentum": 0.1}).optimizer == SGD(lr=0.5, momentum=0.1)
 
 
@@ -111,9 +107,8 @@ def test_an_unknown_key_has_the_nearest_name() -> None:
     assert failure({"fptt.alhpa": 1}) == ("fptt.alhpa: unknown key; did you mean fptt.alpha? (override fptt.alhpa=1)")
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
+def test_overrides_that_are_refused() -> None:
+    refused: list[tuple[dict[Any, Any], str]] = [
         (
             {"optimizer": {"lr": 1}, "optimizer.lr": 2},
             "optimizer.lr is given twice: override optimizer={lr: 1} and override optimizer.lr=2",
@@ -124,21 +119,27 @@ def test_an_unknown_key_has_the_nearest_name() -> None:
         ({3: 2}, "override 3=2: its keys must be text"),
         ({"seed.x": 1}, "seed: {x: 1} is not allowed; allowed: int >= 0 and < 9223372036854775808 (override seed.x=1)"),
         ({"": 1}, ": unknown key (override =1)"),
-    ],
-)
-def test_overrides_that_are_refused(overrides: dict[Any, Any], message: str) -> None:
-    assert failure(overrides) == message
+    ]
+    assert [(overrides, failure(overrides)) for overrides, _ in refused] == refused
 
 
-@given(st.sampled_from([key for key in describe() if key.default != "required"]))
-def test_a_default_given_as_an_override_changes_nothing(key: Key) -> None:
-    words = ["task.name=language"] if key.name == "model.embedding" or key.variant == "awd_lstm" else []
-    base = Config(train=Train(batches=5) if key.name == "train.epochs" else Train(epochs=5))
-    if key.variant:
-        section = key.name.rpartition(".")[0]
-        tag = next(item.name for item in describe(section) if item.variant is None)
-        words.append(f"{tag}={key.variant}")
-        required = (item for item in describe(section) if item.variant == key.variant and item.default == "required")
-        words += [f"{item.name}=[1]" for item in required]
-    before = apply_overrides(base, parse_overrides(words))
-    assert changes(before, apply_overrides(before, parse_overrides([f"{key.name}={key.default}"]))) == {}
+def test_a_default_given_as_an_override_changes_nothing() -> None:
+    keys, wrong = describe(), {}
+    for key in keys:
+        if key.default == "required":
+            continue
+        words = ["task.name=language"] if key.name == "model.embedding" or key.variant == "awd_lstm" else []
+        base = Config(train=Train(max_batches=5) if key.name == "train.max_epochs" else Train(max_epochs=5))
+        if key.variant:
+            section = key.name.rpartition(".")[0]
+            below = [item for item in keys if item.name.rpartition(".")[0] == section]
+            tag = next(item.name for item in below if item.variant is None)
+            words.append(f"{tag}={key.variant}")
+            words += [
+                f"{each.name}=[1]" for each in below if each.variant == key.variant and each.default == "required"
+            ]
+        before = apply_overrides(base, parse_overrides(words))
+        changed = changes(before, apply_overrides(before, parse_overrides([f"{key.name}={key.default}"])))
+        if changed:
+            wrong[key.name, key.variant] = changed
+    assert wrong == {}

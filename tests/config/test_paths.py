@@ -8,19 +8,19 @@ import pytest
 from pydantic import ValidationError
 
 from fptt_dist.config import Config, ConfigError, dump, load, parse_overrides
-from fptt_dist.config.cluster import Cluster, load_cluster
-from fptt_dist.config.paths import LocalPath, remote_path
-from fptt_dist.config.section import Section
-from fptt_dist.config.sweep import Sweep, load_sweep
+from fptt_dist.config.schema.cluster import Cluster, load_cluster
+from fptt_dist.config.schema.paths import LocalPath, remote_path
+from fptt_dist.config.schema.section import Section
+from fptt_dist.config.schema.sweep import Sweep, load_sweep
 from tests.config.test_schema import sections
 
 SCHEMAS = (Config, Sweep, Cluster)
 PATHS = {  # with what else must be given for the key to be there
     "data.root": {},
-    "model.cell": {},
-    "parallel.settings": {"parallel.strategy": "deepspeed"},
+    "model.layer": {},
+    "parallel.deepspeed_config": {"parallel.strategy": "deepspeed"},
     "run.dir": {},
-    "task.text": {"task.name": "language"},
+    "task.text_dir": {"task.name": "language"},
 }
 NO_PATHS = {
     *("Cluster.partition", "Cluster.account", "Cluster.qos", "Cluster.constraint", "Cluster.time"),
@@ -53,62 +53,59 @@ def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
     models = [model for schema in SCHEMAS for model in sections(schema)]
     assert {key for model in models for key in keys(model, False)} == NO_PATHS
     checked = {key for model in models for key in keys(model, True)}
-    assert checked == {"Data.root", "OwnCell.cell", "DeepspeedParallel.settings", "Run.dir", "LanguageTask.text"} | {
-        "Sweep.config"
-    }
+    assert checked == {
+        "Data.root",
+        "UserLayer.layer",
+        "DeepspeedParallel.deepspeed_config",
+        "Run.dir",
+        "LanguageTask.text_dir",
+    } | {"Sweep.config"}
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        *("s3://bucket/x", "gs://b", "hdfs://host:9000/x", "memory://", "http://host/x", "https://host", "file:///x"),
-        *("S3://B/x", "abfss://c@a.dfs.core.windows.net/x", "git+ssh://host/x", "s3:/bucket/x", "az:/"),
-    ],
+REMOTE = (
+    *("s3://bucket/x", "gs://b", "hdfs://host:9000/x", "memory://", "http://host/x", "https://host", "file:///x"),
+    *("S3://B/x", "abfss://c@a.dfs.core.windows.net/x", "git+ssh://host/x", "s3:/bucket/x", "az:/"),
 )
-def test_remote(value: str) -> None:
-    scheme = value.partition(":")[0]
-    for each in (value, Path(value)):
-        assert str(remote_path(each)).endswith(f": type a path without {scheme}://"), each
+LOCAL = ("", "x", "/x", "./s3", "s3", "s3:bucket", "a b:c", "C:/x", "C:\\x", "1e5/no: ü", "x/s3://y", "~", "é://x")
 
 
-@pytest.mark.parametrize(
-    "value", ["", "x", "/x", "./s3", "s3", "s3:bucket", "a b:c", "C:/x", "C:\\x", "1e5/no: ü", "x/s3://y", "~", "é://x"]
-)
-def test_local(value: str) -> None:
-    assert remote_path(value) is None
-    assert remote_path(Path(value)) is None
+def test_remote_and_local() -> None:
+    for value in REMOTE:
+        for each in (value, Path(value)):
+            assert str(remote_path(each)).endswith(f": type a path without {value.partition(':')[0]}://"), each
+    assert {value: (remote_path(value), remote_path(Path(value))) for value in LOCAL} == dict.fromkeys(
+        LOCAL, (None, None)
+    )
 
 
-@pytest.mark.parametrize("key", PATHS)
-def test_a_remote_path_wherever_it_comes_from(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remote_path_wherever_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    value = "s3://bucket/cell.py:Net" if key == "model.cell" else "s3://bucket/x"
-    said = (
-        f'{key}: "{value}" is a remote path, and only local ones are supported (a mounted file system is one): type a '
-    )
-    said += "path without s3://"
-    more = [f"{other}={given}" for other, given in PATHS[key].items()]
-    section, name = key.split(".")
-    values = {section: {name: value}, "train": {"epochs": 1}}
-    for other, given in PATHS[key].items():
-        values.setdefault(other.split(".")[0], {})[other.split(".")[1]] = given
+    for key, more in PATHS.items():
+        value = "s3://bucket/cell.py:Net" if key == "model.layer" else "s3://bucket/x"
+        said = f'{key}: "{value}" is a remote path, and only local ones are supported (a mounted file system is one): '
+        said += "type a path without s3://"
+        section, name = key.split(".")
+        values = {section: {name: value}, "train": {"max_epochs": 1}}
+        text = [f"{section}:", f"  {name}: {value}"]
+        for other, given in more.items():
+            values[section][other.split(".")[1]] = given
+            text.append(f"  {other.split('.')[1]}: {given}")
 
-    with pytest.raises(ConfigError) as caught:
-        load("add_task", parse_overrides([*more, f"{key}={value}"]))
-    assert str(caught.value) == f'{said} (override {key}="{value}")'
-
-    text = "\n".join(
-        [f"{section}:", f"  {name}: {value}", *(f"  {word.split('.')[1].replace('=', ': ')}" for word in more)]
-    )
-    Path("base.yaml").write_text(text)
-    Path("top.yaml").write_text("extends: base.yaml\ntrain: {epochs: 1}\n")
-    for file in ("base.yaml", "top.yaml"):
         with pytest.raises(ConfigError) as caught:
-            load(file, {"train.epochs": 1})
-        assert str(caught.value) == f"{said} (base.yaml:2)"
+            load(
+                "add_task", parse_overrides([*(f"{other}={given}" for other, given in more.items()), f"{key}={value}"])
+            )
+        assert str(caught.value) == f'{said} (override {key}="{value}")'
 
-    with pytest.raises(ValidationError, match="is a remote path"):
-        Config.model_validate(values)
+        Path("base.yaml").write_text("\n".join(text))
+        Path("top.yaml").write_text("extends: base.yaml\ntrain: {max_epochs: 1}\n")
+        for file in ("base.yaml", "top.yaml"):
+            with pytest.raises(ConfigError) as caught:
+                load(file, {"train.max_epochs": 1})
+            assert str(caught.value) == f"{said} (base.yaml:2)"
+
+        with pytest.raises(ValidationError, match="is a remote path"):
+            Config.model_validate(values)
 
 
 def test_files_of_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +127,7 @@ def test_files_of_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_path_is_still_what_it_was(tmp_path: Path) -> None:
-    config = load("add_task", {"run.dir": "/mnt/s3/x", "data.root": "../1e5/no: ü", "model.cell": "/a/c.py:Net"})
+    config = load("add_task", {"run.dir": "/mnt/s3/x", "data.root": "../1e5/no: ü", "model.layer": "/a/c.py:Net"})
     (tmp_path / "shown.yaml").write_text(dump(config))
     assert load(tmp_path / "shown.yaml") == config
     with pytest.raises(ConfigError, match=r'^run\.dir: "" is not allowed; allowed: text or null'):

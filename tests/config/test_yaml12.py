@@ -3,54 +3,49 @@
 import math
 from typing import Any
 
-import pytest
-
 from fptt_dist.config import ConfigError
-from fptt_dist.config.yaml12 import parse
+from fptt_dist.config.loading.yaml import parse
 
 
 def value(text: str) -> Any:
     return parse(text, lambda line: f"x:{line}")[0]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1e-3", 1e-3),
-        ("1E3", 1000.0),
-        (".5", 0.5),
-        ("1.", 1.0),
-        ("-7", -7),
-        ("007", 7),
-        ("0o17", 15),
-        ("0x1F", 31),
-        ("true", True),
-        ("FALSE", False),
-        ("null", None),
-        ("~", None),
-        (".inf", math.inf),
-        ("-.Inf", -math.inf),
-        ("yes", "yes"),
-        ("on", "on"),
-        ("1_000", "1_000"),
-        ("12:30", "12:30"),
-        ("2024-01-01", "2024-01-01"),
-        ("'1'", "1"),
-        ('"a\\u00e9"', "aé"),
-        ("!!str 12", "12"),
-        ("!!int '3'", 3),
-        ("[1, [a, null]]", [1, ["a", None]]),
-        ("{a: {b: 1.5}}", {"a": {"b": 1.5}}),
-        ("%YAML 1.1\n---\nyes", "yes"),
-        ("a: &x [1]\nb: *x", {"a": [1], "b": [1]}),
-        ("", None),
-        ("# nothing\n", None),
-    ],
-)
-def test_values(text: str, expected: Any) -> None:
-    found = value(text)
+def test_values() -> None:
+    expected = {
+        "1e-3": 1e-3,
+        "1E3": 1000.0,
+        ".5": 0.5,
+        "1.": 1.0,
+        "-7": -7,
+        "007": 7,
+        "0o17": 15,
+        "0x1F": 31,
+        "true": True,
+        "FALSE": False,
+        "null": None,
+        "~": None,
+        ".inf": math.inf,
+        "-.Inf": -math.inf,
+        "yes": "yes",
+        "on": "on",
+        "1_000": "1_000",
+        "12:30": "12:30",
+        "2024-01-01": "2024-01-01",
+        "'1'": "1",
+        '"a\\u00e9"': "aé",
+        "!!str 12": "12",
+        "!!int '3'": 3,
+        "[1, [a, null]]": [1, ["a", None]],
+        "{a: {b: 1.5}}": {"a": {"b": 1.5}},
+        "%YAML 1.1\n---\nyes": "yes",
+        "a: &x [1]\nb: *x": {"a": [1], "b": [1]},
+        "": None,
+        "# nothing\n": None,
+    }
+    found = {text: value(text) for text in expected}
     assert found == expected
-    assert type(found) is type(expected)
+    assert {text: type(each) for text, each in found.items()} == {text: type(each) for text, each in expected.items()}
 
 
 def test_not_a_number() -> None:
@@ -66,9 +61,9 @@ def test_lines_of_keys() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_what_is_refused() -> None:
+    wrong = {}
+    for text, message in (
         ("a: 1\nb: 2\na: 3", "x:3: the key a is given twice, first on line 1"),
         ("b:\n  a: 1\n  a: 1", "x:3: the key b.a is given twice, first on line 2"),
         ("\n1: 2", "x:2: the key 1 is not text"),
@@ -82,9 +77,10 @@ def test_lines_of_keys() -> None:
         ("a: !foo {b: 1}", "x:1: the tag !foo is not allowed"),
         ("a: !!int x", "x:1: 'x' is no int"),
         ("a: " + "9" * 5000, "x:1: a whole number of 5000 digits is too long"),
-    ],
-)
-def test_what_is_refused(text: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        value(text)
-    assert str(caught.value).startswith(message)
+    ):
+        try:
+            wrong[text] = value(text)
+        except ConfigError as error:
+            if not str(error).startswith(message):
+                wrong[text] = str(error)
+    assert wrong == {}

@@ -1,8 +1,7 @@
 """The pages' SVG pictures: one command draws them, and what is committed is what it draws."""
 
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,12 +15,12 @@ SCRIPTS = sorted((DOCS / "figures").glob("draw_*.py"))
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the scripts draw."""
     folder = tmp_path_factory.mktemp("drawn")
-    for script in SCRIPTS:
-        subprocess.run(
-            [sys.executable, script, folder],
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-        )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.syspath_prepend(DOCS / "figures")
+        for script in SCRIPTS:
+            patch.setattr(sys, "argv", [str(script), str(folder)])
+            runpy.run_path(str(script), run_name="__main__")
     return folder
 
 
@@ -35,7 +34,7 @@ def content(picture: Path) -> tuple[list[str], list[float]]:
 
 def test_the_pages_show_all_pictures_that_are_drawn_and_no_others(drawn: Path) -> None:
     pages = "\n".join(page.read_text() for page in DOCS.glob("*.md"))
-    shown = set(re.findall(r"\]\(figures/((?:method|parallel)_\w+\.svg)\)", pages))
+    shown = set(re.findall(r"\]\(figures/((?:architecture|method|parallel)_\w+\.svg)\)", pages))
     assert shown == {picture.name for picture in drawn.iterdir()}
 
 

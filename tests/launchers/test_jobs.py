@@ -11,9 +11,9 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError
-from fptt_dist.launchers import jobs
-from fptt_dist.launchers.jobs import Queued, Row, active_jobs, list_runs, queue
-from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.launchers.slurm import jobs
+from fptt_dist.launchers.slurm.jobs import JobRow, Queued, active_jobs, list_runs, queue
+from fptt_dist.training.run_dir import RunDirectory
 from tests.training.helpers import isolated, tiny, train_until
 
 
@@ -43,8 +43,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished and an interrupted run."""
     root = tmp_path_factory.mktemp("jobs")
     with isolated():
-        train(tiny(root / "finished", {"evaluate.every": 2}, batches=4))
-        train_until(tiny(root / "interrupted", {"evaluate.every": 2}, batches=9), 3)
+        train(tiny(root / "finished", {"evaluate.every_batches": 2}, batches=4))
+        train_until(tiny(root / "interrupted", {"evaluate.every_batches": 2}, batches=9), 3)
     return root
 
 
@@ -62,7 +62,7 @@ def note(run: Path, job: str, log: str | None = None) -> None:
         (run / "log").write_text(log)
 
 
-def by_name(root: Path) -> dict[str, Row]:
+def by_name(root: Path) -> dict[str, JobRow]:
     return {row.run.name: row for row in list_runs(root)}
 
 
@@ -70,7 +70,7 @@ def test_from_the_folders_alone(runs: Path, programs: Path) -> None:
     rows = by_name(runs)
     finished, interrupted = rows["finished"], rows["interrupted"]
     assert (finished.state, finished.batch) == ("finished", "4 of 4")
-    assert finished.metric == f"test mse {RunFolder(tiny(runs / 'finished')).read_result().value:.4g}"  # type: ignore[union-attr]
+    assert finished.metric == f"test mse {RunDirectory(tiny(runs / 'finished')).read_result().value:.4g}"  # type: ignore[union-attr]
     assert (interrupted.state, interrupted.batch) == ("not finished", "3 of 9")
     assert interrupted.metric.startswith("validation mse ")
     for row in rows.values():
@@ -85,30 +85,28 @@ def test_a_run_that_only_waits(runs: Path, programs: Path) -> None:
     assert by_name(runs)["waits"].state == "pending (Resources)"
 
 
-@pytest.mark.parametrize(
-    ("line", "state", "nodes", "speaks"),
-    [
-        ("12|PENDING||Resources", "pending (Resources)", "", False),
-        ("12|PENDING||Nodes required for job are DOWN, DRAINED or reserved|x", None, "", False),
-        ("12|RUNNING|n[0-1]|None", "running", "n[0-1]", False),
-        ("12|COMPLETING|n0|None", "completing", "n0", False),
-        ("12|FAILED|n0|NonZeroExitCode", "failed", "", True),
-        ("12|TIMEOUT|n0|TimeLimit", "timeout", "", True),
-        ("12|OUT_OF_MEMORY|n0|OutOfMemory", "out_of_memory", "", True),
-        ("12|COMPLETED|n0|None", "not finished", "", True),
-        ("13|RUNNING|n0|None", "not finished", "", True),
-    ],
-)
-def test_what_the_queue_says(
-    line: str, state: str | None, nodes: str, speaks: bool, runs: Path, programs: Path
-) -> None:
-    stand_in(programs, "squeue", f"echo '{line}'")
+def test_what_the_queue_says(runs: Path, programs: Path) -> None:
+    down = "Nodes required for job are DOWN, DRAINED or reserved|x"
+    expected = {  # the state, the nodes, whether the log's last words are shown
+        "12|PENDING||Resources": ("pending (Resources)", "", False),
+        f"12|PENDING||{down}": (f"pending ({down})", "", False),
+        "12|RUNNING|n[0-1]|None": ("running", "n[0-1]", False),
+        "12|COMPLETING|n0|None": ("completing", "n0", False),
+        "12|FAILED|n0|NonZeroExitCode": ("failed", "", True),
+        "12|TIMEOUT|n0|TimeLimit": ("timeout", "", True),
+        "12|OUT_OF_MEMORY|n0|OutOfMemory": ("out_of_memory", "", True),
+        "12|COMPLETED|n0|None": ("not finished", "", True),
+        "13|RUNNING|n0|None": ("not finished", "", True),
+    }
     note(runs / "interrupted", "12", "srun: launched\nfptt-dist: the reason\nand where to look\nsrun: error: n0\n\n")
-    row = by_name(runs)["interrupted"]
-    assert row.state == (state or "pending (Nodes required for job are DOWN, DRAINED or reserved|x)")
-    assert (row.job, row.nodes, row.batch) == ("12", nodes, "3 of 9")
-    assert row.last_words == ("fptt-dist: the reason" if speaks else "")
-    assert row.log == runs / "interrupted" / "log"
+    found = {}
+    for line in expected:
+        stand_in(programs, "squeue", f"echo '{line}'")
+        row = by_name(runs)["interrupted"]
+        found[line] = (row.state, row.nodes, row.last_words == "fptt-dist: the reason")
+        assert row.last_words in ("", "fptt-dist: the reason")
+        assert (row.job, row.batch, row.log) == ("12", "3 of 9", runs / "interrupted" / "log")
+    assert found == expected
 
 
 def test_the_tasks_of_an_array(runs: Path, programs: Path) -> None:
@@ -120,28 +118,28 @@ def test_the_tasks_of_an_array(runs: Path, programs: Path) -> None:
     assert active_jobs() == {"12_1": "RUNNING", "12_10": "PENDING"}
 
 
-@pytest.mark.parametrize(
-    ("log", "words"),
-    [
-        ("fptt-dist: first\nfptt-dist: second\nresume with: x\n", "fptt-dist: second"),
-        ("Traceback:\nKeyError: 1\nsrun: error: n0: task 0\n", "KeyError: 1"),
-        ("srun: error: n0: task 0\n", "srun: error: n0: task 0"),
-        ("\n \n", ""),
-        ("cut \udcff short", "cut \ufffd short"),
-        (None, ""),
-    ],
-)
-def test_the_last_words(log: str | None, words: str, runs: Path, programs: Path) -> None:
+def test_the_last_words(runs: Path, programs: Path) -> None:
+    expected = {
+        "fptt-dist: first\nfptt-dist: second\nresume with: x\n": "fptt-dist: second",
+        "Traceback:\nKeyError: 1\nsrun: error: n0: task 0\n": "KeyError: 1",
+        "srun: error: n0: task 0\n": "srun: error: n0: task 0",
+        "\n \n": "",
+        "cut \udcff short": "cut \ufffd short",
+        None: "",
+    }
     note(runs / "interrupted", "12", "")
-    path = runs / "interrupted" / "log"
-    if log is None:
-        path.unlink()
-    else:
-        path.write_bytes(log.encode(errors="surrogateescape"))
-    row = by_name(runs)["interrupted"]
-    assert (row.last_words, row.log) == (words, path)
     note(runs / "finished", "13", log="fptt-dist: an old reason\n")
-    assert by_name(runs)["finished"].last_words == ""
+    path = runs / "interrupted" / "log"
+    found = {}
+    for log in expected:
+        if log is None:
+            path.unlink()
+        else:
+            path.write_bytes(log.encode(errors="surrogateescape"))
+        rows = by_name(runs)
+        found[log] = rows["interrupted"].last_words
+        assert (rows["interrupted"].log, rows["finished"].last_words) == (path, "")
+    assert found == expected
 
 
 def test_a_line_that_is_being_written(runs: Path, programs: Path) -> None:

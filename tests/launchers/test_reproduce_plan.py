@@ -15,10 +15,10 @@ import pytest
 from fptt_dist import train
 from fptt_dist.cli import main
 from fptt_dist.config import ConfigError, load
-from fptt_dist.launchers.paper_rows import FOLDER, Grid, Row, Shortened, Tables, Target, load_tables
-from fptt_dist.launchers.reproduce import Plan, make_plan, reproduce
+from fptt_dist.launchers.paper.reproduce import TargetPlan, make_plan, reproduce
+from fptt_dist.launchers.paper.rows import FOLDER, Budget, Shortened, Tables, Target, TargetGrid, TargetRow, load_tables
 from fptt_dist.tasks import DataError
-from fptt_dist.training.lock import hold
+from fptt_dist.training.lock.directory_lock import hold
 from tests.program import Program
 from tests.training.helpers import assert_same_run, records, result
 
@@ -29,9 +29,9 @@ SMALL = {
     "task.test": 16,
     "model.hidden": 4,
     "train.batch_size": 4,
-    "train.batches": 4,
-    "evaluate.every": 2,
-    "telemetry.tensorboard": False,
+    "train.max_batches": 4,
+    "evaluate.every_batches": 2,
+    "logging.tensorboard": False,
     "device": "cpu",
 }
 
@@ -39,31 +39,36 @@ SMALL = {
 pytestmark = pytest.mark.usefixtures("here")
 
 
-def tables(*rows: Row, picture: Any = None, varies: tuple[str, ...] = ()) -> Tables:
+def tables(*rows: TargetRow, picture: Any = None, varies: tuple[str, ...] = ()) -> Tables:
     """One target, "mine", of tiny adding tasks."""
     target = Target(title="Mine", unit="error", picture=picture, varies=varies, rows=rows)
-    short = Shortened(families=("adding200", "adding500"), smoke=SMALL, short={**SMALL, "train.batches": 6})
+    short = Shortened(families=("adding200", "adding500"), smoke=SMALL, short={**SMALL, "train.max_batches": 6})
     return Tables(targets={"mine": target}, budgets=(short,))
 
 
-def row(config: str = "adding200_fptt", **more: Any) -> Row:
-    return Row(config=config, label=config, **more)
+def row(config: str = "adding200_fptt", **more: Any) -> TargetRow:
+    return TargetRow(config=config, label=config, **more)
 
 
+PAPER = load_tables()
 TWO = tables(row("adding200_bptt"), row("adding200_fptt"))
 
 
-def plan_of(*words: str, of: Tables = TWO, **options: Any) -> Plan:
+def of_the_paper(name: str, words: list[str], **options: Any) -> TargetPlan:
+    return make_plan(name, words, tables=PAPER, **options)
+
+
+def plan_of(*words: str, of: Tables = TWO, **options: Any) -> TargetPlan:
     return make_plan("mine", list(words), tables=of, **{"budget": "smoke", **options})
 
 
 def refused(*words: str, name: str = "figure2", **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        make_plan(name, list(words), **options)
+        of_the_paper(name, list(words), **options)
     return str(caught.value)
 
 
-def run(plan: Plan, index: int = 0) -> Path:
+def run(plan: TargetPlan, index: int = 0) -> Path:
     return plan.runs[index].folder.path
 
 
@@ -77,8 +82,8 @@ def cells(text: str) -> dict[str, list[str]]:
 
 
 def test_the_runs_of_a_target() -> None:
-    plan = make_plan("figure2", [], seeds=2)
-    names = [f"adding200_{name}" for name in ("bptt", "tbptt", "bptt_aux", "online", "fptt")]
+    plan = of_the_paper("figure2", [], seeds=2)
+    names = [f"adding200_{name}" for name in ("bptt", "tbptt_accumulated", "bptt_aux", "tbptt", "fptt")]
     names += [f"adding200_fptt-windows{k}" for k in (1, 3, 5, 10, 100, 200)]
     assert [str(run.folder.path) for run in plan.runs] == [
         f"runs/paper/short/{name}-seed{seed}" for name in names for seed in (0, 1)
@@ -90,79 +95,76 @@ def test_the_runs_of_a_target() -> None:
     assert str(plan.picture_path) == "runs/paper/short/figures/figure2.png"
 
 
-@pytest.mark.parametrize(("budget", "seeds"), [("smoke", 1), ("short", 3), ("full", 3)])
-def test_the_seeds_of_a_budget(budget: Any, seeds: int) -> None:
-    plan = make_plan("table4", ["run.dir=a b"], budget=budget)
-    assert plan.seeds == seeds
-    assert len(plan.runs) == 6 * seeds
-    assert run(plan) == Path(f"a b/{budget}/ptb300_bptt-seed0")
-    assert plan.command == f"fptt-dist reproduce table4 --budget {budget} --seeds {seeds} 'run.dir=a b'"
-    assert len(make_plan("table4", [], budget=budget, seeds=5).runs) == 30
+def test_the_seeds_of_a_budget() -> None:
+    seeds: dict[Budget, int] = {"smoke": 1, "short": 3, "full": 3}
+    for budget, count in seeds.items():
+        plan = of_the_paper("table4", ["run.dir=a b"], budget=budget)
+        assert (plan.seeds, len(plan.runs)) == (count, 6 * count)
+        assert run(plan) == Path(f"a b/{budget}/ptb300_bptt-seed0")
+        assert plan.command == f"fptt-dist reproduce table4 --budget {budget} --seeds {count} 'run.dir=a b'"
+    assert len(of_the_paper("table4", [], seeds=5).runs) == 30
 
 
 def test_targets_share_their_runs() -> None:
-    one, other = make_plan("table2", []), make_plan("table3", [])
+    one, other = of_the_paper("table2", []), of_the_paper("table3", [])
     shared = {str(run.folder.path): run.config for run in one.runs}
     assert {str(run.folder.path): run.config for run in other.runs}.items() <= shared.items()
 
 
 def test_words_hold_for_every_row_and_win_over_the_budget() -> None:
-    plan = make_plan("figure1", ["train.batches=7", "optimizer={lr: 0.5}"], budget="smoke")
-    assert {(run.config.train.batches, run.config.optimizer.lr, run.config.evaluate.every) for run in plan.runs} == {
-        (7, 0.5, 2)
-    }
-    whole = make_plan("figure1", [], budget="full", seeds=1)
-    assert {run.config.train.batches for run in whole.runs} == {10000}
+    plan = of_the_paper("figure1", ["train.max_batches=7", "optimizer={lr: 0.5}"], budget="smoke")
+    assert {
+        (run.config.train.max_batches, run.config.optimizer.lr, run.config.evaluate.every_batches) for run in plan.runs
+    } == {(7, 0.5, 2)}
+    whole = of_the_paper("figure1", [], budget="full", seeds=1)
+    assert {run.config.train.max_batches for run in whole.runs} == {10000}
 
 
 def test_only_some_rows() -> None:
-    plan = make_plan("table2", [], only="gru")
-    assert plan.wanted == [f"cifar_gru_{name}" for name in ("bptt", "tbptt", "bptt_aux", "online", "fptt")]
+    plan = of_the_paper("table2", [], only="gru")
+    assert plan.wanted == [f"cifar_gru_{name}" for name in ("bptt", "tbptt_accumulated", "bptt_aux", "tbptt", "fptt")]
     assert len(plan.runs) == 17 * 3, "the table has all"
     assert plan.command.endswith(" --only gru")
 
 
 def test_what_is_set_need_only_suit_the_rows_that_are_trained() -> None:
     """Seven pixels a step divide the images of MNIST, not those of CIFAR-10."""
-    plan = make_plan("table6", ["task.pixels_per_step=7"], only="pmnist")
+    plan = of_the_paper("table6", ["task.pixels_per_step=7"], only="pmnist")
     assert {run.config.task.sequence_length for run in plan.runs if run.row.name in plan.wanted} == {112}
     labels = [row.label for row in plan.table.rows]
     assert labels.count("FPTT, K = 11") == 2, "of 112 steps: permuted, and not"
     assert labels.count("FPTT, K = 32") == 1
     with pytest.raises(ConfigError, match=r"does not divide an image's 1024 pixels.*\n  in the row cifar_lstm_bptt"):
-        make_plan("table6", ["task.pixels_per_step=7"])
+        of_the_paper("table6", ["task.pixels_per_step=7"])
 
 
 # What is refused.
 
 
-@pytest.mark.parametrize(
-    ("word", "reason"),
-    [
-        ("seed=3", "reproduce trains every row with the seeds 0, 1, …: type --seeds 3 for three"),
-        ("resume=never", "reproduce always goes on with what is there"),
-        ("algorithm=bptt", "algorithm tells the rows of figure2 apart"),
-        ("model.cell=gru", "model.cell tells the rows of figure2 apart"),
-        ("task.name=copying", "task.name tells the rows of figure2 apart"),
-        ("fptt.windows=7", "fptt.windows tells the rows of figure2 apart"),
-        ("fptt={windows: 7}", "fptt.windows tells the rows of figure2 apart"),
-        ("task.length=100", "task.length tells the rows of figure2 apart"),
-    ],
-)
-def test_a_word_that_tells_the_rows_apart(word: str, reason: str) -> None:
-    said = refused(word)
-    assert reason in said
-    key, _, value = word.replace("={", ".").strip("}").replace(": ", "=").partition("=")
-    assert said.startswith(f"{key}={value}: ")
+def test_a_word_that_tells_the_rows_apart() -> None:
+    expected = {
+        "seed=3": "reproduce trains every row with the seeds 0, 1, …: type --seeds 3 for three",
+        "resume=never": "reproduce always resumes what is there: ",
+        "algorithm=bptt": "algorithm tells the rows of figure2 apart: ",
+        "model.layer=gru": "model.layer tells the rows of figure2 apart: ",
+        "task.name=copying": "task.name tells the rows of figure2 apart: ",
+        "fptt.windows=7": "fptt.windows tells the rows of figure2 apart: ",
+        "fptt={windows: 7}": "fptt.windows tells the rows of figure2 apart: ",
+        "task.length=100": "task.length tells the rows of figure2 apart: ",
+    }
+    said = {word: refused(word) for word in expected}
+    plain = {word: word.replace("={", ".").strip("}").replace(": ", "=") for word in expected}
+    wrong = {word: said[word] for word in expected if not said[word].startswith(f"{plain[word]}: {expected[word]}")}
+    assert wrong == {}
 
 
 def test_a_word_that_is_wrong() -> None:
     assert refused("optimizer.lrr=1") == (
         "optimizer.lrr: unknown key; did you mean optimizer.lr? (override optimizer.lrr=1)\n  in the row adding200_bptt"
     )
-    assert refused("model.initialisation=chrono", name="table2").endswith("  in the row cifar_antisymmetric_bptt")
+    assert refused("model.init=chrono", name="table2").endswith("  in the row cifar_antisymmetric_bptt")
     assert refused("run.folder=x").startswith("run.folder: unknown key")
-    assert "given twice" in refused("train.epochs=1", "train={epochs: 2}")
+    assert "given twice" in refused("train.max_epochs=1", "train={max_epochs: 2}")
 
 
 def test_names_that_are_not_there() -> None:
@@ -170,29 +172,30 @@ def test_names_that_are_not_there() -> None:
     assert said.startswith("figure4: no table or figure of the paper has this name; targets: table2, table3, ")
     assert "did you mean figure" in said
     assert refused(only="lsmt", name="table4") == (
-        "--only lsmt: no row's name contains it; rows: ptb300_bptt, ptb300_tbptt, ptb300_online, ptb300_fptt, "
-        "ptb300_online_official, ptb300_fptt_official"
+        "--only lsmt: no row's name contains it; rows: ptb300_bptt, ptb300_tbptt_accumulated, ptb300_tbptt, "
+        "ptb300_fptt, ptb300_tbptt_official, ptb300_fptt_official"
     )
 
 
 def test_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="trains in one process, and this is one of 2: start it without torchrun"):
+    with pytest.raises(ConfigError, match="trains with one worker, and this is one of 2: start it without torchrun"):
         reproduce(plan_of())
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("held", ["the target", "a run"])
-def test_a_target_in_use(held: str, here: Path) -> None:
+def test_a_target_in_use(here: Path) -> None:
     plan = plan_of()
-    folder = plan.folder if held == "the target" else run(plan, 1)
-    with hold(folder, "another", ".lock-mine" if held == "the target" else ".lock"):
-        with pytest.raises(ConfigError) as caught:
-            reproduce(plan)
-        assert [path.name for path in here.rglob("*") if path.is_file()] == [next(folder.iterdir()).name]
-    what = f"reproduce mine in {plan.folder}" if held == "the target" else f"run.dir={run(plan, 1)}"
-    assert str(caught.value).startswith(f"{what} is in use by pid {os.getpid()} on ")
+    for folder, lock, what in (
+        (plan.folder, ".lock-mine", f"reproduce mine in {plan.folder}"),
+        (run(plan, 1), ".lock", f"run.dir={run(plan, 1)}"),
+    ):
+        with hold(folder, "another", lock):
+            with pytest.raises(ConfigError) as caught:
+                reproduce(plan)
+            assert [path for path in here.rglob("*") if path.is_file()] == [here / folder / lock]
+        assert str(caught.value).startswith(f"{what} is in use by pid {os.getpid()} on ")
 
 
 def test_two_targets_at_once() -> None:
@@ -216,30 +219,26 @@ def test_missing_data_end_it_before_anything_is_trained(here: Path) -> None:
     assert cells(reproduce(plan_of(of=Tables(targets={"mine": target}, budgets=tuple(short)), only="adding")))
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("targets: {}\n", "is no file of tables, which has targets and budgets"),
-        ("targets: {one: {}}\nbudgets: []\n", "one needs rows, a list"),
-        ("targets: {one: {rows: [3]}}\nbudgets: []\n", r"row 1 of one: 3 is no mapping"),
-        (
-            "targets: {one: {rows: [{config: a, label: b, papr: c}]}}\nbudgets: []\n",
-            r"papr: unknown key; did you mean paper or params\? \(mine.yaml, row 1 of one\)",
+def test_a_wrong_file_of_tables() -> None:
+    one = "title: t, unit: u, varies: [], rows: [{config: a, label: b}]"
+    expected = {
+        "targets: {}": "is no file of tables, which has targets and budgets",
+        "targets: {one: {}}\nbudgets: []": "one needs rows, a list",
+        "targets: {one: {rows: [3]}}\nbudgets: []": "row 1 of one: 3 is no mapping",
+        "targets: {one: {rows: [{config: a, label: b, papr: c}]}}\nbudgets: []": (
+            r"papr: unknown key; did you mean paper or params\? \(mine.yaml, row 1 of one\)"
         ),
-        (
-            "targets: {one: {title: t, rows: [{config: a, label: b}]}}\nbudgets: []\n",
-            r"unit: must be set; .* \(mine.yaml, one\)\nvaries: must be set",
+        "targets: {one: {title: t, rows: [{config: a, label: b}]}}\nbudgets: []": (
+            r"unit: must be set; .* \(mine.yaml, one\)\nvaries: must be set"
         ),
-        (
-            "targets: {one: {title: t, unit: u, varies: [], rows: [{config: a, label: b}]}}\nbudgets: [{smoke: {}}]\n",
-            r"families: must be set; .* \(mine.yaml, budget 1\)",
+        f"targets: {{one: {{{one}}}}}\nbudgets: [{{smoke: {{}}}}]": (
+            r"families: must be set; .* \(mine.yaml, budget 1\)"
         ),
-    ],
-)
-def test_a_wrong_file_of_tables(text: str, message: str) -> None:
-    Path("mine.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_tables(Path("mine.yaml"))
+    }
+    for text, message in expected.items():
+        Path("mine.yaml").write_text(f"{text}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_tables(Path("mine.yaml"))
 
 
 def test_a_row_of_no_family() -> None:
@@ -286,7 +285,7 @@ def test_a_run_of_another_configuration_is_refused_before_anything_is_trained() 
 
 def test_a_longer_run_goes_on() -> None:
     reproduce(plan_of(only="fptt"))
-    plan = plan_of("train.batches=8", only="fptt")
+    plan = plan_of("train.max_batches=8", only="fptt")
     reproduce(plan)
     assert result(run(plan, 1))["batches"] == 8
     evaluations = [record["batch"] for record in records(run(plan, 1), "evaluation") if record["split"] == "validation"]
@@ -311,11 +310,11 @@ def test_rows_that_were_trained_otherwise_are_not_in_the_table() -> None:
 
 
 def test_a_run_that_is_not_finite_leaves_the_others_alone(caplog: pytest.LogCaptureFixture) -> None:
-    rows = tables(row("adding200_fptt", set={"optimizer.lr": 1e35}), row("adding200_online"))
+    rows = tables(row("adding200_fptt", set={"optimizer.lr": 1e35}), row("adding200_tbptt"))
     found = cells(reproduce(plan_of(of=rows)))
-    assert list(found) == ["adding200_fptt", "adding200_online"]
+    assert list(found) == ["adding200_fptt", "adding200_tbptt"]
     assert found["adding200_fptt"][1].startswith("not finite (batch ")
-    assert found["adding200_online"][1].endswith("(1)")
+    assert found["adding200_tbptt"][1].endswith("(1)")
     assert any(message.startswith("adding200_fptt-lr1e+35, seed 0: ") for message in caplog.messages)
     again = plan_of(of=rows)
     assert cells(reproduce(again)) == found
@@ -337,10 +336,10 @@ def test_the_pictures() -> None:
 def test_dynamic_evaluation_once_for_each_best_checkpoint(here: Path) -> None:
     rng = random.Random(0)
     (here / "text").mkdir()
-    for name, count in (("train", 2100), ("valid", 300), ("test", 300)):
+    for name, count in (("train", 1000), ("valid", 100), ("test", 100)):
         (here / "text" / f"{name}.txt").write_text(" ".join(rng.choice("abcde") for _ in range(count)) + "\n")
-    words = ["task.text=text", "device=cpu"]
-    plan = make_plan("table5", words, budget="smoke", only="ptbw_bptt")
+    words = ["task.text_dir=text", "task.train_tokens=900", "task.eval_tokens=80", "device=cpu"]
+    plan = of_the_paper("table5", words, budget="smoke", only="ptbw_bptt")
     text = reproduce(plan)
     file = plan.runs[[r.row.name for r in plan.runs].index("ptbw_bptt")].folder.path / "dynamic.json"
     said = json.loads(file.read_text())
@@ -354,11 +353,11 @@ def test_dynamic_evaluation_once_for_each_best_checkpoint(here: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_leaves_the_table_so_far(tmp_path: Path, here: Path) -> None:
-    words = ["figure1", "--budget", "smoke", f"run.dir={here}/all runs", "train.batches=40", "device=cpu"]
+    words = ["figure1", "--budget", "smoke", f"run.dir={here}/all runs", "train.max_batches=40", "device=cpu"]
     environment = {"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
     program = Program(tmp_path / "log", ["-m", "fptt_dist", "reproduce", *words, "model.hidden=2"], environment)
     folder = here / "all runs" / "smoke"
-    metrics = folder / "adding500_tbptt-seed0" / "metrics.jsonl"
+    metrics = folder / "adding500_tbptt_accumulated-seed0" / "metrics.jsonl"
     try:
         program.wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0)
         program.process.send_signal(signal.SIGINT)
@@ -368,7 +367,7 @@ def test_a_signal_leaves_the_table_so_far(tmp_path: Path, here: Path) -> None:
     assert "stopped by a signal after batch" in program.text()
     found = cells((folder / "figure1.md").read_text())
     assert found["BPTT"][1].endswith("(1)")
-    assert found["truncated BPTT, K = 22"][1].startswith("not finished (batch ")
+    assert found["tbptt_accumulated, K = 22"][1].startswith("not finished (batch ")
     assert found["FPTT, K = 22"][1] == "not run"
 
     (hint,) = [line for line in program.text().splitlines() if line.startswith("resume with: fptt-dist ")]
@@ -394,30 +393,35 @@ def command(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     code = command(
-        monkeypatch, "figure1", "--budget", "smoke", "--only", "online", "run.dir=mine", "device=cpu", "train.batches=2"
+        monkeypatch,
+        "figure1",
+        "--budget",
+        "smoke",
+        "--only",
+        "tbptt",
+        "run.dir=mine",
+        "device=cpu",
+        "train.max_batches=2",
     )
     out = capsys.readouterr().out
     assert code == 0
     table = Path("mine/smoke/figure1.md").read_text()
-    assert out == f"{table}\ntable: mine/smoke/figure1.md\npicture: mine/smoke/figures/figure1.png\n"
+    assert out == f"{table}\ntable: mine/smoke/figure1.md\nplot: mine/smoke/figures/figure1.png\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["tabel4"], "fptt-dist: tabel4: no table or figure of the paper has this name; targets: table2, "),
-        (["table4", "seed=1"], "fptt-dist: seed=1: reproduce trains every row with the seeds"),
-        (["table4", "data.root=nowhere"], "fptt-dist: nowhere/ptb has no ptb.train.txt. Get the Penn Treebank with: "),
-    ],
-)
 def test_a_mistake_of_the_command(
-    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: Path
 ) -> None:
-    assert command(monkeypatch, *words) == 2
-    captured = capsys.readouterr()
-    assert captured.err.startswith(message)
-    assert captured.out == ""
-    assert list(here.iterdir()) == []
+    for words, message in {
+        "tabel4": "fptt-dist: tabel4: no table or figure of the paper has this name; targets: table2, ",
+        "table4 seed=1": "fptt-dist: seed=1: reproduce trains every row with the seeds",
+        "table4 data.root=nowhere": "fptt-dist: nowhere/ptb has no ptb.train.txt. Get the Penn Treebank with: ",
+    }.items():
+        assert command(monkeypatch, *words.split()) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(message)
+        assert captured.out == ""
+        assert list(here.iterdir()) == []
 
 
 def test_the_packaged_file_is_read() -> None:
@@ -438,10 +442,11 @@ targets:
       - config: a
         heading: first
         set: {model.hidden: 3}
-        cells: {lstm: {}, lem: {model.step_size: 2.0}}
+        cells: [lstm, lem]
+        own: {lem: {model.step_size: 2.0}}
         algorithms: [bptt, fptt]
         only: {lem: [fptt]}
-      - {config: b, heading: second, cells: {gru: {}}, algorithms: [online]}
+      - {config: b, heading: second, cells: [gru], algorithms: [tbptt]}
 budgets: []
 """
 
@@ -454,9 +459,9 @@ def test_the_rows_of_a_grid() -> None:
         ("a-lstm-bptt", "first"),
         ("a-lstm-fptt", ""),
         ("a-lem-fptt", ""),
-        ("b-gru-online", "second"),
+        ("b-gru-tbptt", "second"),
     ]
-    assert target.rows[2].set == {"model.cell": "lem", "model.hidden": 3, "model.step_size": 2.0, "algorithm": "fptt"}
+    assert target.rows[2].set == {"model.layer": "lem", "model.hidden": 3, "model.step_size": 2.0, "algorithm": "fptt"}
 
 
 def test_a_grid_is_checked() -> None:
@@ -466,11 +471,11 @@ def test_a_grid_is_checked() -> None:
 
 
 def test_cells_side_by_side() -> None:
-    grid = Grid(
+    grid = TargetGrid(
         config="adding200_fptt",
         heading="adding",
         set={"model.hidden": 4},
-        cells={"lstm": {}, "mingru": {}},
+        cells=("lstm", "mingru"),
         algorithms=("bptt", "fptt"),
     )
     plan = plan_of(of=tables(*grid.rows, picture="cells"))

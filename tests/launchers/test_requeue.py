@@ -17,7 +17,7 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import dump
-from fptt_dist.training.signals import NO_PROGRESS
+from fptt_dist.training.process.signals import NO_PROGRESS
 from tests.launchers.test_jobs import stand_in
 from tests.program import Program
 from tests.training.helpers import assert_same_run, checkpoints, isolated, steps, tiny
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 # Each case is a child of one warm process: importing torch takes longer than all of them.
 DRIVER = """
 import json, os, signal, sys, time
-from fptt_dist.launchers import requeue
+from fptt_dist.launchers.slurm import requeue
 
 for case in json.loads(sys.argv[1]):
     child = os.fork()
@@ -52,7 +52,7 @@ for case in json.loads(sys.argv[1]):
 """
 JOB = {"SLURM_JOB_ID": "77"}
 SHOW = '[ "$1" = show ] && { echo "JobId=77 ${SHOWN:-JobState=RUNNING}"; exit 0; }\n'
-BACK = "job 77 is back in the queue, and goes on by itself\n"
+BACK = "job 77 is back in the queue, and resumes by itself\n"
 HINT = "submit it again, with resume=auto\n"
 
 
@@ -130,38 +130,33 @@ CASES: dict[str, tuple[dict[str, Any], int, str, list[str]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, list[str]]]:
-    """By case: the exit code, what was printed, and what scontrol was asked."""
-    cases = []
-    folders = {name: tmp_path_factory.mktemp("case") for name in CASES}
-    for name, (special, *_) in CASES.items():
+def test_before_training(tmp_path: Path) -> None:
+    cases, expected = [], {}
+    folders = {name: tmp_path / name.replace(" ", "-") for name in CASES}
+    for name, (special, *outcome) in CASES.items():
         folder = folders[name]
+        folder.mkdir()
         script = special.pop("script", "")
         if script is not None:
             stand_in(folder, "scontrol", f'echo "$@" >> {folder / "asked"}\n{script}')
         given = {"PATH": str(folder), **special.pop("environment", JOB)}
         usual = {"rank": "0", "seconds": 20.0, "forked": False, "log": str(folder / "log")}
         cases.append({**usual, "environment": given, **special})
+        expected[name] = outcome
     command = [sys.executable, "-c", DRIVER, json.dumps(cases)]
     given = environment(Path("/nowhere"))
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=given, timeout=60)
     codes = map(int, done.stdout.split())
-    return {
-        name: (code, (folders[name] / "log").read_text(), asked(folders[name]))
+    outcomes = {
+        name: [code, (folders[name] / "log").read_text(), asked(folders[name])]
         for name, code in zip(CASES, codes, strict=True)
     }
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_before_training(case: str, outcomes: dict[str, tuple[int, str, list[str]]]) -> None:
-    _, *expected = CASES[case]
-    assert list(outcomes[case]) == expected
+    assert outcomes == expected
 
 
 # While training. The batches of the second are long: a second signal comes before the first one's batch is over.
 
-OFTEN = {"evaluate.every": 100000, "checkpoint.every": 100000, "task.examples": 400000}
+OFTEN = {"evaluate.every_batches": 100000, "checkpoint.every_batches": 100000, "task.examples": 400000}
 LONG = {**OFTEN, "task.length": 1600, "fptt.windows": 800}
 BATCHES = 100000
 
@@ -176,7 +171,9 @@ def trained(tmp_path: Path, scontrol: Callable[[str], Path]) -> Iterator[Callabl
         config.write_text(dump(tiny(tmp_path / "a run", overrides, batches=batches)))
         path = scontrol(f"/bin/cat '{tmp_path / 'a run' / 'checkpoints' / 'latest'}' >> {tmp_path / 'asked'}; exit 0")
         given = environment(path, OMP_NUM_THREADS="1", **variables)
-        programs.append(Program(tmp_path / "log", ["-m", "fptt_dist", "train", str(config), *words], given))
+        programs.append(
+            Program(tmp_path / "log", ["-m", "fptt_dist", "train", str(config), *words], given, forked=True)
+        )
         return programs[-1]
 
     yield start
@@ -208,13 +205,13 @@ def test_a_job_saves_then_goes_back_and_goes_on(tmp_path: Path, trained: Callabl
     newest = checkpoints(run)[-1]
     assert first.text().splitlines()[-2:] == [
         f"stopped by a signal after batch {batch} of {BATCHES}, saved in {newest}",
-        "job 77 is back in the queue, and goes on by itself",
+        "job 77 is back in the queue, and resumes by itself",
     ]
     assert first.text().count(str(newest)) == 1
     assert asked(tmp_path) == ["requeue 77", newest.name]  # which was whole by then
     assert json.loads((run / "job.json").read_text()) == {"job": "77"}
     total = batch + 3
-    second = trained(overrides, f"train.batches={total}", SLURM_RESTART_COUNT="1", **JOB)
+    second = trained(overrides, f"train.max_batches={total}", SLURM_RESTART_COUNT="1", **JOB)
     assert second.end() == 0, second.text()
     assert second.text().startswith(f"resume=auto: SLURM started this job again\nresumed from {newest}\n")
     train(tiny(tmp_path / "straight", overrides, batches=total))
@@ -226,7 +223,7 @@ def test_the_first_start_of_a_job_does_not_resume(tmp_path: Path, trained: Calla
     train(tiny(tmp_path / "a run", batches=1))
     program = trained({}, batches=2, SLURM_RESTART_COUNT="0", **JOB)
     assert program.end() == 2
-    assert " holds a run already: type resume=auto to go on with it" in program.text()
+    assert " holds a run already: type resume=auto to resume it" in program.text()
     assert asked(tmp_path) == []
 
 
@@ -259,9 +256,14 @@ def test_signals_in_a_long_batch(
     trained: Callable[..., Program],
 ) -> None:
     run = tmp_path / "a run"
-    program = trained({**LONG, "checkpoint.every": every}, **JOB, SHOWN=shown)
-    at_batch(program, run, 2)
-    program.wait_until(lambda: every > 1 or (run / "checkpoints" / "latest").is_file())
+    program = trained({**LONG, "checkpoint.every_batches": every}, **JOB, SHOWN=shown)
+    at_batch(program, run, 1)
+    metrics, latest = run / "metrics.jsonl", run / "checkpoints" / "latest"
+
+    def saved() -> bool:
+        return latest.is_file() and int(latest.read_text().partition("-")[2] or 0) == metrics.read_text().count("\n")
+
+    program.wait_until(lambda: every > 1 or saved())
     time.sleep(0.1)  # now in a batch of its own, after the last one was saved
     before = program.text()
     assert send(program, *numbers) == code, program.text()

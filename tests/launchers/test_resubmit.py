@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist.launchers.resubmit import main, sbatch_command
+from fptt_dist.launchers.slurm.resubmit import main, sbatch_command
 
 TRAIN = "slurm/train.sbatch"
 # What SLURM 22.05 sets in a batch script, and shows of its job.
@@ -32,21 +32,19 @@ def shown(
     return SHOWN.format(file=file, words=" ".join(words), folder=folder, limit=limit)
 
 
-@pytest.mark.parametrize(
-    ("more", "options"),
-    [
+def test_the_size_of_the_job() -> None:
+    cases: list[tuple[dict[str, str], str]] = [
         ({}, ""),
         ({"SLURM_CPUS_PER_TASK": "6", "SLURM_GPUS_PER_NODE": "h100:4"}, " --cpus-per-task=6 --gpus-per-node=h100:4"),
         ({"SLURM_GPUS_ON_NODE": "4"}, " --gpus-per-node=4"),
         ({"SLURM_GPUS_ON_NODE": "0"}, ""),
         ({"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS": "8"}, " --gpus=8"),
         ({"SLURM_MEM_PER_CPU": "2000"}, " --mem-per-cpu=2000"),
-    ],
-)
-def test_the_size_of_the_job(more: dict[str, str], options: str) -> None:
-    line = sbatch_command(TRAIN, CONFIG, {**ENVIRON, **more}, shown())
-    size = f"--nodes=2 --ntasks-per-node=4{options} --partition=gpu --time=8:00:00"
-    assert line == f"sbatch {size} {TRAIN} add_task 'optimizer.betas=[0.8, 0.95]' resume=auto"
+    ]
+    for more, options in cases:
+        line = sbatch_command(TRAIN, CONFIG, {**ENVIRON, **more}, shown())
+        size = f"--nodes=2 --ntasks-per-node=4{options} --partition=gpu --time=8:00:00"
+        assert line == f"sbatch {size} {TRAIN} add_task 'optimizer.betas=[0.8, 0.95]' resume=auto"
 
 
 def test_places_variables_and_words(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ read the difference:
     .venv/bin/python -m tests.launchers.test_slurm && git diff tests/launchers/recorded
 """
 
+import itertools
 import json
 import logging
 import os
@@ -20,12 +21,12 @@ import pytest
 import torch
 
 from fptt_dist.config import Config, ConfigError, apply_overrides, dump
-from fptt_dist.config.cluster import Cluster, load_cluster
-from fptt_dist.config.section import explicit
-from fptt_dist.launchers.slurm import Training, sbatch_text, script, submit
-from fptt_dist.launchers.sweep import make_plan
-from fptt_dist.launchers.sweep_folder import check_folder, create_folder
-from fptt_dist.training.lock import hold
+from fptt_dist.config.schema.cluster import Cluster, load_cluster
+from fptt_dist.config.schema.section import explicit
+from fptt_dist.launchers.slurm.submit import TrainingJob, sbatch_text, script, submit
+from fptt_dist.launchers.sweeps.directory import check_folder, create_folder
+from fptt_dist.launchers.sweeps.plan import make_plan
+from fptt_dist.training.lock.directory_lock import hold
 from tests.launchers.test_jobs import stand_in
 from tests.training.helpers import tiny, train_until
 
@@ -43,7 +44,7 @@ EVERYTHING = Cluster(
     gpus_per_node=4,
     cpus_per_task=8,
     mem_gb=0.5,
-    lead=120,
+    signal_lead_seconds=120,
     requeues=3,
     array_parallelism=2,
     setup=("module load cuda", 'export NOTE="a b"'),
@@ -80,20 +81,18 @@ def slurm(tmp_path: Path) -> Path:
 # The sbatch file.
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_sbatch_file_is_the_recorded_one(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sbatch_file_is_the_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", PYTHON)
-    text = CASES[case]()
-    assert text == (RECORDED / f"{case}.sbatch").read_text()
-    assert text == CASES[case]()
+    for case, text_of in CASES.items():
+        assert text_of() == (RECORDED / f"{case}.sbatch").read_text()
+        assert text_of() == text_of()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_bash_can_read_the_recorded_files(case: str) -> None:
-    done = subprocess.run(
-        ["/bin/bash", "-n", str(RECORDED / f"{case}.sbatch")], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+def test_bash_can_read_the_recorded_files() -> None:
+    for case in CASES:
+        command = ["/bin/bash", "-n", str(RECORDED / f"{case}.sbatch")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), case
 
 
 def test_the_sbatch_file_of_a_submission_without_slurm(place: Path) -> None:
@@ -124,41 +123,44 @@ def test_sbatch_gets_what_the_dry_run_prints(array: bool, place: Path, slurm: Pa
 # What is refused, before anything is written.
 
 
-@pytest.mark.parametrize(
-    ("words", "options", "message"),
-    [
-        (["train.batchs=3"], {}, "train.batchs: unknown key; did you mean train.batches"),
-        (
-            ["train.batch_size=4"],
-            {"nodes": 2, "gpus_per_node": 4},
-            "train.batch_size=4 is the global batch, fewer sequences than the 8 processes: type train.batch_size=8",
-        ),
-        (
-            ["parallel.strategy=single"],
-            {"nodes": 2},
-            "parallel.strategy=single, but 2 processes were started: type parallel.strategy=consensus or "
-            "parallel.strategy=gradient",
-        ),
-        (
-            ["train.batch_size=4"],
-            {},
-            "there is no sbatch here: type the command on a login node of the cluster, or add --local",
-        ),
-        (["run.dir=sweep.yaml"], {}, "run.dir={place}/sweep.yaml is a file: type run.dir=… for the run's own folder"),
-    ],
-)
-def test_a_mistake(words: list[str], options: dict[str, int], message: str, place: Path) -> None:
+MISTAKES: list[tuple[list[str], dict[str, int], str]] = [
+    (["train.max_batchs=3"], {}, "train.max_batchs: unknown key; did you mean train.max_batches"),
+    (
+        ["train.batch_size=4"],
+        {"nodes": 2, "gpus_per_node": 4},
+        "train.batch_size=4 is the global batch, fewer sequences than the 8 workers: type train.batch_size=8",
+    ),
+    (
+        ["parallel.strategy=single"],
+        {"nodes": 2},
+        "parallel.strategy=single, but 2 workers were started: type parallel.strategy=consensus or "
+        "parallel.strategy=data_parallel",
+    ),
+    (
+        ["train.batch_size=4"],
+        {},
+        "there is no sbatch here: type the command on a login node of the cluster, or add --local",
+    ),
+    (["run.dir=sweep.yaml"], {}, "run.dir={place}/sweep.yaml is a file: type run.dir=… for the run's own folder"),
+]
+
+
+def test_a_mistake(place: Path) -> None:
     (place / "sweep.yaml").touch()
-    with pytest.raises(ConfigError) as caught:
-        submit("add_task", words, load_cluster(None, options))
-    assert str(caught.value).startswith(message.format(place=place))
-    assert [path.name for path in place.iterdir()] == ["sweep.yaml"]
+    wrong = []
+    for words, options, message in MISTAKES:
+        with pytest.raises(ConfigError) as caught:
+            submit("add_task", words, load_cluster(None, options))
+        if not str(caught.value).startswith(message.format(place=place)):
+            wrong.append((words, str(caught.value)))
+        assert [path.name for path in place.iterdir()] == ["sweep.yaml"]
+    assert wrong == []
 
 
 def test_several_nodes_on_this_machine(place: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         submit("add_task", [], Cluster(nodes=2), where="local")
-    assert str(caught.value) == "--nodes 2 with --local, which is this machine alone: type --nodes 1"
+    assert str(caught.value) == "--nodes 2 with --local, which is this node alone: type --nodes 1"
     assert list(place.iterdir()) == []
 
 
@@ -180,7 +182,7 @@ def test_a_folder_that_holds_a_run(array: bool, place: Path, slurm: Path) -> Non
         return str(caught.value)
 
     kind = "sweep" if array else "run"
-    said = f"run.dir={place / 'run'} holds a {kind} already: type resume=auto to go on with it, or run.dir=…"
+    said = f"run.dir={place / 'run'} holds a {kind} already: type resume=auto to resume it, or run.dir=…"
     assert refused().startswith(said)
     changed = refused("resume=auto", "seed=1").splitlines()
     if array:
@@ -235,35 +237,33 @@ def test_a_folder_that_a_process_writes_into(array: bool, place: Path, slurm: Pa
     assert submit(config, ["run.dir=run"], Cluster(), array=array).job == "12"
 
 
-@pytest.mark.parametrize("array", [False, True])
-@pytest.mark.parametrize("exists", [False, True])
-def test_sbatch_refuses_and_no_folder_is_left(exists: bool, array: bool, place: Path, slurm: Path) -> None:
+def test_sbatch_refuses_and_no_folder_is_left(place: Path, slurm: Path) -> None:
     (place.parent / "files").mkdir()
-    config = str(place.parent / "files" / sweep_file(place.parent / "files", PULLS)) if array else "add_task"
+    sweep = str(place.parent / "files" / sweep_file(place.parent / "files", PULLS))
     stand_in(slurm, "sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
-    if exists:
-        (place / "deep").mkdir()
-    with pytest.raises(ConfigError) as caught:
-        submit(config, ["run.dir=deep/er/run"], Cluster(partition="nope"), array=array)
-    assert str(caught.value) == ("sbatch refused the job: sbatch: error: invalid partition specified: nope")
-    assert [path.name for path in place.rglob("*")] == ["deep"] * exists
+    for exists, array in itertools.product((False, True), (False, True)):
+        if exists:
+            (place / "deep").mkdir(exist_ok=True)
+        with pytest.raises(ConfigError) as caught:
+            submit(sweep if array else "add_task", ["run.dir=deep/er/run"], Cluster(partition="nope"), array=array)
+        assert str(caught.value) == "sbatch refused the job: sbatch: error: invalid partition specified: nope"
+        assert [path.name for path in place.rglob("*")] == ["deep"] * exists
 
 
-@pytest.mark.parametrize("name", ["/proc/x", "dangling/x", "file/x"])
-def test_a_folder_that_cannot_be_created(name: str, place: Path) -> None:
+def test_a_folder_that_cannot_be_created(place: Path) -> None:
     (place / "dangling").symlink_to("gone")
     (place / "file").touch()
-    with pytest.raises(ConfigError) as caught:
-        submit("add_task", [f"run.dir={name}"], Cluster(), where="local")
-    assert str(caught.value).startswith(f"run.dir={place / name} cannot be created: ")
-    assert sorted(path.name for path in place.iterdir()) == ["dangling", "file"]
+    for name in ("/proc/x", "dangling/x", "file/x"):
+        with pytest.raises(ConfigError) as caught:
+            submit("add_task", [f"run.dir={name}"], Cluster(), where="local")
+        assert str(caught.value).startswith(f"run.dir={place / name} cannot be created: ")
+        assert sorted(path.name for path in place.iterdir()) == ["dangling", "file"]
 
 
-@pytest.mark.parametrize("name", ["100%j", r'"a\nb"', r'"a\\b"'])
-def test_a_folder_whose_name_slurm_would_read_otherwise(name: str, place: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
-        script("add_task", [f"run.dir={name}"], Cluster())
-    assert "type run.dir=… without" in str(caught.value)
+def test_a_folder_whose_name_slurm_would_read_otherwise() -> None:
+    for name in ("100%j", r'"a\nb"', r'"a\\b"'):
+        with pytest.raises(ConfigError, match=r"type run\.dir=… without"):
+            script("add_task", [f"run.dir={name}"], Cluster())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user: needs root")
@@ -306,12 +306,12 @@ def test_a_refused_job_leaves_an_old_folder_as_it_was(place: Path, slurm: Path) 
     assert sorted((place / "run").rglob("*")) == before
 
 
-@pytest.mark.parametrize(("launcher", "tasks"), [("single", 2), ("torchrun", 1), ("ray", 1)])
-def test_a_launcher_that_will_not_be_there(launcher: str, tasks: int) -> None:
+def test_a_launcher_that_will_not_be_there() -> None:
     script("add_task", ["parallel.launcher=single"], Cluster())
-    with pytest.raises(ConfigError) as caught:
-        script("add_task", [f"parallel.launcher={launcher}"], Cluster(tasks_per_node=tasks))
-    assert str(caught.value).startswith(f"parallel.launcher={launcher} ")
+    for launcher, tasks in (("single", 2), ("torchrun", 1), ("ray", 1)):
+        with pytest.raises(ConfigError) as caught:
+            script("add_task", [f"parallel.launcher={launcher}"], Cluster(tasks_per_node=tasks))
+        assert str(caught.value).startswith(f"parallel.launcher={launcher} ")
 
 
 WITHOUT_SUBMITIT = """
@@ -337,7 +337,7 @@ def test_without_submitit(option: str, place: Path) -> None:
 
 
 def test_an_array_is_the_sweep_with_the_default_and_its_folder(place: Path, slurm: Path) -> None:
-    config = sweep_file(place, PULLS, more="  seed: {grid: [4, 5]}\n  train.batches: 7\n")
+    config = sweep_file(place, PULLS, more="  seed: {grid: [4, 5]}\n  train.max_batches: 7\n")
     words = ["model.hidden=3", "data.root=here"]
     done = submit(config, words, Cluster(nodes=2, tasks_per_node=3), array=True)
     plan = make_plan(place / config, [*words, "sweep.workers=6"])
@@ -361,44 +361,38 @@ def test_an_array_is_the_sweep_with_the_default_and_its_folder(place: Path, slur
     assert {str(each.data.root) for each in given} == {str(place / "here")}
 
 
-@pytest.mark.parametrize(
-    ("space", "words", "message"),
-    [
-        (
-            "fptt.alpha: {uniform: [0.1, 1]}",
-            ["sweep.search.name=optuna"],
-            "--array with search.name=optuna: the runs of an array know nothing of each other: type fptt-dist sweep, "
-            "or sweep.search.name=random",
-        ),
-        (
-            "fptt.alpha: {uniform: [0.1, 1]}",
-            ["sweep.search.name=random", "sweep.scheduler.name=pbt"],
-            "--array with scheduler.name=pbt: the runs of an array know nothing of each other: type fptt-dist sweep, "
-            "or sweep.scheduler.name=none",
-        ),
-        (
-            "train.batch_size: {grid: [4, 1]}",
-            [],
-            "train.batch_size=1 is the global batch, fewer sequences than the 2 processes: type train.batch_size=2\n"
-            "  in the run train.batch_size=1",
-        ),
-        (PULLS, ["fptt.alpha=0.2"], "sweep.yaml:3: fptt.alpha varies: type no fptt.alpha=…, or leave it"),
-        (PULLS, ["resume=maybe"], "resume: maybe is not allowed; allowed: one of never, auto"),
-        (PULLS, ["run.dir=50%"], "run.dir="),
-        (PULLS, ["parallel.launcher=torchrun"], "parallel.launcher=torchrun is not what starts the 2 processes"),
-        ("fptt.alpha: 1", [], "space: nothing varies: write a key with {grid: [one, another]}"),
-    ],
-)
-@pytest.mark.parametrize("dry", [False, True])
-def test_an_array_with_one_mistake(
-    space: str, words: list[str], message: str, dry: bool, place: Path, slurm: Path
-) -> None:
-    config = sweep_file(place, space)
-    with pytest.raises(ConfigError) as caught:
-        (script if dry else submit)(config, words, Cluster(tasks_per_node=2), array=True)
-    assert str(caught.value).startswith(message)
-    assert [path.name for path in place.iterdir()] == ["sweep.yaml"]
-    assert not (slurm.parent / "given").exists()
+ARRAY_MISTAKES: list[tuple[str, list[str], str]] = [
+    (
+        "fptt.alpha: {uniform: [0.1, 1]}",
+        ["sweep.search.name=optuna"],
+        "--array with search.name=optuna: the runs of an array know nothing of each other: type fptt-dist sweep, "
+        "or sweep.search.name=random",
+    ),
+    (
+        "train.batch_size: {grid: [4, 1]}",
+        [],
+        "train.batch_size=1 is the global batch, fewer sequences than the 2 workers: type train.batch_size=2\n"
+        "  in the run train.batch_size=1",
+    ),
+    (PULLS, ["fptt.alpha=0.2"], "sweep.yaml:3: fptt.alpha varies: type no fptt.alpha=…, or leave it"),
+    (PULLS, ["resume=maybe"], "resume: maybe is not allowed; allowed: one of never, auto"),
+    (PULLS, ["run.dir=50%"], "run.dir="),
+    (PULLS, ["parallel.launcher=torchrun"], "parallel.launcher=torchrun is not what starts the 2 workers"),
+    ("fptt.alpha: 1", [], "space: nothing varies: write a key with {grid: [one, another]}"),
+]
+
+
+def test_an_array_with_one_mistake(place: Path, slurm: Path) -> None:
+    wrong = []
+    for (space, words, message), make in itertools.product(ARRAY_MISTAKES, (script, submit)):
+        config = sweep_file(place, space)
+        with pytest.raises(ConfigError) as caught:
+            make(config, words, Cluster(tasks_per_node=2), array=True)
+        if not str(caught.value).startswith(message):
+            wrong.append((space, words, str(caught.value)))
+        assert [path.name for path in place.iterdir()] == ["sweep.yaml"]
+        assert not (slurm.parent / "given").exists()
+    assert wrong == []
 
 
 def test_an_array_stops_no_run_early(place: Path, slurm: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -430,7 +424,7 @@ def test_a_packaged_sweep_is_an_array(place: Path) -> None:
 
 def test_the_checkpoint_of_a_job_is_the_same_run_with_resume(place: Path) -> None:
     values = explicit(tiny(place / "run", {"optimizer.betas": [0.8, 0.95], "schedule.name": "cosine"}))
-    training = Training()
+    training = TrainingJob()
     again = training.checkpoint(values)
     assert again.function is training
     assert (again.args, again.kwargs) == (({**values, "resume": "auto"},), {})
@@ -439,7 +433,7 @@ def test_the_checkpoint_of_a_job_is_the_same_run_with_resume(place: Path) -> Non
     assert b"step-" not in pickled
     assert b"checkpoints" not in pickled
     back = cloudpickle.loads(pickled)
-    assert isinstance(back.function, Training)
+    assert isinstance(back.function, TrainingJob)
     assert Config.model_validate(back.args[0]) == apply_overrides(Config.model_validate(values), {"resume": "auto"})
     assert not torch.distributed.is_initialized()
 

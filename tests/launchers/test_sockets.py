@@ -23,19 +23,22 @@ def training(run: Path, *commands: list[str], **variables: str) -> Iterator[tupl
     """Start commands that together train a long run; once they do, the commands' processes and their workers."""
     mark = uuid.uuid4().hex
     environment = {**ENVIRONMENT, MARK: mark, **variables}
-    started = [Program(run.with_name(f"log{i}"), command, environment) for i, command in enumerate(commands)]
+    started = [
+        Program(run.with_name(f"log{i}"), command, environment, forked=command[:2] == ["-m", "fptt_dist"])
+        for i, command in enumerate(commands)
+    ]
     try:
         started[0].wait_until(lambda: bool(batches(run)))
         agents = {program.process.pid for program in started}
         yield agents, marked(mark) - agents
     finally:
-        end(mark)
         for program in started:
-            program.process.wait()
+            program.kill()
+        end(mark)
 
 
 def words(run: Path) -> list[str]:
-    return small(run, train__batches="1000000")
+    return small(run, train__max_batches="1000000")
 
 
 def test_launch(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.launchers.test_local import batches, small
+from tests.program import Program
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,13 +23,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-def submitted(log: Path, *words: str) -> tuple[int, dict[str, str]]:
-    """`fptt-dist submit … --local`: the process id, and the rows that it printed."""
-    command = [sys.executable, "-m", "fptt_dist", "submit", *words, "--local"]
+def submit(log: Path, *words: str) -> int:
+    """`fptt-dist submit … --local`: its exit code."""
+    command = ["-m", "fptt_dist", "submit", *words, "--local"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    with log.open("w") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment, timeout=60)
-    assert done.returncode == 0, log.read_text()
+    return Program(log, command, environment, folder=Path.cwd(), forked=True).end()
+
+
+def submitted(log: Path, *words: str) -> tuple[int, dict[str, str]]:
+    """The process id of the job, and the rows that `fptt-dist submit … --local` printed."""
+    assert submit(log, *words) == 0, log.read_text()
     rows = dict(line.split(maxsplit=1) for line in log.read_text().splitlines())
     return int(rows["process"]), rows
 
@@ -79,7 +81,7 @@ def test_a_mistake_that_only_the_job_can_see(place: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_job_goes_on_after_its_signal_and_its_cancel_command_ends_it(place: Path, tmp_path: Path) -> None:
     run = place / "run"
-    pid, rows = submitted(tmp_path / "printed", *small(run, train__batches="100000"), "--time", "5")
+    pid, rows = submitted(tmp_path / "printed", *small(run, train__max_batches="100000"), "--time", "5")
     log = run / "slurm" / f"{pid}_0_log.out"
     try:
         wait_for(lambda: len(batches(run)) > 3, pid, log)
@@ -103,7 +105,7 @@ def test_a_job_goes_on_after_its_signal_and_its_cancel_command_ends_it(place: Pa
 @pytest.mark.slow
 def test_a_job_outlives_its_terminal_and_ends_with_its_controller(place: Path, tmp_path: Path) -> None:
     run = place / "run"
-    words = [*small(run, train__batches="100000", evaluate__every="100000"), "--tasks-per-node", "2"]
+    words = [*small(run, train__max_batches="100000", evaluate__every_batches="100000"), "--tasks-per-node", "2"]
     pid, _ = submitted(tmp_path / "printed", *words)
     log = run / "slurm" / f"{pid}_0_log.out"
     tasks: list[int] = []
@@ -128,13 +130,11 @@ def test_a_job_outlives_its_terminal_and_ends_with_its_controller(place: Path, t
 
 
 @pytest.mark.slow
-def test_an_array_is_not_started_all_at_once(place: Path) -> None:
+def test_an_array_is_not_started_all_at_once(place: Path, tmp_path: Path) -> None:
     (place / "sweep.yaml").write_text("config: add_task\nspace:\n  fptt.alpha: {grid: [0.1, 0.3]}\n")
-    command = [sys.executable, "-m", "fptt_dist", "submit", "sweep.yaml", "--array", "--local"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
+    assert submit(tmp_path / "printed", "sweep.yaml", "--array") == 2
     message = "fptt-dist: --array with --local: all runs would start at once; leave out one of the two\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert (tmp_path / "printed").read_text() == message
     assert [path.name for path in place.iterdir()] == ["sweep.yaml"]
 
 
@@ -142,7 +142,7 @@ def test_an_array_is_not_started_all_at_once(place: Path) -> None:
 def test_a_job_that_went_back_often_enough(place: Path, tmp_path: Path) -> None:
     run = place / "run"
     (place / "site.yaml").write_text("requeues: 0\n")
-    words = [*small(run, train__batches="100000"), "--time", "5", "--cluster", "site.yaml"]
+    words = [*small(run, train__max_batches="100000"), "--time", "5", "--cluster", "site.yaml"]
     pid, rows = submitted(tmp_path / "printed", *words)
     log = run / "slurm" / f"{pid}_0_log.out"
     wait_for(lambda: len(batches(run)) > 3, pid, log)

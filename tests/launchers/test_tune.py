@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from fptt_dist.config import ConfigError
-from fptt_dist.launchers.sweep import STATE, Plan, make_plan
-from fptt_dist.launchers.sweep_folder import create_folder
-from fptt_dist.launchers.tune import _create_state, _own_state, sweep
+from fptt_dist.launchers.ray.tune import _create_state, _own_state, sweep
+from fptt_dist.launchers.sweeps.directory import create_folder
+from fptt_dist.launchers.sweeps.plan import STATE, SweepPlan, make_plan
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user: needs root")
 OTHER = 54321  # nobody on this machine
@@ -28,7 +28,7 @@ class Marks:
 
 
 @pytest.fixture
-def plan(here: Path) -> Plan:
+def plan(here: Path) -> SweepPlan:
     """Of a sweep that began and can be resumed."""
     (here / "sweep.yaml").write_text("config: add_task\nspace:\n  fptt.alpha: {grid: [0.1, 0.3]}\n")
     plan = make_plan(here / "sweep.yaml", ["run.dir=out"])
@@ -37,7 +37,7 @@ def plan(here: Path) -> Plan:
 
 
 @pytest.mark.parametrize("name", ["tuner.pkl", "searcher-state-1.pkl", "001/error.pkl"])
-def test_a_replaced_file_does_not_run(name: str, plan: Plan, tmp_path: Path) -> None:
+def test_a_replaced_file_does_not_run(name: str, plan: SweepPlan, tmp_path: Path) -> None:
     state, ran = plan.folder / STATE, tmp_path / "ran"
     (state / name).parent.mkdir(parents=True)
     (state / "tuner.pkl").touch()
@@ -65,7 +65,7 @@ def test_a_replaced_file_does_not_run(name: str, plan: Plan, tmp_path: Path) -> 
 
 
 def test_a_folder_that_others_may_put_in_its_place(
-    plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    plan: SweepPlan, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The one moved there is theirs; one that was ours, and holds what we trust less, must not get there either."""
     state = plan.folder / STATE

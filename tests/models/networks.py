@@ -1,15 +1,17 @@
 """Every network of the package, small, and what goes into it."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from fptt_dist.models import AwdLstm, Carried, CellName, Network, recurrent_layer
+from fptt_dist.models import AwdLstm, Network, WindowState, recurrent_layer
+from fptt_dist.models.cells.spikes import SpikingStack
 from fptt_dist.models.recurrent import LAYERS
 
 INPUTS, HIDDEN, OUTPUTS, SYMBOLS = 3, 5, 2, 7
-SPIKING = ["lif", "alif", "ltc"]
+SPIKING = [name for name, kind in LAYERS.items() if issubclass(kind, SpikingStack)]
 NUMBERS = ["antisymmetric-plain", *LAYERS]
 IDS = ["words", "awd", "awd-experts", "awd-window"]
 ALL = NUMBERS + IDS
@@ -42,11 +44,11 @@ def network(name: str, layers: int = 1, **keys: Any) -> Network | AwdLstm:
         case "awd":
             return awd(layers=layers, activation_penalty=2.0, temporal_penalty=1.0, **keys)
         case "awd-experts":
-            more = {"experts": 3, "last_hidden": 6, "dropout_latent": 0.2, "tied": False}
+            more = {"num_experts": 3, "last_hidden": 6, "dropout_latent": 0.2, "tie_weights": False}
             return awd(layers=layers, **{**more, **keys})
         case "awd-window":
-            return awd(layers=layers, masks="window", activation_penalty=2.0, **keys)
-    return Network(recurrent_layer(cast(CellName, name), INPUTS, HIDDEN, layers=layers), HIDDEN, OUTPUTS, **keys)
+            return awd(layers=layers, dropout_mask_scope="window", activation_penalty=2.0, **keys)
+    return Network(recurrent_layer(name, INPUTS, HIDDEN, layers=layers), HIDDEN, OUTPUTS, **keys)
 
 
 def some_inputs(name: str, steps: int, batch: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,15 +60,10 @@ def some_inputs(name: str, steps: int, batch: int = 4, dtype: torch.dtype = torc
 
 def tensors(state: Any) -> list[Tensor]:
     """Every tensor of a state."""
-    if state is None:
-        return []
-    if isinstance(state, Tensor):
-        return [state]
-    parts = state.values() if isinstance(state, dict) else state
-    return [tensor for part in parts for tensor in tensors(part)]
+    return [leaf for leaf in tree_leaves(state) if leaf is not None]
 
 
-def carried(state: Any) -> Carried:
-    """A state that must be a `Carried`."""
-    assert isinstance(state, Carried)
+def carried(state: Any) -> WindowState:
+    """A state that must be a `WindowState`."""
+    assert isinstance(state, WindowState)
     return state

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from fptt_dist.models import AntisymmetricRNN
+from fptt_dist.models.cells.antisymmetric import AntisymmetricRNN
 
 
 def layer(inputs: int = 3, hidden: int = 5, **keys: Any) -> AntisymmetricRNN:

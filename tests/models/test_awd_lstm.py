@@ -1,6 +1,7 @@
 """AWD-LSTM against an independent computation in numpy, and what its masks do."""
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from fptt_dist.algorithm import detach
-from fptt_dist.models import AwdLstm, Carried, hidden_of, penalty_of
+from fptt_dist.models import AwdLstm, WindowState, hidden_of, penalty_of
 from tests.models.networks import DROPPED, NOT_DROPPED, SYMBOLS, awd, carried, tensors
 
-EXPERTS = {"experts": 3, "last_hidden": 6, "dropout_latent": 0.3}
+EXPERTS = {"num_experts": 3, "last_hidden": 6, "dropout_latent": 0.3}
 
 
 def model(**keys: Any) -> AwdLstm:
@@ -68,12 +70,12 @@ def reference(network: AwdLstm, x: NDArray, masks: dict[str, NDArray]) -> tuple[
                 h = top * masks["output" if i == layers - 1 else f"hidden.{i}"][0, b]
             raw.append(state[layers - 1][0])
             dropped.append(h)
-            if network.experts == 1:
+            if network.num_experts == 1:
                 outputs[s, b] = decoder @ h + weights["decoder_bias"]
                 continue
             prior = softmax(weights["prior.weight"] @ h)
             latent = np.tanh(weights["latent.weight"] @ h + weights["latent.bias"]) * masks["latent"][0, b]
-            latents = np.split(latent, network.experts)
+            latents = np.split(latent, network.num_experts)
             mixed = [p * softmax(decoder @ z + weights["decoder_bias"]) for p, z in zip(prior, latents, strict=True)]
             outputs[s, b] = np.log(sum(mixed))
     tops = np.array(raw).reshape(x.shape[1], x.shape[0], -1)
@@ -82,24 +84,26 @@ def reference(network: AwdLstm, x: NDArray, masks: dict[str, NDArray]) -> tuple[
     return outputs, float(penalty)
 
 
-@pytest.mark.parametrize("keys", [{}, {"tied": False, "last_hidden": 3}, EXPERTS, {**EXPERTS, "tied": False}])
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_papers_equations_with_every_mask(layers: int, keys: dict[str, Any]) -> None:
-    half = dict.fromkeys([*DROPPED, "dropout_latent"], 0.5)
-    network = model(layers=layers, activation_penalty=2.0, temporal_penalty=3.0, **{**keys, **half}).double()
-    with torch.no_grad():
-        network.decoder_bias.add_(torch.randn(SYMBOLS))
-    output, state = network(ids())
-    masks = {name: mask.numpy() for name, mask in (carried(state).masks or {}).items()}
-    assert all((mask == 0).any() and (mask == 2).any() for mask in masks.values())
-    expected, penalty = reference(network, ids().numpy(), masks)
-    np.testing.assert_allclose(output.detach().numpy(), expected, rtol=0, atol=1e-12)
-    assert said(state) == pytest.approx(penalty, rel=1e-12)
+def test_the_papers_equations_with_every_mask(subtests: pytest.Subtests) -> None:
+    for layers, keys in product(
+        (1, 3), ({}, {"tie_weights": False, "last_hidden": 3}, EXPERTS, {**EXPERTS, "tie_weights": False})
+    ):
+        with subtests.test(layers=layers, keys=keys):
+            half = dict.fromkeys([*DROPPED, "dropout_latent"], 0.5)
+            network = model(layers=layers, activation_penalty=2.0, temporal_penalty=3.0, **{**keys, **half}).double()
+            with torch.no_grad():
+                network.decoder_bias.add_(torch.randn(SYMBOLS))
+            output, state = network(ids())
+            masks = {name: mask.numpy() for name, mask in (carried(state).masks or {}).items()}
+            assert all((mask == 0).any() and (mask == 2).any() for mask in masks.values())
+            expected, penalty = reference(network, ids().numpy(), masks)
+            np.testing.assert_allclose(output.detach().numpy(), expected, rtol=0, atol=1e-12)
+            assert said(state) == pytest.approx(penalty, rel=1e-12)
 
 
 @pytest.mark.parametrize("masks", ["sequence", "window"])
 def test_without_dropout_it_is_a_stack_of_lstms_to_the_bit(masks: str) -> None:
-    network = model(layers=3, last_hidden=3, tied=False, masks=masks, **NOT_DROPPED)
+    network = model(layers=3, last_hidden=3, tie_weights=False, dropout_mask_scope=masks, **NOT_DROPPED)
     layers = [nn.LSTM(4, 5), nn.LSTM(5, 5), nn.LSTM(5, 3)]
     for own, layer in zip(network.recurrent, layers, strict=True):
         layer.load_state_dict(own.state_dict())
@@ -126,20 +130,21 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("option", SHAPES)
-def test_each_dropout_has_its_own_masks(option: str) -> None:
-    network = model(layers=3, **{**EXPERTS, **NOT_DROPPED, "dropout_latent": 0.0, option: 0.2})
-    drawn: dict[str, list[Tensor]] = {}
-    for _ in range(20):
-        masks = carried(network(ids())[1]).masks or {}
-        assert {name: tuple(mask.shape) for name, mask in masks.items()} == SHAPES[option]
-        for name, mask in masks.items():
-            drawn.setdefault(name, []).append(mask)
-    for draws in drawn.values():
-        values = torch.stack(draws)
-        assert set(values.unique().tolist()) == {0.0, 1.25}
-        share = (values == 0).float().mean().item()
-        assert abs(share - 0.2) < 4 * math.sqrt(0.16 / values.numel())
+def test_each_dropout_has_its_own_masks(subtests: pytest.Subtests) -> None:
+    for option in SHAPES:
+        with subtests.test(option=option):
+            network = model(layers=3, **{**EXPERTS, **NOT_DROPPED, "dropout_latent": 0.0, option: 0.2})
+            drawn: dict[str, list[Tensor]] = {}
+            for _ in range(20):
+                masks = carried(network(ids())[1]).masks or {}
+                assert {name: tuple(mask.shape) for name, mask in masks.items()} == SHAPES[option]
+                for name, mask in masks.items():
+                    drawn.setdefault(name, []).append(mask)
+            for draws in drawn.values():
+                values = torch.stack(draws)
+                assert set(values.unique().tolist()) == {0.0, 1.25}
+                share = (values == 0).float().mean().item()
+                assert abs(share - 0.2) < 4 * math.sqrt(0.16 / values.numel())
 
 
 def test_dropped_weights_alone_get_no_gradient_and_nothing_is_moved() -> None:
@@ -158,7 +163,7 @@ def test_dropped_weights_alone_get_no_gradient_and_nothing_is_moved() -> None:
 
 
 def test_the_embedding_is_dropped_by_whole_rows_and_the_tied_decoder_is_not() -> None:
-    free = model(tied=False, **{**NOT_DROPPED, "dropout_embedding": 0.5})
+    free = model(tie_weights=False, **{**NOT_DROPPED, "dropout_embedding": 0.5})
     output, state = free(ids())
     output.square().sum().backward()
     gradient, mask = free.embedding.weight.grad, (carried(state).masks or {})["embedding"][:, 0]
@@ -192,7 +197,7 @@ def test_a_sequence_keeps_its_masks_whatever_the_random_state() -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_window_may_draw_its_own_masks(penalty: float) -> None:
-    network = model(masks="window", activation_penalty=penalty)
+    network = model(dropout_mask_scope="window", activation_penalty=penalty)
     output, state = network(ids())
     if penalty:
         assert carried(state).masks is None
@@ -233,7 +238,7 @@ def test_micro_batches_have_masks_of_their_own_and_do_not_disturb_each_other() -
 def test_masks_are_locked_along_the_steps() -> None:
     # Without recurrent weights and with one symbol throughout, the steps differ by the cell alone: a unit that is
     # dropped is missing at each of them.
-    network = model(layers=1, tied=False, **{**NOT_DROPPED, "dropout_output": 0.5})
+    network = model(layers=1, tie_weights=False, **{**NOT_DROPPED, "dropout_output": 0.5})
     with torch.no_grad():
         assert network.decoder_weight is not None
         network.decoder_weight.copy_(torch.eye(SYMBOLS, 4))
@@ -256,7 +261,7 @@ def test_penalty_and_state_of_what_has_neither() -> None:
     for state in (None, torch.zeros(2), (torch.zeros(2), torch.zeros(2))):
         assert penalty_of(state) is None
         assert hidden_of(state) is state
-    state = Carried(torch.zeros(2), None, torch.ones(()))
+    state = WindowState(torch.zeros(2), None, torch.ones(()))
     assert penalty_of(state) is state.penalty
     assert hidden_of(state) is state.hidden
 
@@ -270,7 +275,7 @@ def test_one_cross_entropy_serves_both_outputs() -> None:
 
 
 def test_experts_that_agree_are_one_softmax() -> None:
-    network = model(experts=3, **NOT_DROPPED).double()
+    network = model(num_experts=3, **NOT_DROPPED).double()
     assert network.latent is not None
     with torch.no_grad():
         for parameter in network.latent.parameters():
@@ -299,7 +304,7 @@ def test_the_mixture_stays_finite_and_in_full_precision(dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("experts", [1, 3])
 def test_training_and_evaluation_run_in_mixed_precision(experts: int) -> None:
-    network = model(experts=experts, activation_penalty=1.0, temporal_penalty=1.0)
+    network = model(num_experts=experts, activation_penalty=1.0, temporal_penalty=1.0)
     with torch.autocast("cpu", torch.bfloat16):
         output, state = network(ids())
         output, state = network(ids(), detach(state))
@@ -311,25 +316,21 @@ def test_training_and_evaluation_run_in_mixed_precision(experts: int) -> None:
     network.eval()
     with torch.autocast("cpu", torch.bfloat16):
         half = network(ids(), state)[0].float()
-    torch.testing.assert_close(half, network(ids(), _float(hidden_of(state)))[0], rtol=0.03, atol=0.03)
-
-
-def _float(state: Any) -> Any:
-    return state.float() if isinstance(state, Tensor) else tuple(_float(part) for part in state)
+    torch.testing.assert_close(half, network(ids(), tree_map(Tensor.float, hidden_of(state)))[0], rtol=0.03, atol=0.03)
 
 
 def test_parameters_are_counted_as_in_the_papers() -> None:
     # Kag & Saligrama 2021, table 5: 13.8M for characters, 22M for words with the mixture of softmaxes.
     with torch.device("meta"):
         characters = AwdLstm(50, embedding=200, hidden=1000, last_hidden=None, layers=3, **DROPPED)
-        words = AwdLstm(10000, embedding=280, hidden=960, last_hidden=620, layers=3, experts=15, **DROPPED)
+        words = AwdLstm(10000, embedding=280, hidden=960, last_hidden=620, layers=3, num_experts=15, **DROPPED)
     assert characters.parameter_counts() == {"recurrent": 13_777_600, "total": 13_787_650}
     assert words.parameter_counts() == {"recurrent": 16_073_120, "total": 21_500_620}
 
 
 def test_weights_are_drawn_as_by_merity() -> None:
     torch.manual_seed(0)
-    network = AwdLstm(500, embedding=20, hidden=64, last_hidden=None, layers=2, tied=False, **DROPPED)
+    network = AwdLstm(500, embedding=20, hidden=64, last_hidden=None, layers=2, tie_weights=False, **DROPPED)
     assert network.decoder_weight is not None
     for weight in (network.embedding.weight, network.decoder_weight):
         assert 0.099 < weight.abs().max() <= 0.1
@@ -341,4 +342,4 @@ def test_a_tied_decoder_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="last_hidden=5: a decoder tied to the embedding reads embedding=4"):
         awd(last_hidden=5)
     assert awd(last_hidden=4).decoder_weight is None
-    assert awd(last_hidden=5, tied=False).decoder_weight is not None
+    assert awd(last_hidden=5, tie_weights=False).decoder_weight is not None

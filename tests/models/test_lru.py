@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from fptt_dist.config import networks
-from fptt_dist.models.cells import LRU
+from fptt_dist.config.schema.cells import lru
+from fptt_dist.models.cells.lru import LRU
 
 
 def layer(inputs: int = 3, hidden: int = 5, **keys: Any) -> LRU:
@@ -151,4 +151,4 @@ def test_a_ring_that_is_none_is_refused(smallest: float, largest: float) -> None
     with pytest.raises(ValueError, match=f"smallest_radius={smallest} and largest_radius={largest}"):
         LRU(3, 5, smallest_radius=smallest, largest_radius=largest)
     with pytest.raises(ValidationError, match=r"model.largest_radius=|greater than|less than"):
-        networks.LRU(smallest_radius=smallest, largest_radius=largest)
+        lru.LRU(smallest_radius=smallest, largest_radius=largest)

@@ -1,5 +1,7 @@
 """Windows of one step against torch's own LSTM."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,14 +25,13 @@ def outcome(layer: nn.LSTM, x: Tensor, state: tuple[Tensor, Tensor] | None) -> l
     return [output, h, c, *torch.autograd.grad(total, [*leaves, *layer.parameters()])]
 
 
-@pytest.mark.parametrize("batch", [1, 4, MOST_SEQUENCES, MOST_SEQUENCES + 1])
-@pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("given", [True, False])
-def test_one_step_is_torchs(batch: int, layers: int, given: bool) -> None:
-    own, reference = both(layers)
-    x = torch.randn(1, batch, 3, dtype=torch.float64)
-    state = (torch.randn(layers, batch, 5).double(), torch.randn(layers, batch, 5).double()) if given else None
-    torch.testing.assert_close(outcome(own, x, state), outcome(reference, x, state), rtol=1e-12, atol=1e-13)
+def test_one_step_is_torchs(subtests: pytest.Subtests) -> None:
+    for given, layers, batch in product((True, False), (1, 3), (1, 4, MOST_SEQUENCES, MOST_SEQUENCES + 1)):
+        with subtests.test(given=given, layers=layers, batch=batch):
+            own, reference = both(layers)
+            x = torch.randn(1, batch, 3, dtype=torch.float64)
+            state = (torch.randn(layers, batch, 5).double(), torch.randn(layers, batch, 5).double()) if given else None
+            torch.testing.assert_close(outcome(own, x, state), outcome(reference, x, state), rtol=1e-12, atol=1e-13)
 
 
 def test_step_by_step_is_the_sequence() -> None:

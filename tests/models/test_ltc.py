@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fptt_dist.algorithm import detach, window_slices
 from fptt_dist.models import Network, recurrent_layer
-from fptt_dist.models.cells import LTC
+from fptt_dist.models.cells.ltc import LTC
 from fptt_dist.tasks.adding import Adding
 from tests.models.test_spiking import assert_same_with_gradients, reference_spike, some_layer
 
@@ -69,7 +69,7 @@ def test_a_spike_resets_the_membrane_to_zero_and_raises_the_threshold() -> None:
 @pytest.mark.slow
 def test_membranes_learn_to_add() -> None:
     torch.manual_seed(0)
-    task, model = Adding(length=40), Network(recurrent_layer("ltc", 2, 64), 64, 1, reads="last")
+    task, model = Adding(length=40), Network(recurrent_layer("ltc", 2, 64), 64, 1, output_steps="last")
     optimizer, errors = torch.optim.Adam(model.parameters(), lr=5e-3), []
     for index in range(300):
         batch, state = task.generate([0, index], 64), None

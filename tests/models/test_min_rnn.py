@@ -11,7 +11,7 @@ from minGRU_pytorch.minLSTM import minLSTM
 from numpy.typing import NDArray
 
 from fptt_dist.models import recurrent_layer
-from fptt_dist.models.cells import MinGRU, MinLSTM
+from fptt_dist.models.cells.min_rnn import MinGRU, MinLSTM
 
 BOTH = pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 

@@ -1,6 +1,7 @@
 """One battery over every network, and chrono initialisation."""
 
 from copy import deepcopy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -8,55 +9,64 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fptt_dist.algorithm import detach, window_slices
-from fptt_dist.models import CellName, Network, chrono_initialisation, hidden_of, penalty_of, recurrent_layer
-from tests.models.networks import ALL, HIDDEN, INPUTS, NUMBERS, OUTPUTS, SPIKING, SYMBOLS, network, some_inputs, tensors
-
-EACH = pytest.mark.parametrize("name", ALL)
-DEPTHS = pytest.mark.parametrize("layers", [1, 2])
-
-
-@DEPTHS
-@EACH
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("steps", [1, 7])
-def test_shapes_and_state(name: str, layers: int, training: bool, steps: int) -> None:
-    output, state = network(name, layers).train(training)(some_inputs(name, steps))
-    assert output.shape == (steps, 4, OUTPUTS if name in NUMBERS else SYMBOLS)
-    hidden = tensors(hidden_of(state))
-    if name == "trellis":
-        assert tuple(hidden.pop(0).shape) == (1, 4, INPUTS), "the last step's inputs"
-    assert all(part.requires_grad for part in hidden)
-    shapes = [tuple(part.shape) for part in hidden]
-    match name:
-        case "lstm" | "words":
-            assert shapes == [(layers, 4, HIDDEN)] * 2
-        case "gru" | "rnn" | "antisymmetric" | "antisymmetric-plain":
-            assert shapes == [(layers, 4, HIDDEN)]
-        case _ if name in NUMBERS:
-            assert shapes
-            assert all(shape[:2] == (layers, 4) for shape in shapes)
-        case _:
-            last = 6 if name == "awd-experts" else 4
-            assert shapes == [(1, 4, 5)] * 2 * (layers - 1) + [(1, 4, last)] * 2
+from fptt_dist.models import Network, chrono_init, hidden_of, penalty_of, recurrent_layer
+from tests.models.networks import (
+    ALL,
+    HIDDEN,
+    IDS,
+    INPUTS,
+    NUMBERS,
+    OUTPUTS,
+    SPIKING,
+    SYMBOLS,
+    network,
+    some_inputs,
+    tensors,
+)
 
 
-@DEPTHS
-@EACH
-def test_windows_with_the_state_handed_on_equal_one_pass(name: str, layers: int) -> None:
-    model, x = network(name, layers).double().eval(), some_inputs(name, 7, dtype=torch.float64)
-    whole, end = model(x)
-    state, parts = None, []
-    for part in window_slices(7, 3):
-        y, state = model(x[part], detach(state))
-        parts.append(y)
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
-    for one, other in zip(tensors(state), tensors(end), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+def test_shapes_and_state(subtests: pytest.Subtests) -> None:
+    options = [(1, True, 1), (1, False, 2), (7, True, 2), (7, False, 1)]  # every pair of two
+    for name, (steps, training, layers) in product(ALL, options):
+        with subtests.test(steps=steps, training=training, name=name, layers=layers):
+            output, state = network(name, layers).train(training)(some_inputs(name, steps))
+            assert output.shape == (steps, 4, OUTPUTS if name in NUMBERS else SYMBOLS)
+            hidden = tensors(hidden_of(state))
+            if name == "trellis":
+                assert tuple(hidden.pop(0).shape) == (1, 4, INPUTS), "the last step's inputs"
+            assert all(part.requires_grad for part in hidden)
+            shapes = [tuple(part.shape) for part in hidden]
+            match name:
+                case "lstm" | "words":
+                    assert shapes == [(layers, 4, HIDDEN)] * 2
+                case "gru" | "rnn" | "antisymmetric" | "antisymmetric-plain":
+                    assert shapes == [(layers, 4, HIDDEN)]
+                case _ if name in NUMBERS:
+                    assert shapes
+                    assert all(shape[:2] == (layers, 4) for shape in shapes)
+                case _:
+                    last = 6 if name == "awd-experts" else 4
+                    assert shapes == [(1, 4, 5)] * 2 * (layers - 1) + [(1, 4, last)] * 2
 
 
-@settings(max_examples=25, deadline=None)
+def test_windows_with_the_state_handed_on_equal_one_pass(subtests: pytest.Subtests) -> None:
+    for name, layers in product(ALL, (1, 2)):
+        with subtests.test(name=name, layers=layers):
+            model, x = network(name, layers).double().eval(), some_inputs(name, 7, dtype=torch.float64)
+            whole, end = model(x)
+            state, parts = None, []
+            for part in window_slices(7, 3):
+                y, state = model(x[part], detach(state))
+                parts.append(y)
+            torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
+            for one, other in zip(tensors(state), tensors(end), strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=15)
 @given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 99))
 @pytest.mark.parametrize("name", ["antisymmetric", "awd", "awd-experts"])
 def test_in_training_too_wherever_the_sequence_is_cut(name: str, lengths: list[int], seed: int) -> None:
@@ -72,98 +82,102 @@ def test_in_training_too_wherever_the_sequence_is_cut(name: str, lengths: list[i
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
 
 
-@EACH
-def test_no_state_is_zeros(name: str) -> None:
-    model, x = network(name, 2).eval(), some_inputs(name, 3)
-    output, state = model(x)
-    assert torch.equal(model(x, _zeros(state))[0], output)
+def test_no_state_is_zeros(subtests: pytest.Subtests) -> None:
+    for name in ALL:
+        with subtests.test(name=name):
+            model, x = network(name, 2).eval(), some_inputs(name, 3)
+            output, state = model(x)
+            assert torch.equal(model(x, tree_map(torch.zeros_like, state))[0], output)
 
 
-@EACH
-def test_a_detached_state_cuts_the_graph(name: str) -> None:
-    model, x = network(name, 2), some_inputs(name, 6)
-    y, state = model(x[:3])
-    assert any(part.requires_grad for part in tensors(state))
-    cut = detach(state)
-    assert type(cut) is type(state)
-    assert len(tensors(cut)) == len(tensors(state))
-    assert not any(part.requires_grad for part in tensors(cut))
-    y.sum().backward()
-    model.zero_grad()
-    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
-        model(x[3:], state)[0].sum().backward()
-    model.zero_grad()
-    y, after = model(x[3:], cut)
-    penalty = penalty_of(after)
-    (y.sum() if penalty is None else y.sum() + penalty).backward()
-    assert all(p.grad is not None for p in model.parameters())
+def test_a_detached_state_cuts_the_graph(subtests: pytest.Subtests) -> None:
+    for name in ALL:
+        with subtests.test(name=name):
+            model, x = network(name, 2), some_inputs(name, 6)
+            y, state = model(x[:3])
+            assert any(part.requires_grad for part in tensors(state))
+            cut = detach(state)
+            assert type(cut) is type(state)
+            assert len(tensors(cut)) == len(tensors(state))
+            assert not any(part.requires_grad for part in tensors(cut))
+            y.sum().backward()
+            model.zero_grad()
+            with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+                model(x[3:], state)[0].sum().backward()
+            model.zero_grad()
+            y, after = model(x[3:], cut)
+            penalty = penalty_of(after)
+            (y.sum() if penalty is None else y.sum() + penalty).backward()
+            assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("training", [True, False])
-@EACH
-def test_sequences_of_a_batch_do_not_see_each_other(name: str, training: bool) -> None:
-    model, x = network(name, 2).double().train(training), some_inputs(name, 6, dtype=torch.float64)
-    state = detach(model(x)[1])
-    other = x.clone()
-    other[:, 1] = (x[:, 1] + 1) % SYMBOLS
-    torch.manual_seed(5)
-    before, _ = model(x, state)
-    torch.manual_seed(5)
-    after, _ = model(other, state)
-    assert torch.equal(before[:, [0, 2, 3]], after[:, [0, 2, 3]])
-    assert not torch.equal(before[:, 1], after[:, 1])
+def test_sequences_of_a_batch_do_not_see_each_other(subtests: pytest.Subtests) -> None:
+    for name, training in [*((name, True) for name in ALL), *((name, False) for name in (*IDS, "rlstm"))]:
+        with subtests.test(name=name, training=training):
+            model, x = network(name, 2).double().train(training), some_inputs(name, 6, dtype=torch.float64)
+            state = detach(model(x)[1])
+            other = x.clone()
+            other[:, 1] = (x[:, 1] + 1) % SYMBOLS
+            torch.manual_seed(5)
+            before, _ = model(x, state)
+            torch.manual_seed(5)
+            after, _ = model(other, state)
+            assert torch.equal(before[:, [0, 2, 3]], after[:, [0, 2, 3]])
+            assert not torch.equal(before[:, 1], after[:, 1])
 
 
-@DEPTHS
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("awd-window", *SPIKING)])
-def test_gradients_in_float64(name: str, training: bool, layers: int) -> None:
-    model = network(name, layers).double().train(training)
-    x = some_inputs(name, 3, 2, torch.float64)
-    state = detach(model(x)[1])  # with the sequence's masks, which make the next pass a function
-    inputs = [*model.parameters(), *([x.requires_grad_()] if x.is_floating_point() else [])]
+def test_gradients_in_float64(subtests: pytest.Subtests) -> None:
+    smooth = [name for name in ALL if name not in ("awd-window", *SPIKING)]
+    for name, (training, layers) in product(smooth, ((True, 2), (False, 1))):
+        with subtests.test(name=name, training=training):
+            model = network(name, layers).double().train(training)
+            x = some_inputs(name, 3, 2, torch.float64)
+            state = detach(model(x)[1])  # with the sequence's masks, which make the next pass a function
+            inputs = [*model.parameters(), *([x.requires_grad_()] if x.is_floating_point() else [])]
 
-    def objective(*_: Tensor) -> tuple[Tensor, ...]:
-        y, after = model(x, state)
-        penalty = penalty_of(after)
-        return (y, *tensors(hidden_of(after)), *([] if penalty is None else [penalty]))
+            def objective(*_: Tensor, model: Any = model, x: Tensor = x, state: Any = state) -> tuple[Tensor, ...]:
+                y, after = model(x, state)
+                penalty = penalty_of(after)
+                return (y, *tensors(hidden_of(after)), *([] if penalty is None else [penalty]))
 
-    assert torch.autograd.gradcheck(objective, inputs, fast_mode=True)
-
-
-@EACH
-def test_weights_and_copies_give_the_same_network(name: str) -> None:
-    model, x = network(name, 2).eval(), some_inputs(name, 5)
-    torch.manual_seed(1)
-    expected = model(x)[0]
-    copy = deepcopy(model)
-    assert torch.equal(copy(x)[0], expected)
-    other = network(name, 2).eval()
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.5)
-    assert not torch.equal(other(x)[0], expected)
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(x)[0], expected)
-    with torch.no_grad():
-        for parameter in copy.parameters():
-            parameter.zero_()
-    assert torch.equal(model(x)[0], expected), "the copy has weights of its own"
-    assert len(copy(x)[0].unique()) == 1, "and computes with them"
-    assert model.state_dict().keys() == dict(model.named_parameters()).keys(), "each once, and nothing else"
+            assert torch.autograd.gradcheck(objective, inputs, fast_mode=True)
 
 
-@pytest.mark.parametrize("name", NUMBERS)
-def test_the_last_step_alone_is_read(name: str) -> None:
-    x = some_inputs(name, 6, dtype=torch.float64)
-    one, every = (network(name, reads=reads).double().eval()(x)[0] for reads in ("last", "every"))
-    torch.testing.assert_close(one, every[-1:], rtol=0, atol=1e-14)  # a product may round by its number of rows
+def test_weights_and_copies_give_the_same_network(subtests: pytest.Subtests) -> None:
+    for name in ALL:
+        with subtests.test(name=name):
+            model, x = network(name, 2).eval(), some_inputs(name, 5)
+            torch.manual_seed(1)
+            expected = model(x)[0]
+            copy = deepcopy(model)
+            assert torch.equal(copy(x)[0], expected)
+            other = network(name, 2).eval()
+            with torch.no_grad():
+                for parameter in other.parameters():
+                    parameter.add_(0.5)
+            assert not torch.equal(other(x)[0], expected)
+            other.load_state_dict(model.state_dict())
+            assert torch.equal(other(x)[0], expected)
+            with torch.no_grad():
+                for parameter in copy.parameters():
+                    parameter.zero_()
+            assert torch.equal(model(x)[0], expected), "the copy has weights of its own"
+            assert len(copy(x)[0].unique()) == 1, "and computes with them"
+            assert model.state_dict().keys() == dict(model.named_parameters()).keys(), "each once, and nothing else"
+
+
+def test_the_last_step_alone_is_read(subtests: pytest.Subtests) -> None:
+    for name in NUMBERS:
+        with subtests.test(name=name):
+            x = some_inputs(name, 6, dtype=torch.float64)
+            one, every = (network(name, output_steps=steps).double().eval()(x)[0] for steps in ("last", "all"))
+            torch.testing.assert_close(one, every[-1:], rtol=0, atol=1e-14)  # a product may round by its number of rows
 
 
 def test_parameters_are_counted_the_papers_way() -> None:
     # Kag & Saligrama 2021: 66K (one input) and 67K (three) for LSTM-128, 51K for GRU-128 with three inputs, 37K for the
     # antisymmetric network with its read-out; Chang et al. 2019: 10K of it on one input.
-    rows: list[tuple[CellName, int, int, int]] = [
+    rows: list[tuple[str, int, int, int]] = [
         ("lstm", 1, 128, 67072),
         ("lstm", 3, 128, 68096),
         ("gru", 3, 128, 51072),
@@ -196,12 +210,6 @@ def test_a_network_of_numbers_draws_what_its_parts_draw() -> None:
     assert torch.equal(model(x)[0], readout(layer(x)[0])), "and drops nothing in training"
 
 
-def _zeros(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return torch.zeros_like(state)
-    return type(state)(_zeros(part) for part in state)
-
-
 class Through(nn.Module):
     """Hands on what it reads."""
 
@@ -230,7 +238,7 @@ def test_embedded_words_and_what_is_read_out_are_dropped_element_by_element() ->
 
 
 def test_outputs_are_dropped_in_training_alone() -> None:
-    model, x = network("lstm", logit_dropout=0.25), torch.randn(100, 20, 3)
+    model, x = network("lstm", output_dropout=0.25), torch.randn(100, 20, 3)
     expected = network("lstm")(x)[0]
     assert torch.equal(model.eval()(x)[0], expected)
     torch.manual_seed(0)
@@ -251,22 +259,23 @@ def test_options_of_another_cell_are_refused() -> None:
         recurrent_layer("gru", 3, 5, gated=True)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_chrono_biases_remember_for_the_sequences_length(cell: CellName) -> None:
-    torch.manual_seed(0)
-    layer = recurrent_layer(cell, 2, 4000)
-    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
-    chrono_initialisation(layer, 500)
-    after = {name: p.detach() for name, p in layer.named_parameters()}
-    gate = (after["bias_ih_l0"] + after["bias_hh_l0"]).view(-1, 4000)
-    memory = gate[1].exp()
-    assert 1.0 <= memory.min() < 2.0
-    assert 498.0 < memory.max() <= 499.0
-    assert memory.mean() == pytest.approx(250.0, rel=0.05), "uniform over 1 … T-1"
-    if cell == "lstm":
-        assert torch.equal(gate[0], -gate[1])
-    assert gate[2:].abs().sum() == 0
-    assert all(torch.equal(after[name], before[name]) for name in ("weight_ih_l0", "weight_hh_l0"))
+def test_chrono_biases_remember_for_the_sequences_length(subtests: pytest.Subtests) -> None:
+    for cell in ("lstm", "gru"):
+        with subtests.test(cell=cell):
+            torch.manual_seed(0)
+            layer = recurrent_layer(cell, 2, 2000)
+            before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+            chrono_init(layer, 500)
+            after = {name: p.detach() for name, p in layer.named_parameters()}
+            gate = (after["bias_ih_l0"] + after["bias_hh_l0"]).view(-1, 2000)
+            memory = gate[1].exp()
+            assert 1.0 <= memory.min() < 2.0
+            assert 498.0 < memory.max() <= 499.0
+            assert memory.mean() == pytest.approx(250.0, rel=0.05), "uniform over 1 … T-1"
+            if cell == "lstm":
+                assert torch.equal(gate[0], -gate[1])
+            assert gate[2:].abs().sum() == 0
+            assert all(torch.equal(after[name], before[name]) for name in ("weight_ih_l0", "weight_hh_l0"))
 
 
 def test_chrono_makes_an_lstm_forget_slowly() -> None:
@@ -275,16 +284,16 @@ def test_chrono_makes_an_lstm_forget_slowly() -> None:
     kept = []
     for chrono in (False, True):
         if chrono:
-            chrono_initialisation(layer, 400)
+            chrono_init(layer, 400)
         state = (torch.zeros(1, 1, 64), torch.ones(1, 1, 64))
         kept.append(layer(torch.zeros(100, 1, 1), state)[1][1].detach().abs().mean().item())
     assert kept[1] > 5 * kept[0]
 
 
 def test_chrono_is_refused_where_it_means_nothing() -> None:
-    cells: list[CellName] = ["rnn", "antisymmetric"]
+    cells: list[str] = ["rnn", "antisymmetric"]
     for cell in cells:
         with pytest.raises(ValueError, match="RNN has none"):
-            chrono_initialisation(recurrent_layer(cell, 2, 4), 100)
+            chrono_init(recurrent_layer(cell, 2, 4), 100)
     with pytest.raises(ValueError, match="length=2"):
-        chrono_initialisation(recurrent_layer("lstm", 2, 4), 2)
+        chrono_init(recurrent_layer("lstm", 2, 4), 2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fptt_dist.models import CellError, load_class, make_cell
+from fptt_dist.models import LayerError, load_class, make_layer
 from fptt_dist.models.recurrent import LAYERS
 
 GOOD = """
@@ -35,7 +35,7 @@ def write(folder: Path, text: str, name: str = "cell.py") -> Path:
 
 def test_a_class_is_found_and_made(tmp_path: Path) -> None:
     kind = load_class(write(tmp_path, GOOD), "Sum")
-    cell = make_cell(kind, 3, 5)
+    cell = make_layer(kind, 3, 5)
     assert type(cell) is kind
     assert cell.training
     assert [tuple(p.shape) for p in cell.parameters()] == [(5, 3), (5,)]
@@ -46,7 +46,7 @@ def test_trying_it_out_uses_up_no_random_number(tmp_path: Path) -> None:
     torch.manual_seed(4)
     alone, after = kind(3, 5), torch.get_rng_state()
     torch.manual_seed(4)
-    cell = make_cell(kind, 3, 5)
+    cell = make_layer(kind, 3, 5)
     assert torch.equal(torch.get_rng_state(), after)
     assert all(torch.equal(*pair) for pair in zip(cell.parameters(), alone.parameters(), strict=True))
 
@@ -55,7 +55,7 @@ def test_the_file_imports_its_neighbours(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "path", list(sys.path))
     write(tmp_path, GOOD, "neighbour_of_a_cell.py")
     kind = load_class(write(tmp_path, "from neighbour_of_a_cell import Sum\n"), "Sum")
-    assert make_cell(kind, 1, 2) is not None
+    assert make_layer(kind, 1, 2) is not None
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
@@ -75,15 +75,16 @@ FILES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "said"), FILES)
-def test_what_is_wrong_with_the_file_is_said(text: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(CellError, match=said) as caught:
-        load_class(write(tmp_path, text), "Cell")
-    assert "\n" not in str(caught.value)
+def test_what_is_wrong_with_the_file_is_said(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for text, said in FILES:
+        with subtests.test(said=said):
+            with pytest.raises(LayerError, match=said) as caught:
+                load_class(write(tmp_path, text), "Cell")
+            assert "\n" not in str(caught.value)
 
 
 def test_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CellError, match=r"there is no file .*/not.py: type the path of the file that defines Cell"):
+    with pytest.raises(LayerError, match=r"there is no file .*/not.py: type the path of the file that defines Cell"):
         load_class(tmp_path / "not.py", "Cell")
 
 
@@ -188,16 +189,18 @@ REFUSED: list[tuple[type[nn.Module], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "said"), REFUSED, ids=[kind.__name__ for kind, _ in REFUSED])
-def test_what_breaks_the_protocol_is_said(kind: type[nn.Module], said: str) -> None:
-    with pytest.raises(CellError, match=said) as caught:
-        make_cell(kind, 3, 5)
-    assert "\n" not in str(caught.value)
+def test_what_breaks_the_protocol_is_said(subtests: pytest.Subtests) -> None:
+    for kind, said in REFUSED:
+        with subtests.test(kind=kind):
+            with pytest.raises(LayerError, match=said) as caught:
+                make_layer(kind, 3, 5)
+            assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", LAYERS.values(), ids=LAYERS)
-def test_the_packages_own_cells_keep_it(kind: type[nn.Module]) -> None:
-    assert type(make_cell(kind, 3, 6)) is kind
+def test_the_packages_own_cells_keep_it(subtests: pytest.Subtests) -> None:
+    for kind in LAYERS.values():
+        with subtests.test(kind=kind):
+            assert type(make_layer(kind, 3, 6)) is kind
 
 
 def test_a_state_may_be_nested(tmp_path: Path) -> None:
@@ -207,4 +210,4 @@ def test_a_state_may_be_nested(tmp_path: Path) -> None:
             y = start + self.linear(x).cumsum(0)
             return y, {"sum": [y[-1]], "none": None}
 
-    assert make_cell(Nested, 3, 5).training
+    assert make_layer(Nested, 3, 5).training

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import NormalDist
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch.func import functional_call
 
 from fptt_dist.algorithm import detach, window_slices
 from fptt_dist.models import compile_steps
-from fptt_dist.models.cells import ALIF, LIF, LTC
+from fptt_dist.models.cells.ltc import LTC
 from fptt_dist.models.cells.spikes import spike
+from fptt_dist.models.cells.spiking import ALIF, LIF
 
 KINDS: list[type[Any]] = [LIF, ALIF, LTC]
 READOUTS = ["membrane", "trace", "rate"]
@@ -124,15 +125,16 @@ def test_alif_neurons_are_the_papers(layers: int) -> None:
     assert_same_with_gradients(model, reference)
 
 
-@pytest.mark.parametrize("value", [-3.0, -0.5, 0.0, 0.1, 0.5, 2.0])
-def test_the_derivative_of_a_spike_is_the_multi_gaussian(value: float) -> None:
-    excess = torch.tensor(value, dtype=torch.float64, requires_grad=True)
-    output = spike(excess)
-    assert output.item() == (1.0 if value > 0 else 0.0)
-    (gradient,) = torch.autograd.grad(output, excess)
-    center, right, left = NormalDist(0, 0.5), NormalDist(0.5, 3), NormalDist(-0.5, 3)
-    expected = 0.5 * (1.15 * center.pdf(value) - 0.15 * right.pdf(value) - 0.15 * left.pdf(value))
-    assert gradient.item() == pytest.approx(expected, rel=1e-12)
+def test_the_derivative_of_a_spike_is_the_multi_gaussian(subtests: pytest.Subtests) -> None:
+    for value in (-3.0, -0.5, 0.0, 0.1, 0.5, 2.0):
+        with subtests.test(value=value):
+            excess = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+            output = spike(excess)
+            assert output.item() == (1.0 if value > 0 else 0.0)
+            (gradient,) = torch.autograd.grad(output, excess)
+            center, right, left = NormalDist(0, 0.5), NormalDist(0.5, 3), NormalDist(-0.5, 3)
+            expected = 0.5 * (1.15 * center.pdf(value) - 0.15 * right.pdf(value) - 0.15 * left.pdf(value))
+            assert gradient.item() == pytest.approx(expected, rel=1e-12)
 
 
 def one_neuron(kind: type[Any], current: float, logit: float, steps: int, **keys: Any) -> list[int]:
@@ -178,20 +180,20 @@ def test_traces_and_rates_of_the_spikes(kind: type[Any]) -> None:
         torch.testing.assert_close(rates[step], total / (step + 1), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_readout_goes_on_in_the_next_window(kind: type[Any], readout: str) -> None:
-    model, x = some_layer(kind, layers=2, readout=readout), torch.randn(7, 4, 3, dtype=torch.float64)
-    whole, end = model(x)
-    state, parts = None, []
-    for part in window_slices(7, 3):
-        y, state = model(x[part], detach(state))
-        parts.append(y)
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
-    for one, other in zip(state or (), end, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-    assert torch.equal(deepcopy(model)(x)[0], whole)
-    assert list(model.buffers()) == []
+def test_every_readout_goes_on_in_the_next_window(subtests: pytest.Subtests) -> None:
+    for kind, readout in product(KINDS, READOUTS):
+        with subtests.test(kind=kind, readout=readout):
+            model, x = some_layer(kind, layers=2, readout=readout), torch.randn(7, 4, 3, dtype=torch.float64)
+            whole, end = model(x)
+            state, parts = None, []
+            for part in window_slices(7, 3):
+                y, state = model(x[part], detach(state))
+                parts.append(y)
+            torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-12)
+            for one, other in zip(state or (), end, strict=True):
+                torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+            assert torch.equal(deepcopy(model)(x)[0], whole)
+            assert list(model.buffers()) == []
 
 
 def test_weights_are_drawn_as_described() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fptt_dist.models.cells import TrellisNet
+from fptt_dist.models.cells.trellis import TrellisNet
 from tests.models.test_spiking import assert_same_with_gradients
 
 

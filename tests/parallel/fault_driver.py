@@ -1,11 +1,12 @@
 """What the tests of whole runs and of faults share: runs that break off, and programs that die at a named moment.
 
-In the pool `whole` and `broken` are jobs. As a program (`python -m tests.parallel.fault_driver`) it is fptt_dist's own
-command line, for one worker that obeys the variables FAULT_*: see `main`.
+In the pool `whole`, `broken` and `copied` are jobs. As a program (`python -m tests.parallel.fault_driver`) it is
+fptt_dist's own command line, for one worker that obeys the variables FAULT_*: see `main`.
 """
 
 import dataclasses
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from fptt_dist.config import Config
-from fptt_dist.parallel import Communicator, LaunchEnvironment, connection, lost
-from fptt_dist.parallel.collectives import Pending
-from fptt_dist.training.checkpoint import CheckpointStore
-from fptt_dist.training.signals import StopFlag
+from fptt_dist.parallel import Communicator, LaunchEnvironment
+from fptt_dist.parallel.comm import errors, process_group
+from fptt_dist.parallel.comm.communicator import Work
+from fptt_dist.training.checkpoint.store import CheckpointStore
+from fptt_dist.training.process.signals import StopFlag
 from fptt_dist.training.trainer import Trainer
 from tests.parallel.runs import Outcome, Watched, open_trainer, tiny, train
 
@@ -57,6 +59,24 @@ def broken(environment: LaunchEnvironment, config: Config, batch: int, machines:
     return until(open_trainer(place(environment, machines), config), batch)
 
 
+def copied(environment: LaunchEnvironment, config: Config, batches: list[int], machines: int = 1) -> Outcome:
+    """Start a run to its end; `run-N` beside its folder is what it was when the checkpoint of batch N was written."""
+    trainer = open_trainer(place(environment, machines), config)
+    save, trainer.flag = trainer.save, StopFlag()
+
+    def noted(*, improved: bool = False) -> Path:
+        folder = save(improved=improved)
+        if environment.rank == 0 and trainer.state.position.batch in batches:
+            path = trainer.folder.path
+            shutil.copytree(path, path.with_name(f"{path.name}-{trainer.state.position.batch}"))
+        return folder
+
+    trainer.save = noted
+    found = trainer.fit(trainer.flag)
+    trainer.outcome.values = (found.validation, found.value)
+    return trainer.outcome
+
+
 def until(trainer: Watched, batch: int) -> Path:
     """Train until the checkpoint of `batch` is written; its folder."""
     trainer.flag = StopFlag()
@@ -64,7 +84,7 @@ def until(trainer: Watched, batch: int) -> Path:
 
     def cut(*, improved: bool = False) -> Path:
         folder = save(improved=improved)
-        if trainer.position.batch == batch:
+        if trainer.state.position.batch == batch:
             raise Cut(folder)
         return folder
 
@@ -85,7 +105,7 @@ class Moment:
     """Calls `action` at the named moment of a run.
 
     Args:
-        name: "batch" (its start), "agreement" (one is on its way), "save" (this worker's files are written).
+        name: "batch" (its start), "sync" (one is on its way), "save" (this worker's files are written).
         number: which one, from 1.
         action: what happens then.
     """
@@ -93,13 +113,13 @@ class Moment:
     def __init__(self, name: str, number: int, action: Callable[[], None]) -> None:
         self.name, self.number, self.action = name, number, action
         self.count = 0
-        train_batch, start_sum, save = Trainer._train_batch, Communicator.start_sum, CheckpointStore.save
+        train_batch, start_sum, save = Trainer._train_batch, Communicator.all_reduce_async, CheckpointStore.save
 
         def trained(trainer: Trainer, telemetry: Any) -> None:
             self._met("batch")
             train_batch(trainer, telemetry)
 
-        def sent(communicator: Communicator, tensor: Any, *, name: str) -> Pending:
+        def sent(communicator: Communicator, tensor: Any, *, name: str) -> Work:
             pending = start_sum(communicator, tensor, name=name)
             self._met(name)
             return pending
@@ -120,7 +140,7 @@ class Moment:
 
         self._real: list[tuple[type, str, Callable[..., Any]]] = [
             (Trainer, "_train_batch", train_batch),
-            (Communicator, "start_sum", start_sum),
+            (Communicator, "all_reduce_async", start_sum),
         ]
         self._real.append((CheckpointStore, "save", save))
         for (owner, method, _), replacement in zip(self._real, (trained, sent, saved), strict=True):
@@ -160,8 +180,8 @@ def main() -> None:
     FAULT_START: seconds instead of five minutes to find the others. FAULT_GRACE: seconds to hear who is lost.
     FAULTS: "life rank moment number action" separated by commas; life counts torchrun's restarts from 0.
     """
-    connection.START_SECONDS = float(os.environ.get("FAULT_START", connection.START_SECONDS))
-    lost.GRACE = float(os.environ.get("FAULT_GRACE", lost.GRACE))
+    process_group.START_SECONDS = float(os.environ.get("FAULT_START", process_group.START_SECONDS))
+    errors.GRACE = float(os.environ.get("FAULT_GRACE", errors.GRACE))
     mine = [os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), os.environ["RANK"]]
     for fault in filter(None, os.environ.get("FAULTS", "").split(",")):
         life, rank, moment, number, action = fault.split()

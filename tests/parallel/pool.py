@@ -95,6 +95,9 @@ class Pool:
     def close(self) -> None:
         """End all workers."""
         for worker in self._workers:
+            worker.process.terminate()  # which lets coverage write what it has
+        for worker in self._workers:
+            worker.process.join(5.0)
             worker.process.kill()
             worker.process.join()
             worker.connection.close()
@@ -105,7 +108,10 @@ class Pool:
         assert world <= self._size
         if max(map(_threads, self._workers), default=0) > MOST_THREADS:
             self.close()
-        context = multiprocessing.get_context("spawn")
+        # Where a GPU's driver was asked for anything before a fork, the forked process cannot use it.
+        spawn, forkserver = multiprocessing.get_context("spawn"), multiprocessing.get_context("forkserver")
+        context = spawn if Path("/dev/nvidiactl").exists() else forkserver
+        context.set_forkserver_preload(["tests.preloaded"])
         new = []
         while len(self._workers) < world:
             ours, theirs = context.Pipe()

@@ -97,7 +97,7 @@ class Replica(Communicator):
         """This replica among some of all."""
         return Replica(self._global_rank, self._hub.group(tuple(ranks)))
 
-    def _start_sum(self, tensor: Tensor, name: str) -> Callable[[], None]:
+    def _all_reduce_async(self, tensor: Tensor, name: str) -> Callable[[], None]:
         assert tensor.is_contiguous()
         assert not tensor.requires_grad
         number = self._hand_in("sum", tensor)

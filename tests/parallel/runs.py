@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fptt_dist.config import Config, ConfigError, load
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.training import snapshot
-from fptt_dist.training.checkpoint import read_tensors
-from fptt_dist.training.run_folder import RunFolder
-from fptt_dist.training.signals import Interrupted, StopFlag
+from fptt_dist.training.checkpoint import state_dict
+from fptt_dist.training.checkpoint.store import read_tensors
+from fptt_dist.training.process.signals import Interrupted, StopFlag
+from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.trainer import Trainer
 
 TINY: dict[str, Any] = {
@@ -28,12 +28,12 @@ TINY: dict[str, Any] = {
     "fptt.metric": "euclidean",
     "optimizer": {"name": "sgd", "lr": 0.1},
     "train.batch_size": 8,
-    "train.batches": 10,
+    "train.max_batches": 10,
     "train.max_norm": None,
-    "evaluate.every": None,
-    "checkpoint.every": 10,
-    "telemetry.every": 1,
-    "telemetry.tensorboard": False,
+    "evaluate.every_batches": None,
+    "checkpoint.every_batches": 10,
+    "logging.every_batches": 1,
+    "logging.tensorboard": False,
     "device": "cpu",
 }
 
@@ -55,7 +55,7 @@ class Outcome:
         message: of `Interrupted`, where the run was stopped.
         batch: how far it came.
         start: every weight before the first batch.
-        strategy: the strategy's class.
+        engine: the kind of the engine.
         replicated: whether weights and optimizer are equal on all workers.
         folder: the run's folder.
     """
@@ -67,7 +67,7 @@ class Outcome:
     message: str = ""
     batch: int = 0
     start: dict[str, Tensor] = field(default_factory=dict)
-    strategy: str = ""
+    engine: str = ""
     replicated: bool = True
     folder: Path = Path()
 
@@ -85,35 +85,35 @@ class Watched(Trainer):
 
     def save(self, *, improved: bool = False) -> Path:
         """Note the state, then save."""
-        tensors, _ = snapshot.optimizer_files(self.strategy.pieces(), self.optimizer)
-        streams, _ = snapshot.random_files(self.device)
+        tensors, _ = state_dict.optimizer_files(self.engine.placement.shards(), self.optimizer)
+        streams, _ = state_dict.random_files(self.device)
         self.outcome = Outcome(
             {
                 name: tensor.detach().clone()
-                for name, tensor in snapshot.model_tensors(self.strategy.pieces(), self.network).items()
+                for name, tensor in state_dict.model_tensors(self.engine.placement.shards(), self.network).items()
             },
             {name: tensor.detach().clone() for name, tensor in tensors.items()},
             {name: tensor.clone() for name, tensor in streams.items()},
-            batch=self.position.batch,
+            batch=self.state.position.batch,
             start=self.start,
-            strategy=type(self.strategy).__name__,
-            replicated=self.strategy.replicated,
+            engine=self.engine.kind,
+            replicated=self.engine.replicated,
             folder=self.folder.path,
         )
-        if self.position.batch == self.stop_at and self.strategy.rank == self.stopped_rank:
+        if self.state.position.batch == self.stop_at and self.engine.rank == self.stopped_rank:
             self.flag.number = signal.SIGTERM
         return super().save(improved=improved)
 
 
 def open_trainer(environment: LaunchEnvironment, config: Config) -> Watched:
     """The trainer of a new run, or of one to go on with (resume=auto), at its newest checkpoint."""
-    folder = RunFolder(config)
+    folder = RunDirectory(config)
     if environment.rank == 0:
         folder.open()
     trainer = Watched(folder, environment, torch.device("cpu"))
     trainer.start = {
         name: tensor.detach().clone()
-        for name, tensor in snapshot.model_tensors(trainer.strategy.pieces(), trainer.network).items()
+        for name, tensor in state_dict.model_tensors(trainer.engine.placement.shards(), trainer.network).items()
     }
     newest = trainer.store.newest() if config.resume == "auto" else None
     if newest is not None:
@@ -141,6 +141,18 @@ def refusal(environment: LaunchEnvironment, config: Config) -> str:
     except ConfigError as error:
         return str(error)
     return "accepted"
+
+
+def folder_of(outcomes: list[Outcome]) -> Path:
+    """The run's folder, once its workers have agreed on where it is."""
+    [path] = {outcome.folder for outcome in outcomes}
+    return path
+
+
+def records(outcomes: list[Outcome]) -> list[dict[str, Any]]:
+    """Return the telemetry's records, one per batch."""
+    lines = (folder_of(outcomes) / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == "train"]
 
 
 def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:

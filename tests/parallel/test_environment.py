@@ -10,7 +10,7 @@ import pytest
 
 from fptt_dist.config import ConfigError
 from fptt_dist.parallel import LaunchEnvironment, resolve_environment
-from fptt_dist.parallel.environment import ALONE, FROM_SLURM, FROM_TORCHRUN, PORTS, Launcher, device_index
+from fptt_dist.parallel.comm.environment import ALONE, FROM_SLURM, FROM_TORCHRUN, PORTS, Launcher, device_index
 from fptt_dist.training import run
 from tests.parallel.pool import Pool
 from tests.parallel.runs import tiny
@@ -88,15 +88,12 @@ def message_of(environ: dict[str, str], launcher: Launcher = "auto") -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "environ",
-    [{"PATH": "/bin", "MASTER_ADDR": "localhost", "SLURM_PROCID": "1"}, SALLOC, BATCH, INTERACTIVE, PTY_BASH],
-    ids=["nothing", "salloc", "batch script", "interactive step", "srun --pty bash"],
-)
-def test_a_single_process(environ: dict[str, str]) -> None:
-    environment = resolve_environment("auto", environ)
-    assert environment == LaunchEnvironment(rank=0, world=1, local_rank=0, source=ALONE)
-    assert str(environment) == "single process"
+def test_a_single_process() -> None:
+    nothing = {"PATH": "/bin", "MASTER_ADDR": "localhost", "SLURM_PROCID": "1"}
+    for environ in (nothing, SALLOC, BATCH, INTERACTIVE, PTY_BASH):
+        environment = resolve_environment("auto", environ)
+        assert environment == LaunchEnvironment(rank=0, world=1, local_rank=0, source=ALONE), environ
+        assert str(environment) == "single process", environ
 
 
 def test_torchrun() -> None:
@@ -169,20 +166,20 @@ def test_the_first_host_of_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert (environment.master or "").rpartition(":")[0] == first
     (tmp_path / "slurm.conf").write_text("nonsense\n")
     message = message_of(STEP)
-    assert message.startswith("SLURM_STEP_NODELIST=n[0-1]: scontrol does not tell its first machine (scontrol: ")
+    assert message.startswith("SLURM_STEP_NODELIST=n[0-1]: scontrol does not tell its first node (scontrol: ")
     assert "\n" not in message
 
 
 def test_no_scontrol(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert message_of(STEP) == (
-        "SLURM_STEP_NODELIST=n[0-1]: scontrol does not tell its first machine (No such file or directory): type "
-        "export MASTER_ADDR=… before srun, with that machine's name"
+        "SLURM_STEP_NODELIST=n[0-1]: scontrol does not tell its first node (No such file or directory): type "
+        "export MASTER_ADDR=… before srun, with that node's name"
     )
     assert (resolve_environment("auto", {**STEP, "MASTER_ADDR": "n0"}).master or "").startswith("n0:")
 
 
-# --ntasks=2 --ntasks-per-node=4 and srun -N2 -n4 where 3 fit on the first machine, as SLURM started them
+# --ntasks=2 --ntasks-per-node=4 and srun -N2 -n4 where 3 fit on the first node, as SLURM started them
 TOO_FEW = {**ONE_NODE, "SLURM_NTASKS_PER_NODE": "4"}
 UNEVEN = {name: value for name, value in STEP.items() if name != "SLURM_NTASKS_PER_NODE"} | {
     "SLURM_STEP_TASKS_PER_NODE": "3,1"
@@ -218,9 +215,8 @@ def test_a_single_process_by_request() -> None:
     assert resolve_environment("single", {"WORLD_SIZE": "4"}) == LaunchEnvironment()
 
 
-@pytest.mark.parametrize(
-    ("launcher", "environ", "message"),
-    [
+def test_a_launcher_that_did_not_start_it() -> None:
+    rows: list[tuple[Launcher, dict[str, str], str]] = [
         (
             "torchrun",
             {"RANK": "0"},
@@ -244,10 +240,8 @@ def test_a_single_process_by_request() -> None:
             "SLURM_STEP_ID set in the environment, but not SLURM_LOCALID: start with srun, or type "
             "parallel.launcher=single",
         ),
-    ],
-)
-def test_a_launcher_that_did_not_start_it(launcher: Launcher, environ: dict[str, str], message: str) -> None:
-    assert message_of(environ, launcher) == message
+    ]
+    assert [message_of(environ, launcher) for launcher, environ, _ in rows] == [message for _, _, message in rows]
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,31 +255,22 @@ def test_the_process_own_environment_is_read(monkeypatch: pytest.MonkeyPatch) ->
     assert resolve_environment().rank == 3
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["RANK"], "RANK set in the environment, but not LOCAL_RANK, WORLD_SIZE: start with torchrun, or unset"),
-        (["WORLD_SIZE"], "WORLD_SIZE set in the environment, but not RANK, LOCAL_RANK: start with torchrun, or unset"),
-        (
-            ["WORLD_SIZE", "RANK"],
-            "RANK, WORLD_SIZE set in the environment, but not LOCAL_RANK: start with torchrun, or unset",
-        ),
-    ],
-)
-def test_partly_set(given: list[str], message: str) -> None:
-    assert message_of({name: PLACE[name] for name in given}) == message
-
-
-@pytest.mark.parametrize("value", ["", "two", "-1", "1.0", " 1"])
-@pytest.mark.parametrize("name", [*PLACE, "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"])
-def test_not_a_number(name: str, value: str) -> None:
-    assert message_of({**TORCHRUN, name: value}) == f"{name}={value!r} in the environment is not a number: unset {name}"
-
-
-@pytest.mark.parametrize(("rank", "world"), [(4, 4), (7, 4), (0, 0)])
-def test_a_rank_that_is_not_in_the_world(rank: int, world: int) -> None:
-    message = message_of({**PLACE, "RANK": str(rank), "WORLD_SIZE": str(world)})
-    assert message == f"RANK={rank} in the environment is not below WORLD_SIZE={world}: start with torchrun"
+def test_what_is_set_wrongly() -> None:
+    """Partly, not to a number, or to a rank that is not in the world."""
+    start = "start with torchrun, or unset"
+    rows = [
+        ({"RANK": "3"}, f"RANK set in the environment, but not LOCAL_RANK, WORLD_SIZE: {start}"),
+        ({"WORLD_SIZE": "4"}, f"WORLD_SIZE set in the environment, but not RANK, LOCAL_RANK: {start}"),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, f"RANK, WORLD_SIZE set in the environment, but not LOCAL_RANK: {start}"),
+    ]
+    for name in (*PLACE, "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
+        for value in ("", "two", "-1", "1.0", " 1"):
+            message = f"{name}={value!r} in the environment is not a number: unset {name}"
+            rows.append(({**TORCHRUN, name: value}, message))
+    for rank, world in ((4, 4), (7, 4), (0, 0)):
+        message = f"RANK={rank} in the environment is not below WORLD_SIZE={world}: start with torchrun"
+        rows.append(({**PLACE, "RANK": str(rank), "WORLD_SIZE": str(world)}, message))
+    assert [message_of(environ) for environ, _ in rows] == [message for _, message in rows]
 
 
 def test_a_local_rank_that_is_not_on_the_machine() -> None:
@@ -305,24 +290,23 @@ def test_more_processes_than_gpus() -> None:
     with pytest.raises(ConfigError) as caught:
         device_index(resolve_environment("auto", TORCHRUN), 1)
     assert str(caught.value).endswith(
-        "WORLD_SIZE): 2 processes on this machine, but 1 visible GPU: start 1 on each machine, or type device=cpu"
+        "WORLD_SIZE): 2 workers on this node, but 1 visible GPU: start 1 on each node, or type device=cpu"
     )
     slurm = {**ONE_NODE, "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NTASKS_PER_NODE": "4"}
     with pytest.raises(ConfigError) as caught:
         device_index(resolve_environment("auto", slurm), 3)
     assert str(caught.value).endswith(
-        "4 processes on this machine, but 3 visible GPUs: start 3 on each machine, or type device=cpu, or srun "
-        "--gpu-bind=none"
+        "4 workers on this node, but 3 visible GPUs: start 3 on each node, or type device=cpu, or srun --gpu-bind=none"
     )
-    with pytest.raises(ConfigError, match="3 processes on this machine, but 2 visible GPUs"):
+    with pytest.raises(ConfigError, match="3 workers on this node, but 2 visible GPUs"):
         device_index(LaunchEnvironment(2, 3, 2, "a test"), 2)
 
 
 def log_of_a_lonely_rank(environment: LaunchEnvironment, folder: Path) -> tuple[str, str]:
     """Start rank 0 of 2, whose rank 1 never comes; what was logged, and the message it ends with."""
-    from fptt_dist.parallel import connection
+    from fptt_dist.parallel.comm import process_group
 
-    usual, connection.START_SECONDS = connection.START_SECONDS, 1.0
+    usual, process_group.START_SECONDS = process_group.START_SECONDS, 1.0
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
@@ -333,7 +317,7 @@ def log_of_a_lonely_rank(environment: LaunchEnvironment, folder: Path) -> tuple[
         return stream.getvalue(), str(error)
     finally:
         run.LOG.removeHandler(handler)
-        connection.START_SECONDS = usual
+        process_group.START_SECONDS = usual
     raise AssertionError("one rank of two trained alone")
 
 
@@ -341,25 +325,18 @@ def test_the_place_is_said_before_the_first_collective(pool: Pool, tmp_path: Pat
     [(log, message)] = pool.run(log_of_a_lonely_rank, tmp_path / "run", world=1)
     place = "rank 0 of 2, local rank 0 (from torchrun's RANK, LOCAL_RANK and WORLD_SIZE)"
     assert log == f"{place}, on cpu\n"
-    assert message.startswith(f"{place} could not meet the other processes within 1 s over gloo")
+    assert message.startswith(f"{place} could not meet the other workers within 1 s over gloo")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "environ"),
-    [
-        ("auto", {}),
-        ("auto", TORCHRUN),
-        ("auto", {**STEP, "MASTER_ADDR": "n0"}),
-        ("auto", BATCH),
-        ("torchrun", TORCHRUN),
-        ("slurm", {**STEP, "MASTER_ADDR": "n0"}),
-        ("single", STEP),
-    ],
-)
-def test_how_often_slurm_started_the_job_again(launcher: Launcher, environ: dict[str, str]) -> None:
-    assert resolve_environment(launcher, environ).requeues == 0
-    again = resolve_environment(launcher, {**environ, "SLURM_RESTART_COUNT": "2"})
-    assert again.requeues == 2
-    assert again.restarts == (1 if environ is TORCHRUN else 2 if "MASTER_ADDR" in environ else 0)
-    message = "SLURM_RESTART_COUNT='often' in the environment is not a number: unset SLURM_RESTART_COUNT"
-    assert message_of({**environ, "SLURM_RESTART_COUNT": "often"}, launcher) == message
+def test_how_often_slurm_started_the_job_again() -> None:
+    meeting = {**STEP, "MASTER_ADDR": "n0"}
+    starts: list[tuple[Launcher, dict[str, str], int]] = [
+        *[("auto", {}, 0), ("auto", TORCHRUN, 1), ("auto", meeting, 2), ("auto", BATCH, 0)],
+        *[("torchrun", TORCHRUN, 1), ("slurm", meeting, 2), ("single", STEP, 0)],
+    ]
+    for launcher, environ, restarts in starts:
+        assert resolve_environment(launcher, environ).requeues == 0
+        again = resolve_environment(launcher, {**environ, "SLURM_RESTART_COUNT": "2"})
+        assert (again.requeues, again.restarts) == (2, restarts), (launcher, environ)
+        message = "SLURM_RESTART_COUNT='often' in the environment is not a number: unset SLURM_RESTART_COUNT"
+        assert message_of({**environ, "SLURM_RESTART_COUNT": "often"}, launcher) == message

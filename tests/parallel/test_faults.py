@@ -13,51 +13,58 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fptt_dist.config import Config, ConfigError, apply_overrides
-from fptt_dist.parallel import LaunchEnvironment, LostWorkerError, lost
-from fptt_dist.training import build, run, same_program
-from fptt_dist.training.signals import Interrupted, StopFlag
-from fptt_dist.training.trainer import NonFiniteError
+from fptt_dist.parallel import LaunchEnvironment, LostWorkerError
+from fptt_dist.parallel.comm import errors
+from fptt_dist.training import run
+from fptt_dist.training.non_finite import NonFiniteError
+from fptt_dist.training.process.signals import Interrupted, StopFlag
+from fptt_dist.training.setup import consistency, factory
 from tests.parallel.fault_driver import Moment, _fail, place
 from tests.parallel.pool import Pool
 from tests.parallel.runs import open_trainer, tiny
 from tests.training.helpers import content
 from tests.training.toys import Overflowing
 
-CONSENSUS: dict[str, Any] = {"strategy": "consensus", "every": 3}
-WORKER = {**CONSENSUS, "dual": "worker"}
-STRATEGIES: list[tuple[dict[str, Any], int]] = [
-    ({"strategy": "gradient"}, 1),
-    ({"strategy": "gradient", "reduce": "ddp"}, 1),
-    (CONSENSUS, 1),
-    ({**CONSENSUS, "every": 7, "delay": 2}, 1),
-    (WORKER, 1),
-    ({"strategy": "hierarchical", "every": 3}, 2),
-    ({"strategy": "hierarchical", "every": 3, "inside": "fsdp"}, 2),
-    ({"strategy": "fsdp"}, 1),
-    ({"strategy": "deepspeed", "stage": 1}, 1),
-    ({"strategy": "deepspeed", "stage": 2}, 1),
-    ({"strategy": "deepspeed", "stage": 3}, 1),
-]
+CONSENSUS: dict[str, Any] = {"strategy": "consensus", "sync_every": 3}
+WORKER = {**CONSENSUS, "dual": "local"}
+STRATEGIES: dict[str, tuple[dict[str, Any], int]] = {
+    "gradient": ({"strategy": "data_parallel"}, 1),
+    "ddp": ({"strategy": "data_parallel", "reduce": "ddp"}, 1),
+    "late": ({**CONSENSUS, "sync_every": 7, "sync_delay": 2}, 1),
+    "rare": ({**CONSENSUS, "sync_every": 1000, "control_interval": 5}, 1),
+    "worker": (WORKER, 1),
+    "machines": ({"strategy": "hierarchical", "sync_every": 3}, 2),
+    "machines fsdp": ({"strategy": "hierarchical", "sync_every": 3, "intra_node": "fsdp"}, 2),
+    "fsdp": ({"strategy": "fsdp"}, 1),
+    "zero 1": ({"strategy": "deepspeed", "zero_stage": 1}, 1),
+    "zero 2": ({"strategy": "deepspeed", "zero_stage": 2}, 1),
+    "zero 3": ({"strategy": "deepspeed", "zero_stage": 3}, 1),
+}
+
+
+def strategies(quick: list[str], slow: list[str]) -> pytest.MarkDecorator:
+    marked = [pytest.param(name, marks=pytest.mark.slow) for name in slow]
+    return pytest.mark.parametrize("name", [*quick, *marked])
 
 
 def program(environment: LaunchEnvironment, configs: list[Config], code: str = "") -> str:
     """`fptt_dist.train`, each worker as configured, the last with `code` as its checksum; the message."""
     mine = configs[min(environment.rank, len(configs) - 1)]
-    resolve, checksum = run.resolve_environment, same_program._code
+    resolve, checksum = run.resolve_environment, consistency._code
     run.resolve_environment = lambda launcher="auto", environ=os.environ: replace(environment)
     if code and environment.rank == environment.world - 1:
-        same_program._code = lambda: code
+        consistency._code = lambda: code
     try:
         run.train(mine)
     except ConfigError as error:
         return str(error)
     finally:
-        run.resolve_environment, same_program._code = resolve, checksum
+        run.resolve_environment, consistency._code = resolve, checksum
     return "trained"
 
 
 def test_the_program_trains_where_all_are_alike(pool: Pool, tmp_path: Path) -> None:
-    config = tiny(tmp_path / "run")
+    config = tiny(tmp_path / "run", {"train.max_batches": 2})
     assert pool.run(program, [config], world=2) == ["trained"] * 2
     assert (tmp_path / "run/result.json").is_file()
 
@@ -80,10 +87,10 @@ def test_another_configuration_is_refused_by_all(pool: Pool, tmp_path: Path) -> 
 
 def test_a_key_that_one_has_not_is_named(pool: Pool, tmp_path: Path) -> None:
     base = tiny(tmp_path / "run", {"parallel": CONSENSUS})
-    other = tiny(tmp_path / "run", {"parallel": {"strategy": "gradient"}})
+    other = tiny(tmp_path / "run", {"parallel": {"strategy": "data_parallel"}})
     said = pool.run(program, [base, other])
     assert said[0] == said[1]
-    assert "  parallel.every: 3 on rank 0, not set on rank 1\n" in said[0]
+    assert "  parallel.sync_every: 3 on rank 0, not set on rank 1\n" in said[0]
     assert "  parallel.reduce: not set on rank 0, flat on rank 1\n" in said[0]
     assert list(tmp_path.iterdir()) == []
 
@@ -91,7 +98,7 @@ def test_a_key_that_one_has_not_is_named(pool: Pool, tmp_path: Path) -> None:
 def test_another_program_is_refused_by_all(pool: Pool, tmp_path: Path) -> None:
     base = tiny(tmp_path / "run")
     said = pool.run(program, [base], "f" * 64)
-    checksum = same_program._code()[:12]
+    checksum = consistency._code()[:12]
     assert (
         said
         == [f"the workers do not run the same:\n  code of fptt_dist: {checksum} on rank 0, ffffffffffff on rank 1"] * 2
@@ -103,7 +110,7 @@ def left_alone(
     environment: LaunchEnvironment, config: Config, machines: int, moment: str, number: int
 ) -> tuple[str, list[int], float] | None:
     """Train; the last rank raises at the moment. What the others hear: the message, the silent, seconds until then."""
-    grace, lost.GRACE = lost.GRACE, 1.0
+    grace, errors.GRACE = errors.GRACE, 1.0
     last = environment.rank == environment.world - 1
     fault = Moment(moment, number, _fail) if last else None
     trainer = open_trainer(place(environment, machines), config)
@@ -116,17 +123,18 @@ def left_alone(
     except LostWorkerError as error:
         return str(error), error.silent, time.monotonic() - began
     finally:
-        lost.GRACE = grace
+        errors.GRACE = grace
         if fault is not None:
             fault.over()
     raise AssertionError("the run ended")
 
 
-@pytest.mark.parametrize(("parallel", "machines"), STRATEGIES, ids=str)
-def test_who_raises_leaves_nobody_behind(pool: Pool, tmp_path: Path, parallel: dict[str, Any], machines: int) -> None:
+@strategies(["gradient", "worker", "fsdp", "zero 3"], ["ddp", "late", "machines", "machines fsdp", "zero 2"])
+def test_who_raises_leaves_nobody_behind(pool: Pool, tmp_path: Path, name: str) -> None:
     """At its third batch, where the others wait in the next collective."""
+    parallel, machines = STRATEGIES[name]
     world = 2 * machines
-    config = tiny(tmp_path / "run", {"parallel": {**parallel, "timeout": 2.0}})
+    config = tiny(tmp_path / "run", {"parallel": {**parallel, "timeout_seconds": 2.0}})
     *others, raised = pool.run(left_alone, config, machines, "batch", 3, world=world, timeout=25.0)
     assert raised is None
     for rank, heard in enumerate(others):
@@ -139,10 +147,10 @@ def test_who_raises_leaves_nobody_behind(pool: Pool, tmp_path: Path, parallel: d
     assert any(heard is not None and heard[1] == [world - 1] for heard in others), others
 
 
-@pytest.mark.parametrize(("moment", "collective"), [("agreement", "agreement"), ("save", "checkpoint written")])
+@pytest.mark.parametrize(("moment", "collective"), [("sync", "sync"), ("save", "checkpoint written")])
 def test_the_collective_and_the_silent_are_named(pool: Pool, tmp_path: Path, moment: str, collective: str) -> None:
     """In a save on one rank, or after its share of an agreement is on its way."""
-    config = tiny(tmp_path / "run", {"parallel": {**WORKER, "timeout": 2.0}, "checkpoint.every": 2})
+    config = tiny(tmp_path / "run", {"parallel": {**WORKER, "timeout_seconds": 2.0}, "checkpoint.every_batches": 2})
     one, other, raised = pool.run(left_alone, config, 1, moment, 2, world=3, timeout=25.0)
     assert raised is None
     assert one is not None
@@ -156,26 +164,26 @@ def test_the_collective_and_the_silent_are_named(pool: Pool, tmp_path: Path, mom
 
 def overflowed(environment: LaunchEnvironment, config: Config, machines: int) -> str:
     """Train on data of which the last rank's sixth batch holds infinite numbers: the message of NonFiniteError."""
-    real = build.build_task
+    real = factory.build_task
     if environment.rank == environment.world - 1:
-        build.build_task = lambda config: Overflowing(6, 12, length=20, examples=32, validation=41, test=30)
+        factory.build_task = lambda config: Overflowing(6, 12, length=20, examples=32, validation=41, test=30)
     try:
         trainer = open_trainer(place(environment, machines), config)
         trainer.fit(StopFlag())
     except NonFiniteError as error:
         return str(error)
     finally:
-        build.build_task = real
+        factory.build_task = real
     raise AssertionError("the run ended")
 
 
-@pytest.mark.parametrize(("parallel", "machines"), [*STRATEGIES, ({**CONSENSUS, "every": 1000}, 1)], ids=str)
-def test_what_is_not_finite_on_one_worker_stops_all(
-    pool: Pool, tmp_path: Path, parallel: dict[str, Any], machines: int
-) -> None:
-    """Step 12 is in window 3 of 4 of batch 6. With every=1000 the save of batch 8 is what tells the others."""
+@strategies(["gradient", "late", "rare", "fsdp", "zero 2"], ["ddp", "worker", "machines fsdp", "zero 1", "zero 3"])
+def test_what_is_not_finite_on_one_worker_stops_all(pool: Pool, tmp_path: Path, name: str) -> None:
+    """Step 12 is in window 3 of 4 of batch 6. With sync_every=1000 the save of batch 8 is what tells the others."""
+    parallel, machines = STRATEGIES[name]
+    parallel = {key: value for key, value in parallel.items() if key != "control_interval"}
     world = 2 * machines
-    keys = {"parallel": parallel, "checkpoint.every": 2, "evaluate.every": 100}
+    keys = {"parallel": parallel, "checkpoint.every_batches": 2, "evaluate.every_batches": 100}
     said = pool.run(overflowed, tiny(tmp_path / "run", keys), machines, world=world)
     assert len(set(said)) == 1
     where = (
@@ -206,21 +214,18 @@ def asked(environment: LaunchEnvironment, config: Config, machines: int) -> tupl
     try:
         trainer.fit(flag)
     except Interrupted as error:
-        return error.exit_code, trainer.position.batch, str(error)
+        return error.exit_code, trainer.state.position.batch, str(error)
     finally:
         if moment is not None:
             moment.over()
     raise AssertionError("the run ended")
 
 
-@pytest.mark.parametrize(
-    ("parallel", "machines"), [*STRATEGIES, ({**CONSENSUS, "every": 1000, "stop_every": 5}, 1)], ids=str
-)
-def test_one_that_is_asked_to_stop_stops_all(
-    pool: Pool, tmp_path: Path, parallel: dict[str, Any], machines: int
-) -> None:
+@strategies(["gradient", "late", "rare"], ["ddp", "worker", "machines", "machines fsdp", "zero 2"])
+def test_one_that_is_asked_to_stop_stops_all(pool: Pool, tmp_path: Path, name: str) -> None:
     """All save the same batch and leave with their own exit code; DDP asks only every 100 updates, or at a save."""
-    keys = {"parallel": parallel, "checkpoint.every": 7}
+    parallel, machines = STRATEGIES[name]
+    keys = {"parallel": parallel, "checkpoint.every_batches": 7}
     answers = pool.run(asked, tiny(tmp_path / "run", keys), machines, world=2 * machines)
     assert len({answer[1:] for answer in answers}) == 1
     batch = answers[0][1]

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from fptt_dist.algorithm import FPTT
-from fptt_dist.parallel import GradientAveraging, LaunchEnvironment, Single, Strategy, communicator
-from fptt_dist.parallel.finite import LOSS, Sighting
+from fptt_dist.parallel import Engine, GradientSync, LaunchEnvironment, Replicated, communicator
+from fptt_dist.parallel.nan_check import LOSS, NonFiniteRecord
 from tests.parallel.pool import Pool
 from tests.parallel.runs import same_bits
+from tests.parallel.toys import single_worker, told
 
 SIZES: list[tuple[int, ...]] = [(), (1,), (7,), (0,), (0, 3), (1000,), (3, 5)]
 
@@ -43,20 +44,20 @@ def linear_loss(params: list[Parameter], gradients: list[Tensor]) -> Tensor:
     return torch.stack([(p * g).double().sum() for p, g in zip(params, gradients, strict=True)]).sum()
 
 
-def averaging(environment: LaunchEnvironment, weight: float | None = None) -> GradientAveraging:
-    """The strategy with all workers of a job; equal shares of the batch if not told otherwise."""
+def averaging(environment: LaunchEnvironment, weight: float | None = None) -> Engine:
+    """The engine with all workers of a job; equal shares of the batch if not told otherwise."""
     everyone = communicator(environment, torch.device("cpu"))
-    return GradientAveraging(everyone, 1.0 / everyone.world if weight is None else weight)
+    return Engine(everyone, Replicated(), GradientSync(everyone, 1.0 / everyone.world if weight is None else weight))
 
 
-def attached(strategy: Strategy, params: list[Parameter]) -> FPTT:
+def attached(engine: Engine, params: list[Parameter]) -> FPTT:
     """The strategy with an optimizer whose every step moves every parameter that has a gradient, even a zero one."""
     module = nn.Module()
     for i, p in enumerate(params):
         module.register_parameter(f"p{i}", p)
-    strategy.prepare(module)
+    engine.prepare(module)
     optimizer = FPTT(torch.optim.AdamW(params, lr=0.5, weight_decay=0.1, foreach=True), alpha=0.0)
-    strategy.attach(optimizer)
+    engine.attach(optimizer)
     return optimizer
 
 
@@ -71,16 +72,15 @@ def gradients_of(params: list[Parameter]) -> list[Tensor | None]:
 def average_once(environment: LaunchEnvironment, wide: bool) -> tuple[list[Tensor | None], bool, dict[str, Tensor]]:
     """One reduction of `coefficients` and a step: gradients, verdict and weights afterwards."""
     params = hostile(wide=wide)
-    strategy = averaging(environment)
-    attached(strategy, params)
-    strategy.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
+    engine = averaging(environment)
+    attached(engine, params)
+    engine.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
     gradients = gradients_of(params)
-    strategy.step()
-    return gradients, strategy.healthy(), bits_of(params)
+    engine.step()
+    return gradients, told(engine).all_finite(), bits_of(params)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("world", "wide"), [(1, True), (2, False), (4, True)])
 def test_every_element_is_averaged_once(pool: Pool, world: int, wide: bool) -> None:
     params = hostile(wide=wide)
     shares = [coefficients(params, rank) for rank in range(world)]
@@ -99,16 +99,16 @@ def average_shares(
     environment: LaunchEnvironment, weights: list[float]
 ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
     params = hostile(wide=True)
-    strategy = averaging(environment, weights[environment.rank])
-    attached(strategy, params)
-    strategy.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
+    engine = averaging(environment, weights[environment.rank])
+    attached(engine, params)
+    engine.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
     gradients = gradients_of(params)
-    strategy.step()
+    engine.step()
     return gradients, bits_of(params)
 
 
-@pytest.mark.parametrize("weights", [[0.75, 0.25], [0.5, 0.25, 0.125, 0.125]])
-def test_unequal_shares_weigh_as_many_sequences_as_they_have(pool: Pool, weights: list[float]) -> None:
+def test_unequal_shares_weigh_as_many_sequences_as_they_have(pool: Pool) -> None:
+    weights = [0.5, 0.25, 0.25]
     params = hostile(wide=True)
     shares = [coefficients(params, rank) for rank in range(len(weights))]
     expected = [
@@ -126,9 +126,9 @@ def test_unequal_shares_weigh_as_many_sequences_as_they_have(pool: Pool, weights
 def precise_mean(environment: LaunchEnvironment) -> Tensor:
     """Average 1/3 in float64 beside a float32 parameter."""
     params = [Parameter(torch.zeros(2)), Parameter(torch.zeros(2, dtype=torch.float64))]
-    strategy = averaging(environment)
-    attached(strategy, params)
-    strategy.backward(params[0].sum() + (params[1] / 3.0).sum(), last=True)
+    engine = averaging(environment)
+    attached(engine, params)
+    engine.backward(params[0].sum() + (params[1] / 3.0).sum(), last=True)
     assert params[1].grad is not None
     return params[1].grad
 
@@ -140,12 +140,12 @@ def test_a_float64_gradient_is_not_rounded_to_float32(pool: Pool) -> None:
 
 def single_step(environment: LaunchEnvironment, averaged: bool) -> tuple[list[Tensor | None], dict[str, Tensor]]:
     params = hostile(wide=True)
-    strategy = averaging(environment) if averaged else Single()
-    attached(strategy, params)
-    strategy.backward(linear_loss(params, [g / 7.0 for g in coefficients(params, 0)]), last=False)
-    strategy.backward(linear_loss(params, [g / 3.0 for g in coefficients(params, 1)]), last=True)
+    engine = averaging(environment) if averaged else single_worker()
+    attached(engine, params)
+    engine.backward(linear_loss(params, [g / 7.0 for g in coefficients(params, 0)]), last=False)
+    engine.backward(linear_loss(params, [g / 3.0 for g in coefficients(params, 1)]), last=True)
     gradients = gradients_of(params)
-    strategy.step()
+    engine.step()
     return gradients, bits_of(params)
 
 
@@ -165,20 +165,19 @@ def partly_used(environment: LaunchEnvironment, wide: bool) -> tuple[list[Tensor
     """
     kinds = [torch.float64 if wide and i % 2 else torch.float32 for i in range(environment.world + 1)]
     params = [Parameter(torch.ones(3, dtype=kind)) for kind in kinds]
-    strategy = averaging(environment)
-    optimizer = attached(strategy, params)
+    engine = averaging(environment)
+    optimizer = attached(engine, params)
     gradients = []
     for _ in range(2):
         used = [p.double().sum() for i, p in enumerate(params) if environment.rank < i]
-        strategy.backward(torch.stack(used).sum(), last=True)
+        engine.backward(torch.stack(used).sum(), last=True)
         gradients = gradients_of(params)
-        strategy.step()
+        engine.step()
         optimizer.zero_grad()
     return gradients, bits_of(params), [str(i) for i, p in enumerate(params) if optimizer.state.get(p)]
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize(("world", "wide"), [(2, False), (4, True)])
 def test_a_parameter_without_gradient_somewhere_counts_as_zero_there(pool: Pool, world: int, wide: bool) -> None:
     answers = pool.run(partly_used, wide, world=world)
     for gradients, weights, with_state in answers:
@@ -196,21 +195,21 @@ def test_a_parameter_without_gradient_somewhere_counts_as_zero_there(pool: Pool,
 def stop_asked_by(environment: LaunchEnvironment, asking: int) -> list[bool]:
     """`stopping()` after each of four batches of two windows; rank `asking` asks after the second batch."""
     params = hostile(wide=False)
-    strategy = averaging(environment)
-    optimizer = attached(strategy, params)
+    engine = averaging(environment)
+    optimizer = attached(engine, params)
     answers = []
     for batch in range(4):
         for _ in range(2):
-            strategy.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
-            strategy.step()
+            engine.backward(linear_loss(params, coefficients(params, environment.rank)), last=True)
+            engine.step()
             optimizer.zero_grad()
         if batch == 1 and environment.rank == asking:
-            strategy.request_stop()
-        answers.append(strategy.stopping())
+            engine.control.request_stop()
+        answers.append(told(engine).should_stop())
     return answers
 
 
-@pytest.mark.parametrize(("world", "asking"), [(1, 0), (2, 0), (2, 1), (4, 3)])
+@pytest.mark.parametrize(("world", "asking"), [(1, 0), (2, 1), (3, 0)])
 def test_all_stop_where_one_asks(pool: Pool, world: int, asking: int) -> None:
     assert pool.run(stop_asked_by, asking, world=world) == [[False, False, True, True]] * world
 
@@ -219,7 +218,7 @@ def test_nobody_stops_unasked(pool: Pool) -> None:
     assert pool.run(stop_asked_by, -1) == [[False] * 4] * 2
 
 
-Verdict = tuple[list[bool], Sighting]
+Verdict = tuple[list[bool], NonFiniteRecord]
 
 
 @contextmanager
@@ -236,14 +235,22 @@ def overflowing(param: Parameter, value: float | None) -> Iterator[None]:
         hook.remove()
 
 
-def verdicts(environment: LaunchEnvironment, value: float, where: str, bad_rank: int) -> Verdict:
+BAD = [(value, where) for value in (torch.nan, torch.inf, -torch.inf) for where in ("gradient", "loss", "first")]
+
+
+def verdicts(environment: LaunchEnvironment, bad_rank: int) -> list[Verdict]:
+    """One for each of `BAD`."""
+    return [verdict(environment, value, where, bad_rank) for value, where in BAD]
+
+
+def verdict(environment: LaunchEnvironment, value: float, where: str, bad_rank: int) -> Verdict:
     """`healthy` after each of three updates of two micro-batches each, where `value` enters on `bad_rank` in the second
     update: in the "gradient" of one element, in the "loss" alone, or in the "first" micro-batch's loss alone; then what
     was seen first.
     """
     params = hostile(wide=False)
-    strategy = averaging(environment)
-    attached(strategy, params)
+    engine = averaging(environment)
+    attached(engine, params)
     answers = []
     for update in range(3):
         bad = update == 1 and environment.rank == bad_rank
@@ -254,50 +261,47 @@ def verdicts(environment: LaunchEnvironment, value: float, where: str, bad_rank:
             if bad and (where == "loss" or (where == "first" and micro == 0)):
                 loss = loss + value
             with overflowing(params[5], value if bad and where == "gradient" and micro == 1 else None):
-                strategy.backward(loss, last=micro == 1)
-        answers.append(strategy.healthy())
-        strategy.after_window()
-    return answers, strategy.first_sight()
+                engine.backward(loss, last=micro == 1)
+        answers.append(told(engine).all_finite())
+        engine.after_update()
+    return answers, engine.control.first_non_finite()
 
 
-@pytest.mark.parametrize("where", ["gradient", "loss", "first"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize(("world", "bad_rank"), [(2, 0), (2, 1), (4, 2)])
-def test_all_hear_of_a_value_that_is_not_finite(
-    pool: Pool, world: int, bad_rank: int, value: float, where: str
-) -> None:
+@pytest.mark.parametrize(("world", "bad_rank"), [(2, 0), (3, 1)])
+def test_all_hear_of_a_value_that_is_not_finite(pool: Pool, world: int, bad_rank: int) -> None:
     """And do not forget it: a run looks once a batch."""
-    seen = Sighting(bad_rank, 1, "p5" if where == "gradient" else LOSS)
-    assert pool.run(verdicts, value, where, bad_rank, world=world) == [([True, False, False], seen)] * world
+    seen = [NonFiniteRecord(bad_rank, 1, "p5" if where == "gradient" else LOSS) for _, where in BAD]
+    expected = [([True, False, False], sighting) for sighting in seen]
+    assert pool.run(verdicts, bad_rank, world=world) == [expected] * world
 
 
-def single_verdicts(environment: LaunchEnvironment, where: str) -> tuple[bool, bool, Sighting | None]:
+def single_verdicts(environment: LaunchEnvironment, where: str) -> tuple[bool, bool, NonFiniteRecord | None]:
     """`healthy` of `Single` with empty parameters: as it is, and with a NaN in a gradient, or in the loss."""
     params = hostile(wide=True)
-    strategy = Single()
-    attached(strategy, params)
-    strategy.backward(linear_loss(params, coefficients(params, 0)), last=True)
-    before = strategy.healthy()
-    strategy.after_window()
+    engine = single_worker()
+    attached(engine, params)
+    engine.backward(linear_loss(params, coefficients(params, 0)), last=True)
+    before = told(engine).all_finite()
+    engine.after_update()
     for p in params:
         p.grad = None
     loss = linear_loss(params, coefficients(params, 0)) + (torch.nan if where == "loss" else 0.0)
     with overflowing(params[5], torch.nan if where == "gradient" else None):
-        strategy.backward(loss, last=True)
-    return before, strategy.healthy(), strategy.first_sight()
+        engine.backward(loss, last=True)
+    return before, told(engine).all_finite(), engine.control.first_non_finite()
 
 
 @pytest.mark.parametrize(("where", "tensor"), [("gradient", "p5"), ("loss", LOSS)])
 def test_a_single_process_sees_it_too(pool: Pool, where: str, tensor: str) -> None:
-    assert pool.run(single_verdicts, where, world=1) == [(True, False, Sighting(0, 1, tensor))]
+    assert pool.run(single_verdicts, where, world=1) == [(True, False, NonFiniteRecord(0, 1, tensor))]
 
 
 def opposite_infinities(environment: LaunchEnvironment) -> bool:
     p = Parameter(torch.ones(2))
-    strategy = averaging(environment)
-    attached(strategy, [p])
-    strategy.backward((p * (torch.inf if environment.rank else -torch.inf)).sum(), last=True)
-    return strategy.healthy()
+    engine = averaging(environment)
+    attached(engine, [p])
+    engine.backward((p * (torch.inf if environment.rank else -torch.inf)).sum(), last=True)
+    return told(engine).all_finite()
 
 
 def test_infinities_do_not_cancel(pool: Pool) -> None:
@@ -312,10 +316,9 @@ def start_apart(environment: LaunchEnvironment) -> tuple[dict[str, Tensor], list
     return bits_of(params), [p.data_ptr() == address for p, address in zip(params, addresses, strict=True)]
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_all_start_from_the_weights_of_rank_0(pool: Pool, world: int) -> None:
+def test_all_start_from_the_weights_of_rank_0(pool: Pool) -> None:
     assert not same_bits(bits_of(hostile(wide=True, seed=0)), bits_of(hostile(wide=True, seed=1)))
-    for weights, in_place in pool.run(start_apart, world=world):
+    for weights, in_place in pool.run(start_apart, world=3):
         assert same_bits(weights, bits_of(hostile(wide=True, seed=0)))
         assert all(in_place)
 
@@ -323,15 +326,15 @@ def test_all_start_from_the_weights_of_rank_0(pool: Pool, world: int) -> None:
 def accumulate(environment: LaunchEnvironment) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Three micro-batches before one reduction: gradients before the last call, and after it."""
     params = hostile(wide=True)
-    strategy = averaging(environment)
-    attached(strategy, params)
+    engine = averaging(environment)
+    attached(engine, params)
     mine = coefficients(params, environment.rank)
-    sent = strategy.traffic()
+    sent = engine.traffic()
     for factor in (1.0, 2.0):
-        strategy.backward(factor * linear_loss(params, mine), last=False)
-    assert strategy.traffic() == sent
+        engine.backward(factor * linear_loss(params, mine), last=False)
+    assert engine.traffic() == sent
     before = [None if g is None else g.clone() for g in gradients_of(params)]
-    strategy.backward(3.0 * linear_loss(params, mine), last=True)
+    engine.backward(3.0 * linear_loss(params, mine), last=True)
     return before, gradients_of(params)
 
 
@@ -360,26 +363,26 @@ class Traffic:
 def traffic(environment: LaunchEnvironment) -> Traffic:
     """The names of the collectives of three updates of two micro-batches."""
     params = hostile(wide=True)
-    strategy = averaging(environment)
-    attached(strategy, params)
+    engine = averaging(environment)
+    attached(engine, params)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         for _ in range(3):
             for micro in range(2):
                 loss = linear_loss(params, coefficients(params, environment.rank))
-                strategy.backward(loss, last=micro == 1)
-            strategy.step()
-            strategy.stopping()
+                engine.backward(loss, last=micro == 1)
+            engine.step()
+            told(engine).should_stop()
     sent = [e.name for e in profile.events() or [] if e.name.startswith(("fptt_dist::", "gloo:"))]
-    cost, plan = strategy.traffic()["gradients"], strategy.plan(3)
+    cost, plan = engine.traffic()["gradients"], engine.comm_estimate(3)
     counted, planned = [cost.calls, cost.bytes], [plan.collectives, plan.bytes, plan.each]
-    return Traffic(sent, strategy.everyone.equal([p.detach() for p in params], name="test"), counted, planned)
+    return Traffic(sent, engine.everyone.all_equal([p.detach() for p in params], name="test"), counted, planned)
 
 
 def test_one_message_an_update(pool: Pool) -> None:
     params = hostile(wide=True)
     size = 8 * (sum(p.numel() for p in params) + len(params) + 2)
     for answer in pool.run(traffic):
-        assert answer.names.count("fptt_dist::sum::gradients") == 3
+        assert answer.names.count("fptt_dist::all_reduce::gradients") == 3
         assert [name for name in answer.names if name.startswith("gloo:")] == ["gloo:all_reduce"] * 3
         assert answer.equal
         assert answer.counted == [3, 3 * size]
@@ -389,17 +392,16 @@ def test_one_message_an_update(pool: Pool) -> None:
 def random_updates(environment: LaunchEnvironment) -> bool:
     """Whether the workers' weights are the same after ten updates from random gradients."""
     params = hostile(wide=False, seed=environment.rank)
-    strategy = averaging(environment)
-    optimizer = attached(strategy, params)
+    engine = averaging(environment)
+    optimizer = attached(engine, params)
     generator = torch.Generator().manual_seed(environment.rank)
     for _ in range(10):
         gradients = [torch.randn(p.shape, generator=generator) for p in params]
-        strategy.backward(linear_loss(params, gradients), last=True)
-        strategy.step()
+        engine.backward(linear_loss(params, gradients), last=True)
+        engine.step()
         optimizer.zero_grad()
-    return strategy.everyone.equal([p.detach() for p in params], name="test")
+    return engine.everyone.all_equal([p.detach() for p in params], name="test")
 
 
-@pytest.mark.parametrize("world", [2, 4])
-def test_weights_stay_equal_bit_for_bit(pool: Pool, world: int) -> None:
-    assert pool.run(random_updates, world=world) == [True] * world
+def test_weights_stay_equal_bit_for_bit(pool: Pool) -> None:
+    assert pool.run(random_updates, world=3) == [True] * 3

@@ -6,19 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fptt_dist.algorithm import Anchor
 from fptt_dist.parallel import (
+    AveragedDual,
     Communicator,
     Consensus,
-    GradientAveraging,
-    MachinesCommunicator,
-    SharedDual,
-    WorkerDual,
+    Engine,
+    GradientSync,
+    LocalDual,
+    NodesCommunicator,
+    Replicated,
 )
-from fptt_dist.parallel.agreement import Agreement
-from fptt_dist.parallel.finite import Sighting
+from fptt_dist.parallel.nan_check import NonFiniteRecord
+from fptt_dist.parallel.sync.rule import SyncRule
 from tests.parallel.replicas import Replica, together
-from tests.parallel.toys import SHAPES, Quadratic, Run, close, consensus, equal
+from tests.parallel.toys import OF_FPTT, SHAPES, Quadratic, Run, averaging, close, consensus, equal, told
 
 EQUAL = (0.25, 0.25, 0.25, 0.25)
 UNEQUAL = (0.1, 0.3, 0.2, 0.4)
@@ -40,33 +41,35 @@ def hierarchical(
     every: int,
     agreement: str = "shared",
     **options: Any,
-) -> Consensus:
+) -> Engine:
     inside, across = places(workers, machines)
     local = workers.world // machines
     node = workers.rank // local
     voice = sum(shares[node * local : (node + 1) * local])
-    what: Agreement = SharedDual("mean", slow=True, each_window=every == 1, compressed=bool(options.get("compressed")))
-    if agreement == "damped":
-        what = WorkerDual("damped", 0.25, by_tensor=False, make_anchor=Anchor)
-    gradients = GradientAveraging(inside, shares[workers.rank] / voice)
-    return Consensus(
-        workers, MachinesCommunicator(inside, across), voice, gradients, None, what, every=every, **options
+    what: SyncRule = AveragedDual(
+        "average", slow=True, each_window=every == 1, compressed=bool(options.get("compressed"))
     )
+    if agreement == "damped":
+        what = LocalDual("damped", 0.25, **OF_FPTT)
+    gradients = GradientSync(inside, shares[workers.rank] / voice)
+    between = NodesCommunicator(inside, across)
+    sync = Consensus(between, voice, what, sync_every=every, intra_node=gradients, **options)
+    return Engine(workers, Replicated(), sync)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 101])
 @pytest.mark.parametrize("machines", [1, 2, 4])
-def test_the_sum_over_machines_counts_each_machine_once(machines: int, size: int) -> None:
-    def work(workers: Replica) -> Tensor:
+def test_the_sum_over_machines_counts_each_machine_once(machines: int) -> None:
+    def work(workers: Replica, size: int) -> Tensor:
         inside, across = places(workers, machines)
-        between: Communicator = MachinesCommunicator(inside, across)
+        between: Communicator = NodesCommunicator(inside, across)
         value = 10.0**across.rank * torch.arange(1.0, size + 1.0, dtype=torch.float64)
         assert between.world == machines
-        assert between.sum(value, name="test") is value
+        assert between.all_reduce(value, name="test") is value
         return value
 
-    expected = sum(10.0**m for m in range(machines)) * torch.arange(1.0, size + 1.0, dtype=torch.float64)
-    assert all(torch.equal(value, expected) for value in together(4, work))
+    for size in (1, 2, 3, 10, 101):
+        expected = sum(10.0**m for m in range(machines)) * torch.arange(1.0, size + 1.0, dtype=torch.float64)
+        assert all(torch.equal(value, expected) for value in together(4, lambda w, size=size: work(w, size))), size
 
 
 class OfMachines(Quadratic):
@@ -85,19 +88,19 @@ class OfMachines(Quadratic):
 
 @pytest.mark.parametrize("shares", [EQUAL, UNEQUAL])
 @pytest.mark.parametrize(
-    "options", [{"every": 1}, {"every": 4}, {"every": 4, "delay": 2}, {"every": 4, "agreement": "damped"}], ids=str
+    "options", [{"every": 1}, {"every": 4}, {"every": 4, "sync_delay": 2}, {"every": 4, "agreement": "damped"}], ids=str
 )
 def test_two_machines_are_two_workers_with_their_machines_batches(
     options: dict[str, Any], shares: tuple[float, ...]
 ) -> None:
     def machines(workers: Replica) -> tuple[list[Tensor], float]:
         run = Run(hierarchical(workers, shares, **options), Quadratic(), workers.rank, base="adam").advance(15)
-        return run.slow(), run.strategy.voices
+        return run.slow(), run.engine.sync.num_replicas
 
     def two(workers: Replica) -> list[Tensor]:
         share = sum(shares[2 * workers.rank : 2 * workers.rank + 2])
-        strategy = consensus(workers, share=share, **options)
-        return Run(strategy, OfMachines(shares), workers.rank, base="adam").advance(15).slow()
+        engine = consensus(workers, share=share, **options)
+        return Run(engine, OfMachines(shares), workers.rank, base="adam").advance(15).slow()
 
     expected = together(2, two)
     for rank, (found, voices) in enumerate(together(4, machines)):
@@ -110,8 +113,8 @@ def test_two_machines_are_two_workers_with_their_machines_batches(
 def test_a_machines_workers_are_equal_bit_for_bit(compressed: bool, agreement: str) -> None:
     def work(workers: Replica) -> list[list[Tensor]]:
         seen: list[list[Tensor]] = []
-        strategy = hierarchical(workers, UNEQUAL, every=3, agreement=agreement, compressed=compressed)
-        run = Run(strategy, Quadratic(torch.float32), workers.rank, base="adam")
+        engine = hierarchical(workers, UNEQUAL, every=3, agreement=agreement, compressed=compressed)
+        run = Run(engine, Quadratic(torch.float32), workers.rank, base="adam")
         run.advance(10, each=lambda run: seen.append(run.everything()))
         return seen
 
@@ -127,7 +130,7 @@ def test_sgd_that_agrees_after_each_window_averages_over_all_four() -> None:
     def work(workers: Replica) -> tuple[list[Tensor], list[Tensor]]:
         share = UNEQUAL[workers.rank]
         machines = Run(hierarchical(workers, UNEQUAL, every=1), Quadratic(), workers.rank, base="sgd_momentum")
-        gradient = Run(GradientAveraging(workers, share), Quadratic(), workers.rank, base="sgd_momentum")
+        gradient = Run(averaging(workers, share), Quadratic(), workers.rank, base="sgd_momentum")
         return machines.advance(12).slow(), gradient.advance(12).slow()
 
     for machines, gradient in together(4, work):
@@ -138,7 +141,7 @@ def test_the_evaluated_weights_are_the_machines_mean() -> None:
     def work(workers: Replica) -> tuple[list[Tensor], list[Tensor]]:
         run = Run(hierarchical(workers, UNEQUAL, every=10), Quadratic(), workers.rank).advance(4)
         own = [p.detach().clone() for p in run.params]
-        with run.strategy.evaluating("weights"):
+        with run.engine.eval_weights("weights"):
             return own, [p.detach().clone() for p in run.params]
 
     answers = together(4, work)
@@ -155,24 +158,24 @@ def test_any_worker_is_heard_by_all(rank: int) -> None:
         def loss(self, shard: int, window: int) -> Tensor:
             return super().loss(shard, window) * (float("nan") if (shard, window) == (rank, 6) else 1.0)
 
-    def work(workers: Replica) -> tuple[list[bool], list[bool], Sighting]:
-        strategy = hierarchical(workers, every=4)
+    def work(workers: Replica) -> tuple[list[bool], list[bool], NonFiniteRecord]:
+        engine = hierarchical(workers, every=4)
         stopping: list[bool] = []
         healthy: list[bool] = []
 
         def each(run: Run) -> None:
-            if workers.rank == rank and strategy.window == 2:
-                strategy.request_stop()
-            stopping.append(strategy.stopping())
-            healthy.append(strategy.healthy())
+            if workers.rank == rank and engine.control.updates == 2:
+                engine.control.request_stop()
+            stopping.append(told(engine).should_stop())
+            healthy.append(told(engine).all_finite())
 
-        Run(strategy, Spoilt(), workers.rank).advance(8, each=each)
-        return stopping, healthy, strategy.first_sight()
+        Run(engine, Spoilt(), workers.rank).advance(8, each=each)
+        return stopping, healthy, engine.control.first_non_finite()
 
     for stopping, healthy, sighting in together(4, work):
         assert stopping == [False] * 3 + [True] * 5
         assert healthy == [True] * 7 + [False]
-        assert sighting == Sighting(rank=rank, window=6, tensor="the loss")
+        assert sighting == NonFiniteRecord(rank=rank, window=6, tensor="the loss")
 
 
 def test_each_worker_sends_its_part_between_machines() -> None:
@@ -180,8 +183,8 @@ def test_each_worker_sends_its_part_between_machines() -> None:
 
     def work(workers: Replica) -> dict[str, tuple[int, int]]:
         run = Run(hierarchical(workers, every=4), Quadratic(torch.float32), workers.rank)
-        plan = run.strategy.plan(8)
-        traffic = run.advance(8).strategy.traffic()
+        plan = run.engine.comm_estimate(8)
+        traffic = run.advance(8).engine.traffic()
         del traffic["weights"]
         assert plan.collectives == sum(t.calls for t in traffic.values())
         assert plan.bytes == sum(t.bytes for t in traffic.values())
@@ -192,6 +195,6 @@ def test_each_worker_sends_its_part_between_machines() -> None:
     for rank, cost in enumerate(together(4, work)):
         assert cost == {
             "gradients": (8, 8 * 4 * (count + len(SHAPES) + 2)),
-            "agreement": (2, 2 * 4 * halves[rank % 2]),
-            "agreement inside": (2, 2 * 4 * whole),
+            "sync": (2, 2 * 4 * halves[rank % 2]),
+            "sync inside": (2, 2 * 4 * whole),
         }

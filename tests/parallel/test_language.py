@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.models import hidden_of, penalty_of
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.training import build
-from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.setup import factory
 from fptt_dist.training.trainer import Trainer
-from tests.parallel.fault_driver import broken
+from tests.parallel.fault_driver import copied
 from tests.parallel.pool import Pool
 from tests.parallel.runs import Outcome, open_trainer, refusal, same_bits, train
 from tests.training.helpers import content, differing, isolated
-from tests.training.texts import AWD, tiny_text
+from tests.training.texts import AWD, tiny_text, write_text
 
 SGD: dict[str, Any] = {
     "optimizer.name": "sgd",
@@ -27,37 +28,32 @@ SGD: dict[str, Any] = {
     "fptt.alpha": 0.5,
     "fptt.metric": "euclidean",
     "train.max_norm": None,
-    "checkpoint.every": 100,  # and at the end
-    "evaluate.every": 100,
+    "checkpoint.every_batches": 100,  # and at the end
+    "evaluate.every_batches": 100,
 }
 NAMES = ("weight_drop", *(f"dropout_{part}" for part in ("embedding", "input", "hidden", "output")))
 SILENT = {f"model.{name}": 0.0 for name in NAMES}  # no mask is drawn
 MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"model.embedding": 3},
     "awd": {**AWD, **SILENT, "model.activation_penalty": 5.0, "model.temporal_penalty": 5.0},
-    "experts": {**AWD, **SILENT, "model.experts": 3, "model.last_hidden": 7},
-    "antisymmetric": {"model.cell": "antisymmetric", "model.layers": 2, "model.step_size": 0.2},
-    "lengths": {"task.deviation": 2.0},
+    "experts": {**AWD, **SILENT, "model.num_experts": 3, "model.last_hidden": 7},
+    "antisymmetric": {"model.layer": "antisymmetric", "model.layers": 2, "model.step_size": 0.2},
+    "lengths": {"task.length_std": 2.0},
 }
-ALGORITHMS = ("fptt", "online", "tbptt", "bptt")
-CLIPPED: dict[str, Any] = {"train.max_norm": 0.1}
-FIVE = {"train.batch_size": 5}
+LENGTHS, FIVE, CLIPPED = MODELS["lengths"], {"train.batch_size": 5}, {"train.max_norm": 0.1}
 CASES: dict[str, dict[str, Any]] = {
-    **{f"{model} {name}": {**MODELS[model], "algorithm": name} for model in MODELS for name in ALGORITHMS},
+    "lstm tbptt": {**MODELS["lstm"], **LENGTHS, "algorithm": "tbptt"},
     "awd fptt five": {**MODELS["awd"], **FIVE, **CLIPPED},
-    "experts bptt five": {**MODELS["experts"], **FIVE, "algorithm": "bptt"},
-    "lengths fptt five": {**MODELS["lengths"], **FIVE},
-    "awd fptt micro": {**MODELS["awd"], "train.micro_batch_size": 1},
+    "awd tbptt_accumulated micro": {**MODELS["awd"], "algorithm": "tbptt_accumulated", "train.micro_batch_size": 1},
     "awd bptt_aux": {**MODELS["awd"], "algorithm": "bptt_aux"},
-    "awd algorithm2": {**MODELS["awd"], "fptt.update": "algorithm2"},
+    "awd second_gradient": {**MODELS["awd"], "fptt.update_rule": "second_gradient"},
+    "experts fptt": MODELS["experts"],
+    "experts bptt five": {**MODELS["experts"], **FIVE, **LENGTHS, "algorithm": "bptt"},
+    "antisymmetric fptt five": {**MODELS["antisymmetric"], **FIVE, **LENGTHS},
+    "antisymmetric tbptt_accumulated": {**MODELS["antisymmetric"], "algorithm": "tbptt_accumulated"},
 }
-SLOW = {  # of cases like others
-    *(f"experts {name}" for name in ("online", "tbptt")),
-    *(f"antisymmetric {name}" for name in ("tbptt", "bptt")),
-    *(f"lengths {name}" for name in ("online", "bptt")),
-}
-FLAT, DDP = {"strategy": "gradient"}, {"strategy": "gradient", "reduce": "ddp"}
-BATCHES = 6
+FLAT = {"strategy": "data_parallel"}
+BATCHES = 4
 Train = Callable[..., list[Outcome]]
 
 
@@ -106,48 +102,31 @@ def trained(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Train:
     return run
 
 
-def marked(case: str, *more: Any) -> Any:
-    return pytest.param(case, *more, marks=[pytest.mark.slow] if case in SLOW else [])
-
-
-RUNS = pytest.mark.parametrize(
-    ("case", "world", "parallel"),
-    [
-        *(marked(case, 2, FLAT) for case in CASES),
-        *((f"{model} fptt", 3, FLAT) for model in MODELS),  # shares of 2, 1 and 1 streams
-        *((case, 2, DDP) for case in ("awd fptt", "lengths fptt five", "lstm online", "awd bptt_aux")),
-        *(pytest.param(f"{model} fptt", 2, DDP, marks=pytest.mark.slow) for model in MODELS if model != "awd"),
-        *(pytest.param(case, 2, DDP, marks=pytest.mark.slow) for case in ("awd bptt", "lengths tbptt")),
-        ("experts bptt five", 3, DDP),
-    ],
-    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else str(value).replace(" ", "-"),
-)
-
-
-@RUNS
-def test_averaged_gradients_are_one_processes(trained: Train, case: str, world: int, parallel: dict[str, Any]) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.replace(" ", "-"))
+def test_averaged_gradients_are_one_processes(trained: Train, case: str) -> None:
     """Losses, penalties and learning rates are those of all streams together."""
-    [single], workers = trained(case, 1, {"strategy": "single"}), trained(case, world, parallel)
-    name = "DdpAveraging" if parallel == DDP else "GradientAveraging"
-    assert [worker.strategy for worker in workers] == [name] * world
+    world = 3 if case == "experts fptt" else 2  # shares of 2, 1 and 1 streams
+    [single], workers = trained(case, 1, {"strategy": "single"}), trained(case, world, FLAT)
+    check_case(CASES[case], single)
+    assert [worker.engine for worker in workers] == ["Replicated GradientSync"] * world
     assert_close(workers, single)
     mine, theirs = lines(workers[0].folder, "train"), lines(single.folder, "train")
-    assert len(mine) == len(theirs) == BATCHES
     for one, other in zip(mine, theirs, strict=True):
         for key in ("loss", "window_losses", "gradient_norm", "center_distance", "dual_norm"):
             assert one[key] == pytest.approx(other[key], rel=2e-4, abs=1e-6), key
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
-def test_the_cases_test_something(trained: Train, case: str) -> None:
+def check_case(words: dict[str, Any], single: Outcome) -> None:
     """The weights move far beyond the tolerance, W̄ is not W, and a clip that is on changes every batch's update."""
-    [single] = trained(case, 1, {"strategy": "single"})
-    assert max(float((single.weights[name] - single.start[name]).abs().max()) for name in single.start) > 5e-3
+    moved = {name: float((single.weights[name] - single.start[name]).abs().max()) for name in single.start}
+    assert max(moved.values()) > 5e-3
+    assert moved["embedding.weight"] > 1e-4
     records = lines(single.folder, "train")
-    if CASES[case].get("algorithm", "fptt") == "fptt":
+    assert len(records) == BATCHES
+    if words.get("algorithm", "fptt") == "fptt":
         assert min(record["center_distance"] for record in records) > 1e-3
-    if CASES[case].get("train.max_norm"):
-        assert min(record["gradient_norm"] for record in records) > CASES[case]["train.max_norm"]
+    if words.get("train.max_norm"):
+        assert min(record["gradient_norm"] for record in records) > words["train.max_norm"]
 
 
 def test_the_penalties_weigh(pool: Pool, tmp_path: Path) -> None:
@@ -161,7 +140,7 @@ def test_the_penalties_weigh(pool: Pool, tmp_path: Path) -> None:
 
 
 class Nothing:
-    """Telemetry that records nothing."""
+    """MetricsLogger that records nothing."""
 
     def training(self, record: dict[str, Any]) -> None:
         """Called after each batch."""
@@ -179,16 +158,13 @@ def carried(environment: LaunchEnvironment, config: Config, batches: int) -> lis
     found = []
     for _ in range(batches):
         train_batches(trainer, 1)
-        found.append([tensor.clone() for tensor in plain(trainer.states)])
+        found.append([tensor.clone() for tensor in plain(trainer.state.carried)])
     return found
 
 
 def plain(states: Any) -> list[Tensor]:
     """The tensors of a state, without what goes with it."""
-    states = hidden_of(states)
-    if states is None or isinstance(states, Tensor):
-        return [] if states is None else [states]
-    return [tensor for each in states for tensor in plain(each)]
+    return [leaf for state in states or () for leaf in tree_leaves(hidden_of(state)) if leaf is not None]
 
 
 @pytest.mark.parametrize("model", ["lstm", "awd", "antisymmetric"])
@@ -210,29 +186,30 @@ def test_the_workers_states_are_the_parts_of_the_one_processes(pool: Pool, tmp_p
 
 def test_agreeing_after_each_window_is_averaging_for_plain_sgd(pool: Pool, tmp_path: Path) -> None:
     """The mean of W − lr (g_r + force) over the workers is W − lr (mean g_r + force), window by window."""
-    for model in ("lstm", "awd"):
-        keys = {**SGD, **MODELS[model], "train.batch_size": 5, "task.deviation": 2.0}
-        gradient = pool.run(train, tiny_text(tmp_path / f"{model}-one", {**keys, "parallel": FLAT}, batches=BATCHES))
-        every = {"strategy": "consensus", "every": 1, "weights": "mean"}
-        consensus = pool.run(train, tiny_text(tmp_path / f"{model}-two", {**keys, "parallel": every}, batches=BATCHES))
-        assert [worker.strategy for worker in consensus] == ["Consensus"] * 2
-        for worker, other in zip(consensus, gradient, strict=True):
-            found = state(worker)
-            for name, tensor in state(other).items():
-                torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
-            assert worker.values == pytest.approx(other.values, rel=1e-5)
+    keys = {**SGD, **MODELS["awd"], **FIVE, **LENGTHS}
+    every = {"strategy": "consensus", "sync_every": 1, "weight_sync": "average"}
+    gradient, consensus = (
+        pool.run(train, tiny_text(tmp_path / parallel["strategy"], {**keys, "parallel": parallel}, batches=BATCHES))
+        for parallel in (FLAT, every)
+    )
+    assert [worker.engine for worker in consensus] == ["Replicated Consensus"] * 2
+    for worker, other in zip(consensus, gradient, strict=True):
+        found = state(worker)
+        for name, tensor in state(other).items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        assert worker.values == pytest.approx(other.values, rel=1e-5)
 
 
 CONSENSUS: dict[str, dict[str, Any]] = {
-    "each window": {"strategy": "consensus", "every": 1},
+    "each window": {"strategy": "consensus", "sync_every": 1},
     "each batch": {"strategy": "consensus"},
-    "two batches": {"strategy": "consensus", "every": 6},
-    "late": {"strategy": "consensus", "every": 5, "delay": 2},
-    "duals": {"strategy": "consensus", "dual": "worker"},
+    "two batches": {"strategy": "consensus", "sync_every": 6},
+    "late": {"strategy": "consensus", "sync_every": 5, "sync_delay": 2},
+    "duals": {"strategy": "consensus", "dual": "local"},
 }
 DROPPED: dict[str, dict[str, Any]] = {
     "lstm": {"model.dropout": 0.3, "optimizer.name": "adam"},
-    "awd": {**AWD, "model.experts": 2, "model.dropout_latent": 0.2},
+    "awd": {**AWD, "model.num_experts": 2, "model.dropout_latent": 0.2},
     "antisymmetric": {**MODELS["antisymmetric"], "model.dropout": 0.3, "optimizer.name": "adam"},
 }
 
@@ -240,19 +217,20 @@ DROPPED: dict[str, dict[str, Any]] = {
 def agreed(environment: LaunchEnvironment, config: Config) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """W̄ before the agreement that ends the second batch and after it, and the states that go on."""
     trainer = open_trainer(environment, config)
-    real, before = trainer.strategy.after_window, []
+    real, before = trainer.engine.after_update, []
 
     def noted() -> None:
-        before[:] = [center.clone() for center in trainer.optimizer.slow()[1]]
+        before[:] = [center.clone() for center in trainer.optimizer.slow_state()[1]]
         real()
 
-    trainer.strategy.after_window = noted
+    trainer.engine.after_update = noted
     train_batches(trainer, 2)
-    return before, [center.clone() for center in trainer.optimizer.slow()[1]], plain(trainer.states)
+    return before, [center.clone() for center in trainer.optimizer.slow_state()[1]], plain(trainer.state.carried)
 
 
-@pytest.mark.parametrize("model", DROPPED)
-@pytest.mark.parametrize("how", ["each window", "each batch", "two batches"])
+@pytest.mark.parametrize(
+    ("model", "how"), [("lstm", "each window"), ("awd", "each batch"), ("antisymmetric", "two batches")]
+)
 def test_an_agreement_makes_the_centers_the_mean_and_leaves_the_states(
     pool: Pool, tmp_path: Path, model: str, how: str
 ) -> None:
@@ -276,20 +254,19 @@ def weights_after(environment: LaunchEnvironment, config: Config, batches: int) 
     return [p.detach().clone() for p in trainer.network.parameters()]
 
 
-@pytest.mark.parametrize("model", ["lstm", "awd", "lengths"])
-@pytest.mark.parametrize("every", [50, 5, 3, 1])
+@pytest.mark.parametrize(("model", "every"), [("awd", 50), ("awd", 5), ("lengths", 3), ("lstm", 1)])
 def test_a_worker_trains_its_own_streams_and_agrees_on_the_mean(
     pool: Pool, tmp_path: Path, model: str, every: int
 ) -> None:
     """By hand: networks apart, each with its streams and its state, W ← W − lr T/12 ∇(ℓ + penalty) a window, and every
     H windows their mean, weighted by their shares of 5 streams. 4 batches of 3 windows.
     """
-    keys = {**SGD, **MODELS[model], **FIVE, "algorithm": "online", "fptt.windows": 3}
-    config = tiny_text(tmp_path / "run", {**keys, "parallel": {"strategy": "consensus", "every": every}})
+    keys = {**SGD, **MODELS[model], **FIVE, "algorithm": "tbptt", "fptt.windows": 3}
+    config = tiny_text(tmp_path / "run", {**keys, "parallel": {"strategy": "consensus", "sync_every": every}})
     workers = pool.run(weights_after, config, 4)
-    task = build.build_task(config)
+    task = factory.build_task(config)
     with isolated():
-        networks = [build.build_model(config, task).train() for _ in range(2)]
+        networks = [factory.build_model(config, task).train() for _ in range(2)]
     states: list[Any] = [None, None]
     updates = 0
     for number in range(4):
@@ -305,7 +282,7 @@ def test_a_worker_trains_its_own_streams_and_agrees_on_the_mean(
                 objective = objective + (penalty_of(state) if model == "awd" else 0.0)
                 network.zero_grad()
                 objective.backward()
-                states[rank] = cut(hidden_of(state))
+                states[rank] = tree_map(Tensor.detach, hidden_of(state))
                 with torch.no_grad():
                     for p in network.parameters():
                         assert p.grad is not None
@@ -324,16 +301,10 @@ def test_a_worker_trains_its_own_streams_and_agrees_on_the_mean(
     assert same_everywhere == (updates % every == 0)
 
 
-def cut(state: Any) -> Any:
-    """A state apart from the graph that made it."""
-    return state.detach() if isinstance(state, Tensor) else tuple(cut(each) for each in state)
-
-
 # going on with a run
 
 RESUMED: dict[str, dict[str, Any]] = {
     "gradient": FLAT,
-    "ddp": DDP,
     **{name: CONSENSUS[name] for name in ("each batch", "late", "duals")},
 }
 
@@ -341,41 +312,37 @@ RESUMED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("how", "model"),
     [
-        *((how, "awd") for how in ("gradient", "ddp", "each batch", "late")),
-        *((how, "lstm") for how in ("each batch", "duals")),
-        ("each batch", "antisymmetric"),
-        *(pytest.param(how, "lstm", marks=pytest.mark.slow) for how in ("gradient", "ddp", "late")),
-        pytest.param("duals", "awd", marks=pytest.mark.slow),
-        pytest.param("gradient", "antisymmetric", marks=pytest.mark.slow),
+        *[("late", "awd"), ("duals", "lstm"), ("each batch", "antisymmetric")],
+        pytest.param("gradient", "lstm", marks=pytest.mark.slow),
     ],
 )
 def test_goes_on_bit_for_bit_in_the_middle_of_an_epoch(pool: Pool, tmp_path: Path, how: str, model: str) -> None:
-    keys = {**DROPPED[model], "task.deviation": 2.0, "parallel": RESUMED[how], "checkpoint.every": 3}
-    pool.run(train, tiny_text(tmp_path / "straight", keys, batches=8))
-    pool.run(broken, tiny_text(tmp_path / "run", keys, batches=8), 3)
-    assert all(content(step(tmp_path / "run", 3))[f"rank/{rank}/state.json"]["carried"] for rank in range(2))
-    pool.run(train, tiny_text(tmp_path / "run", {**keys, "resume": "auto"}, batches=8))
-    one, other = (content(step(tmp_path / name, 8)) for name in ("straight", "run"))
+    keys = {**DROPPED[model], "task.length_std": 2.0, "parallel": RESUMED[how], "checkpoint.every_batches": 3}
+    pool.run(copied, tiny_text(tmp_path / "run", keys, batches=5), [3])
+    assert all(content(step(tmp_path / "run-3", 3))[f"rank/{rank}/state.json"]["carried"] for rank in range(2))
+    pool.run(train, tiny_text(tmp_path / "run-3", {**keys, "resume": "auto"}, batches=5))
+    one, other = (content(step(tmp_path / name, 5)) for name in ("run", "run-3"))
     assert differing(one, other) == []
 
 
-@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (2, 3)])
-def test_other_workers_go_on_at_an_epochs_end_alone(pool: Pool, tmp_path: Path, before: int, now: int) -> None:
+def test_other_workers_go_on_at_an_epochs_end_alone(pool: Pool, tmp_path: Path) -> None:
     """At its end there is no state, and a global batch is the same streams: it is one process's run to rounding."""
-    keys = {**SGD, **MODELS["awd"], "parallel": FLAT, "checkpoint.every": 3}
-    [single] = pool.run(train, tiny_text(tmp_path / "single", keys, batches=15), world=1)
-    ends = [line["batch"] for line in lines(tmp_path / "single", "train") if line["epoch"] == 0][-1]
-    config = tiny_text(tmp_path / "run", keys, batches=15)
-    again = tiny_text(tmp_path / "run", {**keys, "resume": "auto"}, batches=15)
-    pool.run(broken, config, 3, world=before)
-    message = (
-        f"{step(tmp_path / 'run', 3)} was written by {before} process{'es' if before > 1 else ''}, this run has {now}, "
-        f"and the recurrent states that go from batch to batch cannot be dealt anew: start {before}, or save at an "
-        "epoch's end, where there are none"
-    )
-    assert pool.run(refusal, again, world=now) == [message] * now
-    pool.run(broken, again, ends, world=before)
-    assert_close(pool.run(train, again, world=now), single)
+    text = str(write_text(tmp_path / "short", 200))
+    keys = {**SGD, **MODELS["awd"], "task.text_dir": text, "parallel": FLAT, "checkpoint.every_batches": 1}
+    [single] = pool.run(train, tiny_text(tmp_path / "single", keys, batches=6), world=1)
+    end = [line["batch"] for line in lines(tmp_path / "single", "train") if line["epoch"] == 0][-1]
+    assert 3 <= end < 6
+    for before, now in ((2, 1), (1, 3)):
+        run = tmp_path / f"{before} to {now}"
+        pool.run(copied, tiny_text(run, keys, batches=6), [2, end], world=before)
+        again = [tiny_text(tmp_path / f"{run.name}-{n}", {**keys, "resume": "auto"}, batches=6) for n in (2, end)]
+        message = (
+            f"{step(tmp_path / f'{run.name}-2', 2)} was written by {before} worker{'s' if before > 1 else ''}, this "
+            f"run has {now}, and the recurrent states carried from batch to batch cannot be redistributed: start "
+            f"{before}, or save at an epoch's end, where there are none"
+        )
+        assert pool.run(refusal, again[0], world=now) == [message] * now
+        assert_close(pool.run(train, again[1], world=now), single)
 
 
 # the mean of the weights
@@ -386,59 +353,56 @@ NT_ASGD: dict[str, Any] = {
     "optimizer.patience": 1,
     "fptt.alpha": 0.05,
     "fptt.metric": "euclidean",
-    "evaluate.every": 2,
-    "task.deviation": 2.0,
+    "evaluate.every_batches": 2,
+    "task.length_std": 2.0,
 }
+FIRST = 8  # batch that is evaluated with the mean
 
 
 def test_the_mean_of_the_weights_is_one_processes(pool: Pool, tmp_path: Path) -> None:
     """It begins at the same validation, is the same mean, and is what is evaluated."""
     keys = {**NT_ASGD, "train.batch_size": 5}
-    [single] = pool.run(train, tiny_text(tmp_path / "single", keys, batches=16), world=1)
+    [single] = pool.run(train, tiny_text(tmp_path / "single", keys, batches=10), world=1)
     evaluated = lines(tmp_path / "single", "evaluation")
     assert {line["weights"] for line in evaluated} == {"center", "average"}
     assert any(name.endswith("/average") for name in single.optimizer)
-    for world, parallel in ((2, FLAT), (2, DDP), (3, FLAT)):
-        folder = tmp_path / f"{world}-{parallel.get('reduce')}"
-        workers = pool.run(train, tiny_text(folder, {**keys, "parallel": parallel}, batches=16), world=world)
-        assert_close(workers, single)
-        found = lines(folder, "evaluation")
-        assert [(line["batch"], line["weights"]) for line in found] == [
-            (line["batch"], line["weights"]) for line in evaluated
-        ]
-        assert [line["value"] for line in found] == pytest.approx([line["value"] for line in evaluated], rel=1e-5)
+    workers = pool.run(train, tiny_text(tmp_path / "workers", {**keys, "parallel": FLAT}, batches=10), world=3)
+    assert_close(workers, single)
+    found = lines(tmp_path / "workers", "evaluation")
+    assert [(line["batch"], line["weights"]) for line in found] == [
+        (line["batch"], line["weights"]) for line in evaluated
+    ]
+    assert [line["value"] for line in found] == pytest.approx([line["value"] for line in evaluated], rel=1e-5)
 
 
 def test_the_mean_of_the_weights_goes_on_bit_for_bit(pool: Pool, tmp_path: Path) -> None:
-    keys = {**NT_ASGD, "parallel": FLAT, "checkpoint.every": 1, "checkpoint.keep_last": 20}
-    pool.run(train, tiny_text(tmp_path / "straight", keys, batches=16))
-    marks = [(line["batch"], line["weights"]) for line in lines(tmp_path / "straight", "evaluation")]
-    first = next(batch for batch, weights in marks if weights == "average")
-    pool.run(broken, tiny_text(tmp_path / "run", keys, batches=16), first - 2)  # it has just been decided
-    again = tiny_text(tmp_path / "run", {**keys, "resume": "auto"}, batches=16)
-    pool.run(broken, again, first + 1)
-    names = content(step(tmp_path / "run", first + 1))
-    assert any(name.endswith("/average") for name in names)
-    pool.run(train, again)
-    one, other = (content(step(tmp_path / name, 16)) for name in ("straight", "run"))
-    assert differing(one, other) == []
+    keys = {**NT_ASGD, "parallel": FLAT, "checkpoint.every_batches": 3, "checkpoint.keep_last": 20}
+    pool.run(copied, tiny_text(tmp_path / "run", keys, batches=10), [FIRST - 2, FIRST + 1])
+    marks = [(line["batch"], line["weights"]) for line in lines(tmp_path / "run", "evaluation")]
+    assert next(batch for batch, weights in marks if weights == "average") == FIRST
+    for batch, started in ((FIRST - 2, False), (FIRST + 1, True)):  # when it has just been decided, and when it is on
+        run = tmp_path / f"run-{batch}"
+        assert any(name.endswith("/average") for name in content(step(run, batch))) == started
+        pool.run(train, tiny_text(run, {**keys, "checkpoint.every_batches": 100, "resume": "auto"}, batches=10))
+        assert differing(content(step(tmp_path / "run", 10)), content(step(run, 10))) == []
 
 
-@pytest.mark.parametrize("strategy", ["auto", "consensus", "hierarchical", "fsdp", "deepspeed"])
-def test_the_mean_of_the_weights_needs_equal_workers(pool: Pool, tmp_path: Path, strategy: str) -> None:
-    keys = {**NT_ASGD, "parallel.strategy": strategy}
-    message = (
-        "optimizer.name=nt_asgd averages weights that all 2 processes hold alike: type "
-        f"parallel.strategy=gradient, not {strategy}, or another optimizer"
-    )
-    assert pool.run(nothing_opened, tiny_text(tmp_path / "run", keys)) == [message] * 2
+def test_the_mean_of_the_weights_needs_equal_workers(pool: Pool, tmp_path: Path) -> None:
+    strategies = ["auto", "consensus", "hierarchical", "fsdp", "deepspeed"]
+    configs = [tiny_text(tmp_path / "run", {**NT_ASGD, "parallel.strategy": strategy}) for strategy in strategies]
+    messages = [
+        "optimizer.name=nt_asgd averages weights that are equal on all 2 workers: type "
+        f"parallel.strategy=data_parallel, not {strategy}, or another optimizer"
+        for strategy in strategies
+    ]
+    assert [pool.run(nothing_opened, config) for config in configs] == [[message] * 2 for message in messages]
     assert not (tmp_path / "run").exists()
 
 
 def nothing_opened(environment: LaunchEnvironment, config: Config) -> str:
     """Why the run is refused as the program starts it, which writes nothing before all is built."""
     try:
-        Trainer(RunFolder(config), environment, torch.device("cpu"))
+        Trainer(RunDirectory(config), environment, torch.device("cpu"))
     except ConfigError as error:
         return str(error)
     return "accepted"
@@ -447,23 +411,28 @@ def nothing_opened(environment: LaunchEnvironment, config: Config) -> str:
 # evaluation
 
 
-def measured(environment: LaunchEnvironment, config: Config) -> dict[str, float]:
+def measured(environment: LaunchEnvironment, configs: list[Config]) -> list[dict[str, float]]:
     """The metric of the untrained network."""
-    return open_trainer(environment, config).test()
+    return [open_trainer(environment, config).test() for config in configs]
 
 
-@pytest.mark.parametrize(
-    ("units", "held_out"), [("words", None), ("words", 3), ("words", 8), ("characters", None), ("characters", 23)]
-)
-def test_the_metric_is_the_same_on_any_number_of_workers(
-    pool: Pool, tmp_path: Path, held_out: int | None, units: str
-) -> None:
+def test_the_metric_is_the_same_on_any_number_of_workers(pool: Pool, tmp_path: Path) -> None:
     """3 tokens are 2 streams of one prediction: fewer than the workers."""
-    keys = {"task.held_out": held_out, "task.units": units, "train.batch_size": 4}
-    [single] = pool.run(measured, tiny_text(tmp_path / "1", keys), world=1)
-    for world in (2, 3, 4):
-        workers = pool.run(
-            measured, tiny_text(tmp_path / str(world), {**keys, "parallel.strategy": "gradient"}), world=world
-        )
+    rows = [("word", None), ("word", 3), ("word", 8), ("character", None), ("character", 23)]
+    keys = {"train.batch_size": 4, "parallel.strategy": "data_parallel"}
+
+    def answers(world: int) -> list[list[dict[str, float]]]:
+        configs = [
+            tiny_text(
+                tmp_path / str(world) / str(row), {**keys, "task.eval_tokens": held_out, "task.token_level": units}
+            )
+            for row, (units, held_out) in enumerate(rows)
+        ]
+        return pool.run(measured, configs, world=world)
+
+    [single] = answers(1)
+    for world in (2, 3):
+        workers = answers(world)
         assert workers == [workers[0]] * world
-        assert workers[0] == pytest.approx(single, rel=1e-6)
+        for row, found, expected in zip(rows, workers[0], single, strict=True):
+            assert found == pytest.approx(expected, rel=1e-6), row

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fptt_dist.parallel.payload import Payload
+from fptt_dist.parallel.sync.flat_buffer import FlatBuffer
 from tests.parallel.replicas import Replica, together
 from tests.parallel.toys import Quadratic, Run, close, consensus, equal
 
@@ -28,8 +28,7 @@ def hostile(offset: int, *, largest: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("world", "weighted"), [(1, False), (2, True), (4, True)])
 def test_every_element_is_averaged_once(world: int, weighted: bool, compressed: bool) -> None:
     shares = SHARES[world] if weighted else (1.0 / world,) * world
     largest = 13 if compressed else 1 << 20  # few bits: sums are exact in bf16
@@ -37,7 +36,7 @@ def test_every_element_is_averaged_once(world: int, weighted: bool, compressed: 
     references = hostile(3, largest=1 << 20)
 
     def work(workers: Replica) -> tuple[list[Tensor], Tensor]:
-        payload = Payload(workers, shares[workers.rank], compressed=compressed, template=references, numbers=3)
+        payload = FlatBuffer(workers, shares[workers.rank], compressed=compressed, template=references, numbers=3)
         own = [v + x if compressed else v for v, x in zip(vectors[workers.rank], references, strict=True)]
         payload.start(own, references, torch.ones(3))
         payload.finish(3)  # the buffer is used again
@@ -58,27 +57,26 @@ def test_every_element_is_averaged_once(world: int, weighted: bool, compressed: 
 def test_fewer_vectors_than_there_is_room_for() -> None:
     def work(workers: Replica) -> list[list[Tensor]]:
         room = [torch.zeros(4), torch.zeros(3)]
-        payload = Payload(workers, 0.5, compressed=False, template=room, numbers=1)
+        payload = FlatBuffer(workers, 0.5, compressed=False, template=room, numbers=1)
         found = []
-        for vectors in ([torch.ones(4), torch.full((3,), 2.0)], [torch.full((3,), 5.0)], []):
+        for vectors in ([torch.ones(4), torch.full((3,), 2.0)], [torch.full((3,), 5.0)]):
             payload.start(vectors, [], torch.ones(1))
             means, numbers = payload.finish(1)
             assert numbers.tolist() == [1.0]
             found.append([m.clone() for m in means])
-        calls = workers.traffic["agreement"]
-        assert (calls.calls, calls.bytes) == (3, 4 * (8 + 4 + 1))
+        calls = workers.traffic["sync"]
+        assert (calls.calls, calls.bytes) == (2, 4 * (8 + 4))
         return found
 
-    for both, one, none in together(2, work):
+    for both, one in together(2, work):
         assert [m.tolist() for m in both] == [[1.0] * 4, [2.0] * 3]
         assert [m.tolist() for m in one] == [[5.0] * 3]
-        assert none == []
 
 
 def test_float64_is_not_rounded() -> None:
     def work(workers: Replica) -> Tensor:
         vectors = [torch.zeros(2), torch.full((2,), 1.0 / 3.0, dtype=torch.float64)]
-        payload = Payload(workers, 0.5, compressed=False, template=vectors, numbers=0)
+        payload = FlatBuffer(workers, 0.5, compressed=False, template=vectors, numbers=0)
         payload.start(vectors, [], torch.zeros(0))
         return payload.finish(0)[0][1].clone()
 
@@ -90,7 +88,7 @@ def test_float64_is_not_rounded() -> None:
 def test_what_is_not_finite_on_one_worker_is_seen_by_all(bad: float, compressed: bool) -> None:
     def work(workers: Replica) -> tuple[bool, bool]:
         vector = torch.zeros(5)
-        payload = Payload(workers, 1 / 3, compressed=compressed, template=[vector], numbers=0)
+        payload = FlatBuffer(workers, 1 / 3, compressed=compressed, template=[vector], numbers=0)
         verdicts = []
         for value in (bad, 0.0):
             vector[3] = value if workers.rank == 1 else 0.0
@@ -107,7 +105,7 @@ def test_the_sums_under_way_can_be_stored(compressed: bool) -> None:
     def work(workers: Replica) -> None:
         vectors = [torch.full((3,), float(workers.rank + 1)), torch.ones(2, 2)]
         references = [torch.full((3,), 0.5), torch.zeros(2, 2)]
-        made = [Payload(workers, 0.5, compressed=compressed, template=vectors, numbers=1) for _ in range(2)]
+        made = [FlatBuffer(workers, 0.5, compressed=compressed, template=vectors, numbers=1) for _ in range(2)]
         made[0].start(vectors, references, torch.ones(1))
         made[0].wait()
         made[1].load(made[0].state(), vectors, references)
@@ -125,7 +123,7 @@ def walked(agreements: int, *, compressed: bool, referenced: bool = True) -> tup
 
     def work(workers: Replica) -> Tensor:
         weights = torch.ones(50)
-        payload = Payload(workers, 0.5, compressed=compressed, template=[weights], numbers=0)
+        payload = FlatBuffer(workers, 0.5, compressed=compressed, template=[weights], numbers=0)
         for step in steps:
             reference = weights.clone() if referenced else torch.zeros(50)
             payload.start([weights + step[workers.rank]], [reference], torch.zeros(0))
@@ -163,8 +161,8 @@ def test_a_run_with_bf16_differences_stays_close_to_float32(options: dict[str, A
     """Quadratics contract, so each agreement's error of 2⁻⁸ of a difference is forgotten: nothing piles up."""
 
     def work(workers: Replica, compressed: bool) -> list[Tensor]:
-        strategy = consensus(workers, compressed=compressed, **options)
-        return Run(strategy, Quadratic(torch.float32, shapes=((3, 4),)), workers.rank).advance(300).slow()
+        engine = consensus(workers, compressed=compressed, **options)
+        return Run(engine, Quadratic(torch.float32, shapes=((3, 4),)), workers.rank).advance(150).slow()
 
     exact = together(3, lambda workers: work(workers, False))[0]
     found = together(3, lambda workers: work(workers, True))[0]
@@ -179,8 +177,8 @@ def test_unequal_shares_weigh_the_weights() -> None:
         with torch.no_grad():
             for p in run.params:
                 p.fill_(8.0 * workers.rank)
-        run.strategy.after_window()
-        run.strategy.after_window()
+        run.engine.after_update()
+        run.engine.after_update()
         return [p.detach() for p in run.params]
 
     for found in together(2, work):

@@ -73,6 +73,7 @@ def test_variables_of_a_job_are_gone_in_the_next(pool: Pool) -> None:
 def test_the_rank_that_does_not_answer_is_named(tmp_path: Path) -> None:
     own = Pool(tmp_path, size=2)
     try:
+        own.run(who)
         with pytest.raises(WorkerError, match=r"\Arank 1 of 2 did not answer within 1 s\Z"):
             own.run(sleep_if_last, timeout=1.0)
         with pytest.raises(WorkerError, match=r"rank 0 of 1 died with exit code 7"):

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from fptt_dist.config import Config
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.training.signals import StopFlag
-from tests.parallel.fault_driver import WORDS, place, whole
+from fptt_dist.training.process.signals import StopFlag
+from tests.parallel.fault_driver import WORDS, whole
 from tests.parallel.pool import Pool
 from tests.parallel.runs import Outcome, open_trainer, same_bits, tiny
 
-GRADIENT = {"strategy": "gradient"}
-DDP = {"strategy": "gradient", "reduce": "ddp"}
+GRADIENT = {"strategy": "data_parallel"}
+DDP = {"strategy": "data_parallel", "reduce": "ddp"}
 CONSENSUS = {"strategy": "consensus"}
 
 
@@ -29,121 +29,100 @@ def farthest(one: Outcome, other: Outcome) -> float:
     return max(float((one.weights[name] - other.weights[name]).abs().max()) for name in one.weights)
 
 
-@pytest.mark.parametrize(
-    "parallel",
-    [
-        GRADIENT,
-        DDP,
-        CONSENSUS,
-        {**CONSENSUS, "every": 3},
-        {**CONSENSUS, "every": 1},
-        {**CONSENSUS, "every": 7, "delay": 2},
-        {**CONSENSUS, "every": 3, "weights": "kept"},
-        {**CONSENSUS, "every": 3, "start_after": 6},
-        {"strategy": "hierarchical", "every": 3},
-    ],
-    ids=str,
-)
-def test_one_worker_is_single_bit_for_bit(pool: Pool, tmp_path: Path, parallel: dict[str, Any]) -> None:
-    keys = {**WORDS, "fptt.reset_weights": True}
-    [single] = pool.run(whole, tiny(tmp_path / "single", {**keys, "parallel": {"strategy": "single"}}), world=1)
-    [alone] = pool.run(whole, tiny(tmp_path / "alone", {**keys, "parallel": parallel}), world=1)
-    assert alone.strategy != single.strategy
-    assert same_bits(alone.weights, single.weights)
-    assert same_bits(alone.optimizer, single.optimizer)
-    assert same_bits(alone.random, single.random)
-    assert alone.values == single.values
+NEUTRAL: list[dict[str, Any]] = [  # pairwise; each alone is in test_strategy_limits.py
+    GRADIENT,
+    {**CONSENSUS, "sync_every": 1},
+    {**CONSENSUS, "sync_every": 7, "sync_delay": 2, "warmup_updates": 6},
+    {"strategy": "hierarchical", "sync_every": 3},
+]
 
 
-@pytest.mark.parametrize("parallel", [{"weights": "center"}, {"dual": "worker"}], ids=str)
-def test_one_worker_of_the_others_moves_at_an_agreement(pool: Pool, tmp_path: Path, parallel: dict[str, Any]) -> None:
+def test_one_worker_is_single_bit_for_bit(pool: Pool, tmp_path: Path) -> None:
+    keys = {**WORDS, "fptt.reset_weights": True, "train.max_batches": 5}
+    [single], *others = (
+        pool.run(whole, tiny(tmp_path / str(row), {**keys, "parallel": parallel}), world=1)
+        for row, parallel in enumerate([{"strategy": "single"}, *NEUTRAL])
+    )
+    for parallel, [alone] in zip(NEUTRAL, others, strict=True):
+        assert alone.engine != single.engine
+        assert same_bits(alone.weights, single.weights), parallel
+        assert same_bits(alone.optimizer, single.optimizer), parallel
+        assert same_bits(alone.random, single.random), parallel
+        assert alone.values == single.values, parallel
+
+
+def test_one_worker_of_the_others_moves_at_an_agreement(pool: Pool, tmp_path: Path) -> None:
     """So the test above can fail."""
-    [single] = pool.run(whole, tiny(tmp_path / "single"), world=1)
-    [alone] = pool.run(whole, tiny(tmp_path / "alone", {"parallel": {**CONSENSUS, **parallel}}), world=1)
-    assert farthest(alone, single) > 1e-4
+    words = [{"strategy": "single"}, {**CONSENSUS, "weight_sync": "center"}, {**CONSENSUS, "dual": "local"}]
+    [single], *others = (
+        pool.run(whole, tiny(tmp_path / str(row), {"parallel": parallel, "train.max_batches": 3}), world=1)
+        for row, parallel in enumerate(words)
+    )
+    assert all(farthest(alone, single) > 1e-4 for [alone] in others)
 
 
-@pytest.mark.parametrize("batch_size", [8, 9])
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("parallel", [GRADIENT, DDP], ids=["flat", "ddp"])
-def test_workers_that_average_gradients_are_one_process_with_the_whole_batch(
-    pool: Pool, tmp_path: Path, world: int, batch_size: int, parallel: dict[str, Any]
-) -> None:
-    """9 sequences are shares of 4 and 5, or of 2, 2, 2 and 3."""
-    keys = {"train.batch_size": batch_size, "train.max_norm": 0.02, "fptt.reset_dual": True}
-    [single] = pool.run(whole, tiny(tmp_path / "single", keys), world=1)
-    workers = pool.run(whole, tiny(tmp_path / "workers", {**keys, "parallel": parallel}), world=world)
-    for name, expected in state(single).items():
-        torch.testing.assert_close(
-            state(workers[0])[name], expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
-        )
-    moved = max(float((single.weights[name] - single.start[name]).abs().max()) for name in single.start)
-    assert moved > 5e-3
-    for worker in workers:
-        assert same_bits(worker.weights, workers[0].weights)
-        assert worker.values == pytest.approx(single.values, abs=1e-6)
-
-
-@pytest.mark.parametrize("batch_size", [8, 9])
-def test_ddp_is_the_flat_reduce(pool: Pool, tmp_path: Path, batch_size: int) -> None:
-    """With dropout: the workers draw the same masks."""
-    keys = {**WORDS, "optimizer": {"name": "sgd", "lr": 0.1}, "train.batch_size": batch_size}
+def test_ddp_is_the_flat_reduce(pool: Pool, tmp_path: Path) -> None:
+    """With dropout: the workers draw the same masks. 9 sequences are shares of 4 and 5."""
+    keys = {**WORDS, "optimizer": {"name": "sgd", "lr": 0.1}, "train.batch_size": 9, "train.max_batches": 5}
     flat = pool.run(whole, tiny(tmp_path / "flat", {**keys, "parallel": GRADIENT}))
     ddp = pool.run(whole, tiny(tmp_path / "ddp", {**keys, "parallel": DDP}))
     for one, other in zip(flat, ddp, strict=True):
         assert same_bits(one.random, other.random)
+        assert (one.engine, other.engine) == ("Replicated GradientSync", "DdpReplicated NoSync")
+        assert same_bits(other.weights, ddp[0].weights)
         for name, tensor in state(one).items():
             torch.testing.assert_close(state(other)[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("hook", "bound"), [("fp16", 1e-4), ("bf16", 1e-3)])
-def test_a_hook_changes_little(pool: Pool, tmp_path: Path, hook: str, bound: float) -> None:
+def test_a_hook_changes_little(pool: Pool, tmp_path: Path) -> None:
     """40 steps of at most 0.1 x a gradient, rounded to 11 or 8 bits."""
-    exact = pool.run(whole, tiny(tmp_path / "none", {"parallel": DDP}))
-    outcomes = pool.run(whole, tiny(tmp_path / hook, {"parallel": {**DDP, "hook": hook}}))
-    assert same_bits(outcomes[0].weights, outcomes[1].weights)
-    assert 0.0 < farthest(outcomes[0], exact[0]) < bound
+    [exact, _] = pool.run(whole, tiny(tmp_path / "none", {"parallel": DDP}))
+    for hook, bound in (("fp16", 1e-4), ("bf16", 1e-3)):
+        outcomes = pool.run(whole, tiny(tmp_path / hook, {"parallel": {**DDP, "comm_hook": hook}}))
+        assert same_bits(outcomes[0].weights, outcomes[1].weights), hook
+        assert 0.0 < farthest(outcomes[0], exact) < bound, hook
 
 
-@pytest.mark.slow
-def test_powersgd_changes_little(pool: Pool, tmp_path: Path) -> None:
-    """Torch's hook sends everything for 1000 updates, then one rank of each matrix, and feeds back what it left out."""
-    for batches, bound in ((240, 0.0), (280, 3e-2)):
-        keys = {"train.batches": batches, "checkpoint.every": 1000, "evaluate.every": 1000, "telemetry.every": 1000}
-        [exact, _] = pool.run(whole, tiny(tmp_path / f"none-{batches}", {**keys, "parallel": DDP}))
-        hook = {**DDP, "hook": "powersgd"}
-        [outcome, other] = pool.run(whole, tiny(tmp_path / f"powersgd-{batches}", {**keys, "parallel": hook}))
-        assert same_bits(outcome.weights, other.weights)
-        assert farthest(outcome, exact) <= bound
-        assert (farthest(outcome, exact) > 0.0) == (batches == 280)
+OFTEN = {
+    "checkpoint.every_batches": 1,
+    "evaluate.every_batches": 1,
+    "logging.every_batches": 1,
+    "parallel.timeout_seconds": 60,
+}
+RARELY = {"checkpoint.every_batches": 100, "evaluate.every_batches": 100, "logging.every_batches": 100}
 
 
-OFTEN = {"checkpoint.every": 1, "evaluate.every": 1, "telemetry.every": 1, "parallel.timeout": 60}
-RARELY = {"checkpoint.every": 100, "evaluate.every": 100, "telemetry.every": 100}
+LOOKED: list[tuple[dict[str, Any], int]] = [  # each rule alone is in test_strategy_state.py
+    (GRADIENT, 1),
+    ({**CONSENSUS, "sync_every": 7, "sync_delay": 2, "sync_dtype": "bf16", "weight_sync": "center"}, 1),
+    (
+        {
+            **CONSENSUS,
+            "sync_every": 3,
+            "warmup_updates": 10,
+            "dual": "local",
+            "dual_update": "admm",
+        },
+        1,
+    ),
+]
+MORE: list[tuple[dict[str, Any], int]] = [
+    ({**CONSENSUS, "sync_every": 3}, 1),
+    ({**CONSENSUS, "sync_every": 7, "dual": "local"}, 1),
+    ({"strategy": "hierarchical", "sync_every": 7, "sync_delay": 2}, 2),
+]
 
 
 @pytest.mark.parametrize(
-    ("parallel", "machines"),
-    [
-        (GRADIENT, 1),
-        (DDP, 1),
-        ({**CONSENSUS, "every": 3}, 1),
-        ({**CONSENSUS, "every": 7, "delay": 2}, 1),
-        ({**CONSENSUS, "every": 3, "payload": "bf16", "weights": "center"}, 1),
-        ({**CONSENSUS, "every": 3, "weights": "kept"}, 1),
-        ({**CONSENSUS, "every": 3, "dual": "worker"}, 1),
-        ({**CONSENSUS, "every": 7, "dual": "worker", "order": "admm", "scale": "tensor"}, 1),
-        ({**CONSENSUS, "every": 3, "start_after": 18, "dual": "worker"}, 1),
-        ({"strategy": "hierarchical", "every": 7, "delay": 2}, 2),
-    ],
-    ids=str,
+    ("parallel", "machines"), [*LOOKED, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)], ids=str
 )
 def test_looking_and_saving_change_no_weight(
     pool: Pool, tmp_path: Path, parallel: dict[str, Any], machines: int
 ) -> None:
+    keys = {**WORDS, "parallel": parallel, "train.max_batches": 5}
     runs = [
-        pool.run(whole, tiny(tmp_path / name, {**WORDS, "parallel": parallel, **keys}), machines, world=2 * machines)
-        for name, keys in [("rarely", RARELY), ("often", OFTEN)]
+        pool.run(whole, tiny(tmp_path / name, {**keys, **more}), machines, world=2 * machines)
+        for name, more in [("rarely", RARELY), ("often", OFTEN)]
     ]
     for one, other in zip(*runs, strict=True):
         assert same_bits(one.weights, other.weights)
@@ -151,30 +130,48 @@ def test_looking_and_saving_change_no_weight(
         assert same_bits(one.random, other.random)
 
 
-def agreements(environment: LaunchEnvironment, config: Config, machines: int) -> int:
-    """How often the workers agreed in a run."""
-    trainer = open_trainer(place(environment, machines), config)
-    trainer.fit(StopFlag())
-    return trainer.strategy.traffic()["agreement"].calls
+def agreements(environment: LaunchEnvironment, configs: list[Config]) -> list[int]:
+    """Count the agreements in each run."""
+    found = []
+    for config in configs:
+        trainer = open_trainer(environment, config)
+        trainer.fit(StopFlag())
+        found.append(trainer.engine.traffic()["sync"].calls)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("parallel", "resets", "expected"),
-    [
-        ({"every": 3}, False, 13 + 1),  # 40 windows: 13 times 3, and the end
-        ({"every": 8}, False, 5),  # the end is one
-        ({"every": 1000}, False, 1),
-        ({"every": 3}, True, 13 + 1 + 2),  # and after windows 16 and 32
-        ({"every": 8}, True, 5),
-        ({"every": 7, "delay": 2}, True, 5 + 2 + 1),  # 7 14 16 21 28 32 35 40
-        ({"every": 3, "start_after": 18}, True, 7 + 1 + 1),  # 21 24 27 30 33 36 39, 32 and 40
-        ({"every": 7, "dual": "worker"}, True, 5 + 2 + 1),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("frequency", [RARELY, OFTEN], ids=["rarely", "often"])
-def test_when_the_workers_agree(
-    pool: Pool, tmp_path: Path, parallel: dict[str, Any], resets: bool, expected: int, frequency: dict[str, Any]
-) -> None:
-    keys = {"parallel": {**CONSENSUS, **parallel}, **frequency, "fptt.reset_weights": resets, "fptt.reset_dual": resets}
-    assert pool.run(agreements, tiny(tmp_path / "run", keys), 1) == [expected] * 2
+WHEN: list[tuple[dict[str, Any], bool, int]] = [  # in 20 windows; an epoch is 8
+    ({"sync_every": 3}, False, 6 + 1),  # 6 times 3, and the end
+    ({"sync_every": 10}, False, 2),  # the end is one
+    ({"sync_every": 1000}, False, 1),
+    ({"sync_every": 3}, True, 6 + 1 + 2),  # and after windows 8 and 16
+    ({"sync_every": 4}, True, 5),
+    ({"sync_every": 7, "sync_delay": 2}, True, 2 + 2 + 1),  # 7 8 14 16 20
+    ({"sync_every": 3, "warmup_updates": 10}, True, 3 + 1 + 1),  # 12 15 18, 16 and 20
+    ({"sync_every": 7, "dual": "local"}, True, 2 + 2 + 1),
+]
+
+
+def test_when_the_workers_agree(pool: Pool, tmp_path: Path) -> None:
+    """A run that evaluates and saves in between is compared with one that does not."""
+    configs = [
+        tiny(
+            tmp_path / f"{row}-{name}",
+            {
+                "parallel": {**CONSENSUS, **parallel},
+                "fptt.reset_weights": resets,
+                "fptt.reset_dual": resets,
+                **more,
+                "task.examples": 16,
+                "train.max_batches": 5,
+            },
+        )
+        for row, (parallel, resets, _) in enumerate(WHEN)
+        for name, more in (("rarely", RARELY), ("often", OFTEN))
+    ]
+    expected = [count for _, _, count in WHEN for _ in range(2)]
+    for found in pool.run(agreements, configs, timeout=120.0):
+        wrong = [
+            (config.parallel, calls) for config, calls, n in zip(configs, found, expected, strict=True) if calls != n
+        ]
+        assert wrong == []

@@ -1,7 +1,7 @@
 """A run of several workers that broke off at any batch goes on as if nothing had been, bit for bit, rank by rank."""
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +9,44 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.parallel.fault_driver import WORDS, again, broken, whole
+from tests.parallel.fault_driver import WORDS, again, broken, copied, whole
 from tests.parallel.pool import Pool
 from tests.parallel.runs import Outcome, tiny
 from tests.training.helpers import content, differing, result, without_clock
 
-BATCHES = 10  # of 4 windows; 4 batches an epoch
+BATCHES = 6  # of 4 windows; 4 batches an epoch
+MIDDLE = 5  # 20 windows: between two agreements, or before the first one; in the second epoch
 CASES: dict[str, dict[str, Any]] = {
-    "flat": {"strategy": "gradient"},
-    "ddp": {"strategy": "gradient", "reduce": "ddp"},
-    "every 1": {"strategy": "consensus", "every": 1},
-    "every 3": {"strategy": "consensus", "every": 3},
-    "every 7": {"strategy": "consensus", "every": 7},
-    "every 7 delay 2": {"strategy": "consensus", "every": 7, "delay": 2},
+    "flat": {"strategy": "data_parallel"},
+    "ddp": {"strategy": "data_parallel", "reduce": "ddp"},
+    "every 1": {"strategy": "consensus", "sync_every": 1},
+    "every 7 delay 2": {"strategy": "consensus", "sync_every": 7, "sync_delay": 2},
     "every 5 delay 4 bf16 center": {
         "strategy": "consensus",
-        "every": 5,
-        "delay": 4,
-        "payload": "bf16",
-        "weights": "center",
+        "sync_every": 5,
+        "sync_delay": 4,
+        "sync_dtype": "bf16",
+        "weight_sync": "center",
     },
-    "bf16": {"strategy": "consensus", "every": 3, "payload": "bf16"},
-    "center": {"strategy": "consensus", "every": 3, "weights": "center"},
-    "kept": {"strategy": "consensus", "every": 3, "weights": "kept"},
-    "start after": {"strategy": "consensus", "every": 3, "start_after": 18},
-    "start after worker": {"strategy": "consensus", "every": 3, "start_after": 18, "dual": "worker"},
-    "worker": {"strategy": "consensus", "every": 3, "dual": "worker"},
-    "worker bf16": {"strategy": "consensus", "every": 7, "dual": "worker", "payload": "bf16"},
-    "worker admm": {"strategy": "consensus", "every": 3, "dual": "worker", "order": "admm"},
-    "worker tensor": {"strategy": "consensus", "every": 7, "dual": "worker", "scale": "tensor"},
-    "machines": {"strategy": "hierarchical", "every": 3},
-    "machines delay": {"strategy": "hierarchical", "every": 7, "delay": 2},
-    "machines worker": {"strategy": "hierarchical", "every": 3, "dual": "worker"},
+    "start after worker": {"strategy": "consensus", "sync_every": 3, "warmup_updates": 18, "dual": "local"},
+    "worker admm": {
+        "strategy": "consensus",
+        "sync_every": 7,
+        "dual": "local",
+        "dual_update": "admm",
+    },
+    "machines delay": {"strategy": "hierarchical", "sync_every": 7, "sync_delay": 2},
+}
+SLOW: dict[str, dict[str, Any]] = {
+    "ddp bf16": {"strategy": "data_parallel", "reduce": "ddp", "comm_hook": "bf16"},
+    "every 3": {"strategy": "consensus", "sync_every": 3},
+    "bf16": {"strategy": "consensus", "sync_every": 3, "sync_dtype": "bf16"},
+    "center": {"strategy": "consensus", "sync_every": 3, "weight_sync": "center"},
+    "start after": {"strategy": "consensus", "sync_every": 3, "warmup_updates": 18},
+    "worker bf16": {"strategy": "consensus", "sync_every": 7, "dual": "local", "sync_dtype": "bf16"},
+    "machines worker": {"strategy": "hierarchical", "sync_every": 3, "dual": "local"},
 }
 DELAYED = {"every 7 delay 2": 2, "machines delay": 2, "every 5 delay 4 bf16 center": 2}  # a batch with one under way
-Straight = Callable[[str], tuple[Path, list[Outcome]]]
 
 
 def layout(case: str) -> dict[str, int]:
@@ -52,138 +55,141 @@ def layout(case: str) -> dict[str, int]:
 
 
 def keys(case: str) -> dict[str, Any]:
-    return {**WORDS, "parallel": CASES[case], "train.batches": BATCHES, "checkpoint.every": 1}
-
-
-@pytest.fixture(scope="module")
-def straight(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Straight:
-    """An uninterrupted run of a case, trained once: its folder and outcomes."""
-    done: dict[str, tuple[Path, list[Outcome]]] = {}
-
-    def run(case: str) -> tuple[Path, list[Outcome]]:
-        if case not in done:
-            folder = tmp_path_factory.mktemp(case.replace(" ", "-")) / "run"
-            where = layout(case)
-            outcomes = pool.run(whole, tiny(folder, keys(case)), where["machines"], world=where["world"])
-            done[case] = folder, outcomes
-        return done[case]
-
-    return run
+    return {**WORDS, "parallel": {**CASES, **SLOW}[case], "train.max_batches": BATCHES, "checkpoint.every_batches": 1}
 
 
 def step(folder: Path, batch: int) -> Path:
     return folder / f"checkpoints/step-{batch:08d}"
 
 
-QUICK = [(case, DELAYED.get(case, 3)) for case in CASES]  # 12 windows: 3 divides it, 7 does not
-SLOW = [(case, batch) for case in CASES for batch in (1, 2, 4, 5, 7, 8) if (case, batch) not in QUICK]
+@dataclass
+class Straight:
+    """An uninterrupted run: its folder, outcomes by rank, and the tensors of its checkpoints by batch."""
 
+    case: str
+    folder: Path
+    outcomes: list[Outcome]
 
-@pytest.mark.parametrize(("case", "batch"), [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)])
-def test_goes_on_bit_for_bit(pool: Pool, tmp_path: Path, straight: Straight, case: str, batch: int) -> None:
-    there, outcomes = straight(case)
-    where = layout(case)
-    here = tmp_path / "run"
-    pool.run(broken, tiny(here, keys(case)), batch, where["machines"], world=where["world"])
-    assert differing(content(step(there, batch)), content(step(here, batch))) == []
-    resumed = pool.run(whole, again(here, keys(case)), where["machines"], world=where["world"])
-    assert differing(content(step(there, BATCHES)), content(step(here, BATCHES))) == []
-    assert [outcome.values for outcome in resumed] == [outcome.values for outcome in outcomes]
-    assert without_clock(result(here)) == without_clock(result(there))
+    def held(self, batch: int) -> dict[str, Tensor]:
+        """The tensors of a checkpoint."""
+        return tensors(step(self.folder, batch))
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("batch", [3, 4])
-def test_ddp_on_four_workers_goes_on_to_rounding(pool: Pool, tmp_path: Path, batch: int) -> None:
-    pool.run(whole, tiny(tmp_path / "straight", keys("ddp")), world=4)
-    pool.run(broken, tiny(tmp_path / "run", keys("ddp")), batch, world=4)
-    pool.run(whole, again(tmp_path / "run", keys("ddp")), world=4)
-    one, other = (tensors(step(tmp_path / name, BATCHES)) for name in ("straight", "run"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    def own(self, batch: int, rank: int) -> dict[str, Tensor]:
+        """Those of one worker."""
+        held, start = self.held(batch), f"rank/{rank}/"
+        return {name.removeprefix(start): tensor for name, tensor in held.items() if name.startswith(start)}
 
 
 def tensors(checkpoint: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content(checkpoint).items() if isinstance(value, Tensor)}
 
 
-@pytest.mark.parametrize("case", DELAYED)
-def test_an_agreement_is_under_way_where_the_tests_break_off(straight: Straight, case: str) -> None:
-    folder, _ = straight(case)
-    world = layout(case)["world"]
-    held = tensors(step(folder, DELAYED[case]))
-    for rank in range(world):
-        departed, due = held[f"rank/{rank}/strategy.safetensors:due"].tolist()
-        assert departed <= 4 * DELAYED[case] < due
-    assert not any(name.endswith(":due") for name in tensors(step(folder, BATCHES))), "the end waits for none"
+QUICK = [(case, [DELAYED.get(case, 3)]) for case in CASES]
+MORE = [
+    (case, [[1, 4], [5], [2], [1, 5]][i % 4])
+    for i, case in enumerate((*SLOW, *(case for case in CASES if case != "ddp")))
+]
 
 
-@pytest.mark.parametrize("case", ["every 3", "every 7 delay 2", "worker", "start after", "machines"])
-def test_workers_keep_their_own_and_share_the_rest_once(straight: Straight, case: str) -> None:
-    """In the middle of an interval: batch 5 is 20 windows (with start_after=18 the first agreement is at 21)."""
-    folder, _ = straight(case)
-    world = layout(case)["world"]
-    files = sorted(path.relative_to(step(folder, 5)).as_posix() for path in step(folder, 5).rglob("*.safetensors"))
-    assert [name for name in files if "/" not in name] == ["strategy.safetensors", "task.safetensors"]
-    held = tensors(step(folder, 5))
-    own = [
-        {name.split("/", 2)[2]: tensor for name, tensor in held.items() if name.startswith(f"rank/{rank}/")}
-        for rank in range(world)
-    ]
-    name = "recurrent.weight_hh_l0"
-    differ = [
-        f"model.safetensors:{name}",
-        f"optimizer.safetensors:{name}/center",
-        f"optimizer.safetensors:{name}/scaled_dual",
-    ]
-    if case == "worker":
-        differ.append(f"strategy.safetensors:dual/{name}")
-    for thing in differ:
-        values = [own[rank][thing] for rank in range(world)]
-        together = [(0, 1), (2, 3)] if case == "machines" else []
-        for one in range(world):
-            for other in range(one + 1, world):
-                assert torch.equal(values[one], values[other]) == ((one, other) in together), (thing, one, other)
-    assert len({own[rank]["random.safetensors:torch"].numpy().tobytes() for rank in range(world)}) == world
+@pytest.mark.parametrize(
+    ("case", "batches"),
+    [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE)],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value)),
+)
+def test_goes_on_bit_for_bit_and_the_workers_agree(pool: Pool, tmp_path: Path, case: str, batches: list[int]) -> None:
+    where = layout(case)
+    there = tmp_path / "run"
+    outcomes = pool.run(copied, tiny(there, keys(case)), batches, where["machines"], world=where["world"])
+    for batch in batches:
+        here = tmp_path / f"run-{batch}"
+        rarely = {**keys(case), "checkpoint.every_batches": 100}
+        resumed = pool.run(whole, again(here, rarely), where["machines"], world=where["world"])
+        assert differing(content(step(there, BATCHES)), content(step(here, BATCHES))) == []
+        assert [outcome.values for outcome in resumed] == [outcome.values for outcome in outcomes]
+        assert without_clock(result(here)) == without_clock(result(there))
+    run = Straight(case, there, outcomes)
+    check_end(run)
+    if keys(case)["parallel"]["strategy"] == "data_parallel":
+        check_written_once(run)
+    else:
+        check_reset(run)
+        check_middle(run)
+    if case in DELAYED:
+        check_under_way(run)
 
 
-@pytest.mark.parametrize("case", ["flat", "ddp"])
-def test_equal_workers_write_their_weights_once(straight: Straight, case: str) -> None:
-    folder, _ = straight(case)
-    files = {path.relative_to(step(folder, 5)).as_posix() for path in step(folder, 5).rglob("*.safetensors")}
+def check_end(run: Straight) -> None:
+    """The end makes an agreement: the workers' W are equal; W̄ and u are too."""
+    manifest = json.loads((step(run.folder, BATCHES) / "manifest.json").read_text())
+    assert manifest["world"] == layout(run.case)["world"]
+    assert not any(name.endswith(":due") for name in run.held(BATCHES)), "the end waits for none"
+    first, *others = run.outcomes
+    for other in others:
+        for name, tensor in first.weights.items():
+            assert torch.equal(other.weights[name], tensor), name
+        for name, tensor in first.optimizer.items():
+            if name.endswith(("/center", "/scaled_dual")):
+                assert equal(other.optimizer[name], tensor, run.case), name
+
+
+def check_written_once(run: Straight) -> None:
+    """Equal workers write their weights once."""
+    files = {path.relative_to(step(run.folder, MIDDLE)).as_posix() for path in step(run.folder, MIDDLE).rglob("*.s*")}
     assert {"model.safetensors", "optimizer.safetensors"} <= files
     assert not any(name.startswith("rank/") and ("model" in name or "optimizer" in name) for name in files)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if CASES[case]["strategy"] != "gradient"])
-def test_an_epochs_reset_makes_an_agreement(straight: Straight, case: str) -> None:
-    """Batch 4 ends the first epoch; with every=7 and delay=2 an agreement that left before its last updates is late."""
-    folder, _ = straight(case)
-    held = tensors(step(folder, 4))
-    own = [name for name in held if name.startswith("rank/0/") and "safetensors:recurrent.weight_hh_l0" in name]
-    slow = [name for name in own if name.endswith(("/center", "/scaled_dual"))]
-    weights = [name for name in own if "model.safetensors" in name and case != "kept"]
+def check_reset(run: Straight) -> None:
+    """Batch 4 ends the first epoch, and a sync that was sent before its last updates is late."""
+    first, *others = (run.own(4, rank) for rank in range(layout(run.case)["world"]))
+    names = [name for name in first if "safetensors:recurrent.weight_hh_l0" in name]
+    slow = [name for name in names if name.endswith(("/center", "/scaled_dual"))]
+    weights = [name for name in names if "model.safetensors" in name]
     assert len(slow) == 2
     for name in [*slow, *weights]:
-        for rank in range(1, layout(case)["world"]):
-            assert equal(held[name.replace("rank/0", f"rank/{rank}", 1)], held[name], case), name
+        for other in others:
+            assert equal(other[name], first[name], run.case), name
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_workers_end_agreed(straight: Straight, case: str) -> None:
-    """The end makes an agreement: the workers' W are equal, but where they are kept; W̄ and u are too."""
-    folder, outcomes = straight(case)
-    manifest = json.loads((step(folder, BATCHES) / "manifest.json").read_text())
-    assert manifest["world"] == layout(case)["world"]
-    first, *others = outcomes
-    for other in others:
-        for name, tensor in first.weights.items():
-            assert torch.equal(other.weights[name], tensor) == (case != "kept"), name
-        for name, tensor in first.optimizer.items():
-            if name.endswith(("/center", "/scaled_dual")):
-                assert equal(other.optimizer[name], tensor, case), name
+def check_middle(run: Straight) -> None:
+    """In the middle of an interval workers have their own, and write once what is equal everywhere."""
+    world = layout(run.case)["world"]
+    held = [run.own(MIDDLE, rank) for rank in range(world)]
+    assert len({own["random.safetensors:torch"].numpy().tobytes() for own in held}) == world
+    files = [path.name for path in step(run.folder, MIDDLE).glob("*.safetensors")]
+    assert sorted(files) == ["sync.safetensors", "task.safetensors"]
+    if run.case == "every 1":
+        return  # all are equal
+    name = "recurrent.weight_hh_l0"
+    differ = [f"model.safetensors:{name}", *(f"optimizer.safetensors:{name}/{x}" for x in ("center", "scaled_dual"))]
+    if run.case.startswith("worker"):
+        differ.append(f"sync.safetensors:dual/{name}")
+    together = [(0, 1), (2, 3)] if "machines" in run.case else []
+    for thing in differ:
+        for one in range(world):
+            for other in range(one + 1, world):
+                same = torch.equal(held[one][thing], held[other][thing])
+                assert same == ((one, other) in together), (thing, one, other)
+
+
+def check_under_way(run: Straight) -> None:
+    """An agreement is, where the run broke off."""
+    batch = DELAYED[run.case]
+    for rank in range(layout(run.case)["world"]):
+        departed, due = run.own(batch, rank)["sync.safetensors:due"].tolist()
+        assert departed <= 4 * batch < due
 
 
 def equal(one: Tensor, other: Tensor, case: str) -> bool:
     """Bit for bit; with every=1 W̄ and u do not travel, each worker finds their means by itself, to rounding."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-7) if case == "every 1" else torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_ddp_on_four_workers_goes_on_to_rounding(pool: Pool, tmp_path: Path) -> None:
+    pool.run(whole, tiny(tmp_path / "straight", keys("ddp")), world=4)
+    pool.run(broken, tiny(tmp_path / "run", keys("ddp")), 3, world=4)
+    pool.run(whole, again(tmp_path / "run", keys("ddp")), world=4)
+    one, other = (tensors(step(tmp_path / name, BATCHES)) for name in ("straight", "run"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

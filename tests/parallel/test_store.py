@@ -12,8 +12,9 @@ import pytest
 import torch.distributed as dist
 
 from fptt_dist.config import ConfigError
-from fptt_dist.parallel import LaunchEnvironment, store
-from fptt_dist.parallel.environment import FROM_SLURM, FROM_TORCHRUN
+from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.parallel.comm import store
+from fptt_dist.parallel.comm.environment import FROM_SLURM, FROM_TORCHRUN
 from tests.ray_sweeps.processes import listening
 
 LOOPBACK_NAME = "127.1"  # 127.0.0.1 to whoever looks it up, as Debian's own name of a node is, and no plain address

@@ -1,14 +1,15 @@
-"""How many collectives of how many bytes: K/H of 3, 2 or 1 copies, and what `Strategy.plan` says beforehand."""
+"""Collectives and their bytes: K/H of 3, 2 or 1 copies, and what `comm_estimate` says beforehand."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from fptt_dist.parallel import GradientAveraging, Single, worker_dual
-from fptt_dist.parallel.collectives import Traffic
+from fptt_dist.parallel import Consensus
+from fptt_dist.parallel.comm.communicator import Traffic
+from fptt_dist.parallel.sync import admm_dual
 from tests.parallel.replicas import Replica, together
-from tests.parallel.toys import SHAPES, Quadratic, Run, consensus
+from tests.parallel.toys import SHAPES, Quadratic, Run, averaging, consensus, single_worker
 
 N = sum(torch.Size(shape).numel() for shape in SHAPES)
 K = 8  # windows of a sequence
@@ -17,7 +18,7 @@ FLAGS = 2  # frozen, stop
 
 def spent(run: Run, before: dict[str, Traffic]) -> dict[str, tuple[int, int]]:
     """Calls and bytes by name since `before`."""
-    now = run.strategy.traffic()
+    now = run.engine.traffic()
     none = Traffic()
     gone = {
         name: (t.calls - before.get(name, none).calls, t.bytes - before.get(name, none).bytes)
@@ -29,8 +30,8 @@ def spent(run: Run, before: dict[str, Traffic]) -> dict[str, tuple[int, int]]:
 def sequence(run: Run) -> dict[str, tuple[int, int]]:
     """What one sequence costs, after one of another."""
     run.advance(K)
-    before = run.strategy.traffic()
-    plan = run.strategy.plan(K)
+    before = run.engine.traffic()
+    plan = run.engine.comm_estimate(K)
     run.advance(2 * K)
     found = spent(run, before)
     assert plan.collectives == sum(calls for calls, _ in found.values())
@@ -39,51 +40,47 @@ def sequence(run: Run) -> dict[str, tuple[int, int]]:
     return found
 
 
-@pytest.mark.parametrize("every", [1, 2, 4, 8])
 @pytest.mark.parametrize(
     ("options", "copies", "riding", "width"),
     [
-        ({"weights": "mean"}, 3, 0, 4),
+        ({"weights": "average"}, 3, 0, 4),
         ({"weights": "center"}, 2, 0, 4),
-        ({"weights": "kept"}, 2, 0, 4),
         ({"slow": False}, 1, 0, 4),
-        ({"slow": False, "weights": "kept"}, 0, 0, 4),
-        ({"weights": "mean", "compressed": True}, 3, 0, 2),
+        ({"weights": "average", "compressed": True}, 3, 0, 2),
         ({"agreement": "damped"}, 1, 1, 4),
         ({"agreement": "admm"}, 1, 1, 4),
-        ({"agreement": "damped", "by_tensor": True}, 1, len(SHAPES), 4),
         ({"agreement": "damped", "compressed": True}, 1, 1, 2),
     ],
 )
-def test_an_agreement_is_one_collective(
-    options: dict[str, Any], copies: int, riding: int, width: int, every: int
-) -> None:
-    if every == 1 and options.get("weights") == "mean":
-        copies = 1  # what W̄ and u become follows from W
+def test_an_agreement_is_one_collective(options: dict[str, Any], copies: int, riding: int, width: int) -> None:
+    def work(workers: Replica, every: int) -> dict[str, tuple[int, int]]:
+        engine = consensus(workers, every=every, **options)
+        return sequence(Run(engine, Quadratic(torch.float32), workers.rank))
 
-    def work(workers: Replica) -> dict[str, tuple[int, int]]:
-        strategy = consensus(workers, every=every, **options)
-        return sequence(Run(strategy, Quadratic(torch.float32), workers.rank))
+    for every in (1, 4, 8):
+        follow = every == 1 and options.get("weights") == "average"  # what W̄ and u become, from W
+        calls = K // every
+        size = width * ((1 if follow else copies) * N + riding + FLAGS)
+        found = together(2, lambda workers, every=every: work(workers, every))
+        assert found == [{"sync": (calls, calls * size)}] * 2, every
 
-    calls = K // every
-    assert together(2, work) == [{"agreement": (calls, calls * width * (copies * N + riding + FLAGS))}] * 2
 
-
-@pytest.mark.parametrize(("update", "copies"), [("explicit", 1), ("prox", 1), ("algorithm2", 3)])
+@pytest.mark.parametrize(("update", "copies"), [("gradient", 1), ("proximal", 1), ("second_gradient", 3)])
 def test_a_dual_that_is_a_gradient_follows_from_nothing(update: Any, copies: int) -> None:
     """At H = 1 only W travels, unless u is not renewed by W's own move."""
 
     def work(workers: Replica) -> int:
-        strategy = consensus(workers, every=1)
-        Run(strategy, Quadratic(torch.float32), workers.rank, update=update)
-        return len(strategy.agreement.vectors())
+        engine = consensus(workers, every=1)
+        Run(engine, Quadratic(torch.float32), workers.rank, update_rule=update)
+        assert isinstance(engine.sync, Consensus)
+        return len(engine.sync.rule.tensors_to_sync())
 
     assert together(2, work) == [copies * len(SHAPES)] * 2
 
 
 def test_averaged_gradients_are_one_collective_a_window() -> None:
     def work(workers: Replica) -> dict[str, tuple[int, int]]:
-        return sequence(Run(GradientAveraging(workers, 0.5), Quadratic(torch.float32), workers.rank))
+        return sequence(Run(averaging(workers, 0.5), Quadratic(torch.float32), workers.rank))
 
     # with them: which parameters have one, loss and stop flag
     assert together(2, work) == [{"gradients": (K, K * 4 * (N + len(SHAPES) + 2))}] * 2
@@ -92,38 +89,38 @@ def test_averaged_gradients_are_one_collective_a_window() -> None:
 @pytest.mark.parametrize("kind", ["single", "gradient", "consensus", "worker"])
 def test_a_worker_alone_sends_nothing_and_plans_nothing(kind: str) -> None:
     def work(workers: Replica) -> dict[str, tuple[int, int]]:
-        strategy = {
-            "single": Single,
-            "gradient": lambda: GradientAveraging(workers, 1.0),
+        engine = {
+            "single": single_worker,
+            "gradient": lambda: averaging(workers, 1.0),
             "consensus": lambda: consensus(workers, every=4),
             "worker": lambda: consensus(workers, every=4, agreement="damped"),
         }[kind]()
-        return sequence(Run(strategy, Quadratic(torch.float32), workers.rank))
+        return sequence(Run(engine, Quadratic(torch.float32), workers.rank))
 
     assert together(1, work) == [{}]
 
 
 def test_the_first_windows_of_a_late_start_are_gradients() -> None:
     def work(workers: Replica) -> dict[str, tuple[int, int]]:
-        run = Run(consensus(workers, every=4, start_after=6), Quadratic(torch.float32), workers.rank)
-        before = run.strategy.traffic()
+        run = Run(consensus(workers, every=4, warmup_updates=6), Quadratic(torch.float32), workers.rank)
+        before = run.engine.traffic()
         return spent(run.advance(12), before)
 
     for found in together(2, work):
-        assert {name: calls for name, (calls, _) in found.items()} == {"gradients": 6, "agreement": 2}
+        assert {name: calls for name, (calls, _) in found.items()} == {"gradients": 6, "sync": 2}
 
 
 def test_now_and_then_the_duals_travel_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_dual, "RENEWED_EVERY", 3)
+    monkeypatch.setattr(admm_dual, "RENEWED_EVERY", 3)
 
     def work(workers: Replica, agreement: str) -> list[int]:
         sizes: list[int] = []
 
         def note(run: Run) -> None:
-            sizes.append(run.strategy.traffic()["agreement"].bytes)
+            sizes.append(run.engine.traffic()["sync"].bytes)
 
-        strategy = consensus(workers, every=1, agreement=agreement)  # pyright: ignore[reportArgumentType]
-        Run(strategy, Quadratic(torch.float32), workers.rank).advance(7, each=note)
+        engine = consensus(workers, every=1, agreement=agreement)  # pyright: ignore[reportArgumentType]
+        Run(engine, Quadratic(torch.float32), workers.rank).advance(7, each=note)
         return [more - less for less, more in zip([0, *sizes[:-1]], sizes, strict=True)]
 
     small, large = 4 * (N + 1 + FLAGS), 4 * (2 * N + 1 + FLAGS)
@@ -140,7 +137,7 @@ def test_the_drift_is_measured_at_an_agreement() -> None:
         apart.advance(4)
         mean = torch.cat([p.detach().flatten() for p in apart.params])
         own = torch.cat([p.detach().flatten() for p in before.params])
-        return float(apart.strategy.measured()["drift"]), float((own - mean).norm() / mean.norm())
+        return float(apart.engine.sync.metrics()["drift"]), float((own - mean).norm() / mean.norm())
 
     for found, expected in together(2, work):
         assert 0.0 < found == pytest.approx(expected)

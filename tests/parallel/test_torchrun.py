@@ -26,10 +26,10 @@ SMALL = [
     "model.hidden=32",
     "fptt.windows=4",
     "optimizer.lr=1e-2",
-    f"train.batches={BATCHES}",
-    "evaluate.every=50",
-    "checkpoint.every=100",
-    "telemetry.every=5",
+    f"train.max_batches={BATCHES}",
+    "evaluate.every_batches=50",
+    "checkpoint.every_batches=100",
+    "logging.every_batches=5",
     "device=cpu",
 ]
 PLACES = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
@@ -87,9 +87,9 @@ def test_the_folder_is_whole(straight: tuple[Path, str]) -> None:
     assert newest.name == f"step-{BATCHES:08d}"
     manifest = json.loads((newest / "manifest.json").read_text())
     assert manifest["world"] == 2
-    own = ("model", "optimizer", "loss", "random", "strategy", "carried")
+    own = ("model", "optimizer", "loss", "random", "sync", "carried")
     assert manifest["files"].keys() == {
-        *("task.safetensors", "strategy.safetensors", "state.json", "rank/0/state.json", "rank/1/state.json"),
+        *("task.safetensors", "sync.safetensors", "state.json", "rank/0/state.json", "rank/1/state.json"),
         *(f"rank/{rank}/{name}.safetensors" for rank in range(2) for name in own),
     }
     batches = [record["batch"] for record in records(folder) if record["kind"] == "train"]
@@ -148,12 +148,7 @@ main()
     [
         (
             "train.batch_size=1",
-            "train.batch_size=1 is the global batch, fewer sequences than the 2 processes: type train.batch_size=2",
-        ),
-        (
-            "parallel.strategy=single",
-            "parallel.strategy=single, but 2 processes were started: type parallel.strategy=consensus or "
-            "parallel.strategy=gradient",
+            "train.batch_size=1 is the global batch, fewer sequences than the 2 workers: type train.batch_size=2",
         ),
         ("optimizer.lrr=1", "optimizer.lrr"),
     ],
@@ -168,7 +163,7 @@ def test_a_mistake_is_said_and_ends_it(tmp_path: Path, setting: str, message: st
     assert sum("[rank 1] " in line for line in said) <= 1
     assert sum("[rank 1] " not in line for line in said) <= 1
     assert said
-    assert "cli.py" not in text, "a user's mistake shows no traceback of ours"
+    assert "fptt_dist/cli" not in text, "a user's mistake shows no traceback of ours"
     assert "Unable to shutdown process" not in text
     assert not folder.exists()
 
@@ -192,5 +187,5 @@ def test_a_folder_that_is_occupied(tmp_path: Path) -> None:
         text = launched.text()
     assert f"fptt-dist: run.dir={folder} is not empty and holds no run: type run.dir=… for another folder" in text
     assert "Unable to shutdown process" not in text
-    assert "cli.py" not in text, "the other process shows a traceback"
+    assert "fptt_dist/cli" not in text, "the other process shows a traceback"
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]

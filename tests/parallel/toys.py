@@ -14,12 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from fptt_dist.algorithm import FPTT, Anchor
-from fptt_dist.parallel import Communicator, Consensus, GradientAveraging, SharedDual, Single, Strategy, WorkerDual
+from fptt_dist.algorithm import FPTT, ConsensusTerm
+from fptt_dist.algorithm.diagnostics import mean_squared_scale
+from fptt_dist.parallel import (
+    AveragedDual,
+    Communicator,
+    Consensus,
+    Engine,
+    GradientSync,
+    LocalDual,
+    NoSync,
+    Replicated,
+)
+from fptt_dist.parallel.control import Control
 from tests.algorithm.helpers import BASES, snapshot
 
 Array = NDArray[np.float64]
 Rate = Callable[[int], float]
+OF_FPTT: dict[str, Any] = {"make_anchor": ConsensusTerm, "mean_squared_scale": mean_squared_scale}
 
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (), (5,), (0,), (1,), (2, 1, 3))
 EXAMPLES = 12  # of a global batch
@@ -106,29 +118,45 @@ def consensus(
     *,
     every: int,
     agreement: Literal["shared", "damped", "admm"] = "shared",
-    weights: Literal["mean", "center", "kept"] = "mean",
+    weights: Literal["average", "center"] = "average",
     slow: bool = True,
-    by_tensor: bool = False,
     damping: float = 0.25,
     share: float | None = None,
     compressed: bool = False,
     **options: Any,
-) -> Consensus:
+) -> Engine:
     """Consensus of all `workers`; `share` defaults to equal ones."""
     share = 1.0 / workers.world if share is None else share
     if agreement == "shared":
-        what = SharedDual(weights, slow=slow, each_window=every == 1, compressed=compressed)
+        what = AveragedDual(weights, slow=slow, each_window=every == 1, compressed=compressed)
     else:
-        what = WorkerDual(agreement, damping, by_tensor=by_tensor, make_anchor=Anchor)
-    before = GradientAveraging(workers, share) if options.get("start_after") else None
-    return Consensus(workers, workers, share, Single(), before, what, every=every, compressed=compressed, **options)
+        what = LocalDual(agreement, damping, **OF_FPTT)
+    warmup = GradientSync(workers, share) if options.get("warmup_updates") else None
+    sync = Consensus(workers, share, what, sync_every=every, warmup=warmup, compressed=compressed, **options)
+    return Engine(workers, Replicated(), sync)
+
+
+def single_worker() -> Engine:
+    """One worker."""
+    return Engine(Communicator(), Replicated(), NoSync())
+
+
+def averaging(workers: Communicator, share: float | None = None) -> Engine:
+    """Gradients averaged over all `workers`; `share` defaults to equal ones."""
+    return Engine(workers, Replicated(), GradientSync(workers, 1.0 / workers.world if share is None else share))
+
+
+def told(engine: Engine) -> Control:
+    """The flags, after a batch's end."""
+    engine.after_batch()
+    return engine.control
 
 
 class Run:
     """One worker of a run.
 
     Args:
-        strategy: not yet attached.
+        engine: not yet attached.
         model: a problem.
         shard: what its loss takes.
         base: the base optimizer, of `BASES`.
@@ -138,7 +166,7 @@ class Run:
 
     def __init__(
         self,
-        strategy: Strategy,
+        engine: Engine,
         model: nn.Module,
         shard: Any,
         *,
@@ -147,32 +175,32 @@ class Run:
         alpha: float = 0.5,
         **settings: Any,
     ) -> None:
-        self.strategy, self.shard = strategy, shard
-        strategy.prepare(model)
-        self.model: Any = strategy.module
+        self.engine, self.shard = engine, shard
+        engine.prepare(model)
+        self.model: Any = engine.placement.module
         self.rate: Rate = lr if callable(lr) else lambda window: lr
         self.params: list[Tensor] = list(model.parameters())
         self.optimizer = FPTT(
             BASES[base].make(self.params, lr=self.rate(0), **BASES[base].options), alpha=alpha, **settings
         )
-        strategy.attach(self.optimizer)
+        engine.attach(self.optimizer)
 
     def advance(self, stop: int, *, each: Callable[["Run"], Any] = lambda run: None) -> "Run":
         """Train up to update `stop`; `each` is called after every update."""
-        while self.strategy.window < stop:
-            window = self.strategy.window
+        while self.engine.control.updates < stop:
+            window = self.engine.control.updates
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(window)
-            self.strategy.backward(self.model.loss(self.shard, window), last=True)
-            self.strategy.step()
+            self.engine.backward(self.model.loss(self.shard, window), last=True)
+            self.engine.step()
             self.optimizer.zero_grad()
-            self.strategy.after_window()
+            self.engine.after_update()
             each(self)
         return self
 
     def slow(self) -> list[Tensor]:
         """Copies of W, W̄ and u."""
-        return [t.detach().clone() for part in self.optimizer.slow() for t in part]
+        return [t.detach().clone() for part in self.optimizer.slow_state() for t in part]
 
     def everything(self) -> list[Tensor]:
         """Copies of W, W̄, u and the moments."""

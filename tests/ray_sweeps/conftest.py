@@ -13,7 +13,7 @@ from tests.ray_sweeps.processes import MARK, end, gone
 
 KEEPER = """
 import json, os, pathlib, sys, time
-from fptt_dist.launchers.ray_cluster import connected
+from fptt_dist.launchers.ray.cluster import connected
 with connected():
     import ray
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")

@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from fptt_dist.config.section import explicit
+from fptt_dist.config.schema.section import explicit
 from fptt_dist.reporting import SweepResults, read_sweep
 from tests.program import Program
 from tests.ray_sweeps.processes import MARK, end, gone
@@ -65,7 +65,7 @@ def sweep_file(
 ) -> Path:
     """The file of a sweep of tiny runs, beside their configuration; `base`: what that sets besides."""
     folder.mkdir(parents=True, exist_ok=True)
-    common = explicit(tiny(folder, {"evaluate.every": 3, **(base or {})}, batches=batches))
+    common = explicit(tiny(folder, {"evaluate.every_batches": 3, **(base or {})}, batches=batches))
     del common["run"]
     (folder / "base.yaml").write_text(_yaml(common))
     file = folder / "sweep.yaml"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fptt_dist.config import ConfigError
-from fptt_dist.launchers.ray_cluster import Need, _processes, connected
+from fptt_dist.launchers.ray.cluster import Need, _processes, connected
 from tests.program import Program
 from tests.ray_sweeps.helpers import Ray, sweep_file
 from tests.ray_sweeps.processes import LOOPBACK, environment, listening, marked, words
@@ -41,7 +41,7 @@ def test_as_many_processes_as_can_be_packed(cpus: int, gpus: int, machine: tuple
 
 ROOM = """
 from fptt_dist.config import ConfigError
-from fptt_dist.launchers.ray_cluster import Need, connected, room
+from fptt_dist.launchers.ray.cluster import Need, connected, room
 with connected():
     for need in [Need(1, 1, 0), Need(1, 0.5, 0), Need(2, 1, 0), Need(2, 0.1, 0), Need(3, 1, 0), Need(1, 1, 1)]:
         try:
@@ -57,8 +57,8 @@ def test_room(shared: Ray, tmp_path: Path) -> None:
     lines = program.text().splitlines()
     assert lines[:4] == ["room for 2", "room for 4", "room for 1", "room for 10"]
     assert [line.partition(": ")[0] for line in lines[4:]] == [
-        "a run takes 3 processes of 1 CPU, and Ray's machines have 2 CPU and 0 GPU",
-        "a run takes 1 process of 1 CPU and 1 GPU, and Ray's machines have 2 CPU and 0 GPU",
+        "a run takes 3 workers of 1 CPU, and Ray's nodes have 2 CPU and 0 GPU",
+        "a run takes 1 worker of 1 CPU and 1 GPU, and Ray's nodes have 2 CPU and 0 GPU",
     ]
 
 
@@ -68,8 +68,8 @@ def test_a_run_that_does_not_fit(shared: Ray, tmp_path: Path) -> None:
     with shared.program(tmp_path / "log", *command) as (program, _):
         assert program.end() == 2
     assert program.text().endswith(
-        "fptt-dist: a run takes 1 process of 3 CPU, and Ray's machines have 2 CPU and 0 GPU: there is room for 0 of "
-        "its processes: type sweep.workers=…, sweep.cpus=… or sweep.gpus=… for less, or give Ray more\n"
+        "fptt-dist: a run takes 1 worker of 3 CPU, and Ray's nodes have 2 CPU and 0 GPU: there is room for 0 of "
+        "its workers: type sweep.workers=…, sweep.cpus=… or sweep.gpus=… for less, or give Ray more\n"
     )
     assert not (tmp_path / "out").exists()
 
@@ -115,32 +115,31 @@ def test_its_own_ray_is_nobody_elses(shared: Ray) -> None:
         assert environment(process)["RAY_AUTH_MODE"] == "token"
 
 
-@pytest.mark.parametrize("token", [None, "0" * 64])
-def test_nobody_enters_without_the_token(shared: Ray, token: str | None, tmp_path: Path) -> None:
-    variables = {**os.environ, **shared.variables, "HOME": str(tmp_path)}
-    if token is None:
-        del variables["RAY_AUTH_MODE"], variables["RAY_AUTH_TOKEN_PATH"]
-    else:
-        (tmp_path / "token").write_text(token)
-        variables["RAY_AUTH_TOKEN_PATH"] = str(tmp_path / "token")
-    del variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
+def test_nobody_enters_without_the_token(shared: Ray, tmp_path: Path) -> None:
+    """Not without one, and not with a wrong one."""
+    inside = {**os.environ, **shared.variables, "HOME": str(tmp_path)}
+    del inside["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"], inside["RAY_AUTH_TOKEN_PATH"]
+    (tmp_path / "token").write_text("0" * 64)
+    wrong = {**inside, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    del inside["RAY_AUTH_MODE"]
     file = sweep_file(tmp_path, {"optimizer.lr": {"grid": [0.01, 0.02]}})
-    program = Program(
-        tmp_path / "log", ["-m", "fptt_dist", "sweep", str(file), f"run.dir={tmp_path / 'out'}"], variables
-    )
+    command = ["-m", "fptt_dist", "sweep", str(file), f"run.dir={tmp_path / 'out'}"]
+    programs = [Program(tmp_path / f"log{i}", command, variables) for i, variables in enumerate((inside, wrong))]
     try:
-        assert program.end() == 2
+        for program in programs:
+            assert program.end() == 2
+            said = program.text().splitlines()[-1]
+            assert said.startswith(
+                f"fptt-dist: RAY_ADDRESS={shared.variables['RAY_ADDRESS']} does not let this program in: set "
+            )
     finally:
-        program.kill()
-    said = program.text().splitlines()[-1]
-    assert said.startswith(
-        f"fptt-dist: RAY_ADDRESS={shared.variables['RAY_ADDRESS']} does not let this program in: set "
-    )
+        for program in programs:
+            program.kill()
     assert not (tmp_path / "out").exists()
 
 
 TWICE = """
-from fptt_dist.launchers.ray_cluster import connected
+from fptt_dist.launchers.ray.cluster import connected
 for _ in range(2):
     with connected():
         import ray
@@ -155,27 +154,27 @@ def test_one_after_the_other(own: Ray, tmp_path: Path) -> None:
     assert program.text().count("CPU") == 2
 
 
-BLOCKED = """
-import sys
-sys.modules[sys.argv.pop(1)] = None
-from fptt_dist.cli import main
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    ("module", "words", "message"),
-    [
-        ("ray", [], "sweep needs Ray Tune: pip install 'fptt-dist[ray]'"),
-        ("optuna", ["sweep.search.name=optuna"], "search.name=optuna needs Optuna: pip install 'fptt-dist[ray]'"),
-    ],
-)
-def test_what_is_not_installed(module: str, words: list[str], message: str, tmp_path: Path) -> None:
+def test_what_is_not_installed(tmp_path: Path) -> None:
     file = sweep_file(tmp_path, {"optimizer.lr": {"choice": [0.01, 0.02]}}, search={"name": "random", "trials": 2})
-    command = [module, "sweep", str(file), f"run.dir={tmp_path / 'out'}", *words]
-    program = Program(tmp_path / "log", ["-c", BLOCKED, *command], os.environ)
-    assert program.end() == 2
-    assert program.text().splitlines()[-1] == f"fptt-dist: {message}"
+    words = ["sweep", str(file), f"run.dir={tmp_path / 'out'}"]
+    cases = [("optuna", [*words, "sweep.search.name=optuna"]), ("ray", words)]
+    code = f"""
+import sys
+from fptt_dist.cli import main
+for module, words in {cases!r}:
+    sys.modules[module] = None
+    sys.argv = ["fptt-dist", *words]
+    try:
+        main()
+    except SystemExit as left:
+        assert left.code == 2, words
+"""
+    program = Program(tmp_path / "log", ["-c", code], os.environ)
+    assert program.end() == 0, program.text()
+    assert [line for line in program.text().splitlines() if line.startswith("fptt-dist: ")] == [
+        "fptt-dist: search.name=optuna needs Optuna: pip install 'fptt-dist[ray]'",
+        "fptt-dist: sweep needs Ray Tune: pip install 'fptt-dist[ray]'",
+    ]
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +182,7 @@ def test_other_commands_do_without(tmp_path: Path) -> None:
     """Neither Ray nor Optuna is looked for."""
     tiny = [f"{key}={str(value).lower()}" for key, value in TINY.items()]
     commands = [
-        ["train", "add_task", *tiny, "train.batches=2", "train.epochs=null", f"run.dir={tmp_path / 'run'}"],
+        ["train", "add_task", *tiny, "train.max_batches=2", "train.max_epochs=null", f"run.dir={tmp_path / 'run'}"],
         ["report", str(tmp_path / "run")],
         ["config", "keys"],
         ["evaluate", str(tmp_path / "run")],

@@ -7,8 +7,8 @@ from typing import Any, cast
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
-from fptt_dist.launchers.schedulers import Sparing, build_scheduler
-from fptt_dist.launchers.sweep import Plan, make_plan
+from fptt_dist.launchers.ray.schedulers import Sparing, build_scheduler
+from fptt_dist.launchers.sweeps.plan import SweepPlan, make_plan
 from tests.ray_sweeps.helpers import BATCHES, sweep_file
 
 CURVES = {
@@ -51,12 +51,12 @@ def test_a_trial_that_is_added_twice_counts_once(tmp_path: Path) -> None:
     assert json.dumps(_rungs(scheduler)) == before
 
 
-def _plan(folder: Path) -> Plan:
+def _plan(folder: Path) -> SweepPlan:
     file = sweep_file(folder, {"optimizer.lr": {"grid": [0.01, 0.02, 0.03, 0.04, 0.05]}}, scheduler={"name": "asha"})
     return make_plan(file, [f"run.dir={folder / 'out'}"])
 
 
-def _after_a_restart(plan: Plan) -> Sparing:
+def _after_a_restart(plan: SweepPlan) -> Sparing:
     """The scheduler of a sweep that goes on, when all its runs have been added."""
     scheduler = build_scheduler(plan)
     for name, values in CURVES.items():

@@ -27,12 +27,12 @@ SPACE = {
 def watched(shared: Ray, tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepResults, set[str]]:
     """The default, a better one and a poor one; and where anything of Ray's listened while they were trained."""
     place = tmp_path_factory.mktemp("workers")
-    file = sweep_file(place, SPACE, workers=2, scheduler={"name": "asha"}, concurrent=1)
+    file = sweep_file(place, SPACE, workers=2, scheduler={"name": "asha"}, max_concurrent=1)
     addresses: set[str] = set()
     with shared.program(place / "log", "sweep", str(file), f"run.dir={place / 'out'}") as (program, mark):
         while program.process.poll() is None:
             addresses |= set(listening(marked(shared.mark) | marked(mark)))
-            time.sleep(0.2)
+            time.sleep(0.5)
         assert program.end() == 0, program.text()
     return read_sweep(place / "out"), addresses
 

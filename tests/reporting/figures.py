@@ -6,8 +6,28 @@ from typing import Any
 import numpy as np
 
 from fptt_dist.reporting import History
+from fptt_dist.reporting.plots.convergence import convergence
+from fptt_dist.reporting.plots.figures import pictures
+from fptt_dist.reporting.plots.fptt import fptt
+from fptt_dist.reporting.plots.speed import speed
+from fptt_dist.reporting.plots.style import Plot, styled
+from fptt_dist.reporting.plots.subject import subjects
+from fptt_dist.reporting.plots.windows import windows
+from fptt_dist.reporting.plots.workers import consensus
+from fptt_dist.reporting.runs.groups import group_runs
 
 BATCH = 64
+SECTIONS = {"convergence": convergence, "windows": windows, "fptt": fptt, "consensus": consensus, "speed": speed}
+
+
+def drawn(runs: list[History], *sections: str) -> dict[str, Plot]:
+    """The pictures of some sections, or of all, by their names."""
+    groups = group_runs(runs)
+    subject = subjects(styled(groups))
+    some = [picture for name in sections for each in subject for picture in SECTIONS[name](each)]
+    found = some if sections else pictures(groups)
+    assert len({picture.name for picture in found}) == len(found)
+    return {picture.name: picture for picture in found}
 
 
 def made(
@@ -36,7 +56,7 @@ def made(
     training = []
     for batch in range(1, records + 1):
         losses = random.uniform(0.1, 0.2, windows).tolist()
-        fields = ("force_ratio", "center_distance", "dual_norm", "sequences_per_second", "memory_bytes")
+        fields = ("regularizer_ratio", "center_distance", "dual_norm", "sequences_per_second", "memory_bytes")
         record = {**_position(batch, windows, seed), "window_losses": losses, "loss": sum(losses) / windows}
         record |= {field: random.uniform(1.0, 2.0) for field in fields}
         record |= {f"window_{metric}": []}

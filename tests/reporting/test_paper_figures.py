@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fptt_dist.reporting import NOT_FINITE, PaperRow, draw_alpha, draw_curves
-from fptt_dist.reporting.paper_figures import BLOCKS, alpha_figure, curves_figure
+from fptt_dist.reporting.paper.figures import alpha_figure, curves_figure
+from fptt_dist.reporting.plots.series import BLOCKS
 from tests.reporting.paper import make_run, table_of
 
 SGD = {"optimizer.name": "sgd", "optimizer.lr": 2.0, "optimizer.momentum": 0.9}
@@ -105,10 +105,14 @@ def alpha_row(
     *values: float | None,
     paper: str | None = None,
     optimizer: dict[str, Any] = SGD,
-    update: str = "explicit",
+    update_rule: str = "gradient",
 ) -> PaperRow:
-    """Several seeds with that alpha; None: not finite. 0 is the algorithm online."""
-    own = {**optimizer, "fptt.update": update, **({"fptt.alpha": alpha} if alpha > 0 else {"algorithm": "online"})}
+    """Several seeds with that alpha; None: not finite. 0 is the algorithm tbptt."""
+    own = {
+        **optimizer,
+        "fptt.update_rule": update_rule,
+        **({"fptt.alpha": alpha} if alpha > 0 else {"algorithm": "tbptt"}),
+    }
     runs = []
     for seed, value in enumerate(values):
         run = make_run(tmp_path / f"{alpha}-{seed}", value, metric="perplexity", overrides=own)
@@ -150,7 +154,8 @@ def test_alpha_from_zero_on(tmp_path: Path) -> None:
     assert [list(map(tuple, each)) for each in band.get_segments()][2] == [(2.0, 100.0), (2.0, 102.0)]
     # (1 + m)(4 − 3β) / (1 + (2 − 3β)) at β = ½ and m = 0.9, and the learning rate 2: past the largest alpha, 1.
     limit = 1.9 * 2.5 / 1.5 / 2.0
-    assert legend(axes) == ["test", "validation", "the paper", f"limit of the explicit pull alone, α = {limit:.3g}"]
+    label = f"limit of the explicit regularizer alone, α = {limit:.3g}"
+    assert legend(axes) == ["test", "validation", "the paper", label]
     (line,) = [each for each in axes.lines if each.get_linestyle() == "--"]
     assert 4 < line.get_xdata()[0] < axes.get_xlim()[1]  # pyright: ignore
     (cross,) = [each for each in axes.lines if each.get_marker() == "x"]
@@ -158,33 +163,30 @@ def test_alpha_from_zero_on(tmp_path: Path) -> None:
     assert "the paper" not in legend(alpha_axes(*rows, budget="smoke"))
 
 
-@pytest.mark.parametrize(
-    ("lr", "place"), [(20.0, 1 + math.log(0.15833 / 0.05) / math.log(10)), (400.0, 0.5), (0.1, 2.6)]
-)
-def test_the_limit_stands_among_the_alphas(lr: float, place: float, tmp_path: Path) -> None:
-    rows = [alpha_row(tmp_path, alpha, 100.0, optimizer={**SGD, "optimizer.lr": lr}) for alpha in (0.0, 0.05, 0.5)]
-    (line,) = [each for each in alpha_axes(*rows).lines if each.get_linestyle() == "--"]
-    assert line.get_xdata()[0] == pytest.approx(place, abs=1e-3)  # pyright: ignore
+def test_the_limit_stands_among_the_alphas(tmp_path: Path) -> None:
+    expected = {20.0: 1 + math.log(0.15833 / 0.05) / math.log(10), 400.0: 0.5, 0.1: 2.6}
+    found = {}
+    for lr in expected:
+        optimizer = {**SGD, "optimizer.lr": lr}
+        rows = [alpha_row(tmp_path / str(lr), alpha, 100.0, optimizer=optimizer) for alpha in (0.0, 0.05, 0.5)]
+        (line,) = [each for each in alpha_axes(*rows).lines if each.get_linestyle() == "--"]
+        found[lr] = line.get_xdata()[0]  # pyright: ignore
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        lambda folder: alpha_row(folder, 0.5, 100.0, optimizer={"optimizer.name": "adam"}),
-        lambda folder: alpha_row(folder, 0.5, 100.0, update="prox"),
-    ],
-)
-def test_where_no_limit_is_known(row: Callable[[Path], PaperRow], tmp_path: Path) -> None:
-    assert legend(alpha_axes(row(tmp_path))) == ["test", "validation"]
+def test_where_no_limit_is_known(tmp_path: Path) -> None:
+    adam = alpha_row(tmp_path / "adam", 0.5, 100.0, optimizer={"optimizer.name": "adam"})
+    prox = alpha_row(tmp_path / "proximal", 0.5, 100.0, update_rule="proximal")
+    assert legend(alpha_axes(adam)) == legend(alpha_axes(prox)) == ["test", "validation"]
 
 
-@pytest.mark.parametrize("value", [3.0, math.inf, math.nan, None])
-def test_one_run(value: float | None, tmp_path: Path) -> None:
-    table = table_of(alpha_row(tmp_path, 0.5, value))
-    picture = draw_alpha(table, tmp_path / "new" / "alpha.png")
-    assert picture == tmp_path / "new" / "alpha.png"
-    texts = {text.get_text() for text in alpha_axes(*table.rows).texts}
-    assert texts == (set() if value == 3.0 else {"▲\nnot\nfinite" if value is None else f"▲\n{value}"})
+def test_one_run(tmp_path: Path) -> None:
+    expected = {3.0: set(), math.inf: {"▲\ninf"}, math.nan: {"▲\nnan"}, None: {"▲\nnot\nfinite"}}
+    for value, texts in expected.items():
+        table = table_of(alpha_row(tmp_path / str(value), 0.5, value))
+        picture = draw_alpha(table, tmp_path / str(value) / "new" / "alpha.png")
+        assert picture == tmp_path / str(value) / "new" / "alpha.png"
+        assert {text.get_text() for text in alpha_axes(*table.rows).texts} == texts
 
 
 def test_pictures_are_png(tmp_path: Path) -> None:

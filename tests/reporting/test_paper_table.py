@@ -46,32 +46,34 @@ def test_mean_and_deviation_over_the_seeds(tmp_path: Path) -> None:
     assert cells(row) == [["FPTT", "71.03", "71.04 ± 1.06 (3)", "142.09 ± 2.12 (3)", counts, "1,200", "1 min"]]
 
 
-@pytest.mark.parametrize(
-    ("metric", "values", "expected"),
-    [
-        ("accuracy", [0.98674], "98.67 (1)"),
-        ("perplexity", [106.274, 106.276], "106.28 ± 0.00 (2)"),
-        ("perplexity", [12345.6], "12345.60 (1)"),
-        ("perplexity", [math.inf, 3.0], "inf (2)"),
-        ("perplexity", [math.nan], "nan (1)"),
-        ("bits_per_character", [1.1651, 1.1849], "1.175 ± 0.014 (2)"),
-        ("mse", [0.16667], "0.1667 (1)"),
-        ("mse", [0.0008123], "0.00081 (1)"),
-        ("a_user_s", [1.23456789], "1.2346 (1)"),
-    ],
-)
-def test_the_figures_of_a_metric(metric: str, values: list[float], expected: str, tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / str(seed), value, metric=metric) for seed, value in enumerate(values)]
-    assert cells(PaperRow(label="row", runs=runs))[0][2] == expected
+FIGURES = [
+    ("accuracy", [0.98674], "98.67 (1)"),
+    ("perplexity", [106.274, 106.276], "106.28 ± 0.00 (2)"),
+    ("perplexity", [12345.6], "12345.60 (1)"),
+    ("perplexity", [math.inf, 3.0], "inf (2)"),
+    ("perplexity", [math.nan], "nan (1)"),
+    ("bits_per_character", [1.1651, 1.1849], "1.175 ± 0.014 (2)"),
+    ("mse", [0.16667], "0.1667 (1)"),
+    ("mse", [0.0008123], "0.00081 (1)"),
+    ("a_user_s", [1.23456789], "1.2346 (1)"),
+]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "expected"),
-    [(3.21, "3.2 s"), (61, "1 min"), (3540, "59 min"), (3599, "1 h 00 min"), (9000, "2 h 30 min")],
-)
-def test_the_time_is_the_mean_of_the_runs(seconds: float, expected: str, tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / str(part), 0.5, seconds=seconds * part) for part in (0.5, 1.5)]
-    assert cells(PaperRow(label="row", runs=runs))[0][6] == expected
+def test_the_figures_of_a_metric(tmp_path: Path) -> None:
+    found = []
+    for number, (metric, values, _) in enumerate(FIGURES):
+        runs = [make_run(tmp_path / f"{number}-{seed}", value, metric=metric) for seed, value in enumerate(values)]
+        found.append((metric, values, cells(PaperRow(label="row", runs=runs))[0][2]))
+    assert found == FIGURES
+
+
+def test_the_time_is_the_mean_of_the_runs(tmp_path: Path) -> None:
+    expected = {3.21: "3.2 s", 61: "1 min", 3540: "59 min", 3599: "1 h 00 min", 9000: "2 h 30 min"}
+    found = {}
+    for seconds in expected:
+        runs = [make_run(tmp_path / f"{seconds}-{part}", 0.5, seconds=seconds * part) for part in (0.5, 1.5)]
+        found[seconds] = cells(PaperRow(label="row", runs=runs))[0][6]
+    assert found == expected
 
 
 def test_what_is_not_there_or_not_finished(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_what_stands_below(tmp_path: Path) -> None:
     row = PaperRow(label="row", runs=runs)
     assert below(row, budget="smoke", notes=["figures depend on it", "K is 3"]) == [
         "`do it`",
-        "Budget smoke: tiny slices; these figures mean nothing but that the rows run.",
+        "Budget smoke: tiny slices; these values show only that the rows run.",
         "fptt_dist 1.2, Python 3.11.1, torch 2.9, GPU: GTX 1080, x86_64, 4 cores.",
         "Finished 2026-03-04 to 2026-03-07.",
         "The test set is evaluated once, at the best validation checkpoint; nothing was chosen on it.",

@@ -11,18 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 
 from fptt_dist.reporting import History
-from fptt_dist.reporting.groups import group_runs
-from fptt_dist.reporting.report_figures import Picture, pictures
-from fptt_dist.reporting.report_figures_windows import COLUMNS
+from fptt_dist.reporting.plots.figures import Plot
+from fptt_dist.reporting.plots.windows import COLUMNS
+from tests.reporting import figures
 from tests.reporting.figures import BATCH, made
 
 
-def drawn(runs: list[History], name: str) -> Picture:
-    (found,) = [picture for picture in pictures(group_runs(runs)) if picture.name == name]
-    return found
+def drawn(runs: list[History], name: str) -> Plot:
+    return figures.drawn(runs, name.partition("_")[0])[name]
 
 
-def meshes(picture: Picture) -> list[tuple[Axes, QuadMesh]]:
+def meshes(picture: Plot) -> list[tuple[Axes, QuadMesh]]:
     colour_bar = picture.figure.axes[-1]
     every = [(axes, each) for axes in picture.figure.axes if axes is not colour_bar for each in axes.collections]
     return [(axes, each) for axes, each in every if isinstance(each, QuadMesh)]
@@ -49,16 +48,16 @@ def test_colours_are_means_over_seeds_and_blocks() -> None:
     values = np.mean([losses(run) for run in runs], axis=0)
     expected = [part.mean(1) for part in np.split(values, range(3, values.shape[1], 3), axis=1)]
     np.testing.assert_allclose(np.asarray(mesh.get_array()), np.array(expected).T, rtol=1e-12)
-    assert "up to 3 records" in picture.caption
+    assert "up to 3 consecutive records" in picture.caption
     assert "the mean" in picture.caption
 
 
 def test_one_scale_of_colours_and_a_panel_for_each_group_with_windows() -> None:
-    runs = [made(), made(algorithm="online", windows=5), made(algorithm="bptt", windows=1)]
+    runs = [made(), made(algorithm="tbptt", windows=5), made(algorithm="bptt", windows=1)]
     picture = drawn(runs, "windows_losses")
     found = meshes(picture)
     assert len(found) == 2
-    assert {axes.get_title().split()[0] for axes, _ in found} == {"fptt", "online"}
+    assert {axes.get_title().split()[0] for axes, _ in found} == {"fptt", "tbptt"}
     values = np.concatenate([losses(run).ravel() for run in runs[:2]])
     for _, mesh in found:
         assert mesh.get_clim() == (values.min(), values.max())
@@ -126,7 +125,7 @@ def test_memory_is_the_largest_of_each_run() -> None:
 
 
 def test_processes_and_gpus_do_not_share_an_axis(tmp_path: Path) -> None:
-    automatic = made("auto", algorithm="online", device="auto")
+    automatic = made("auto", algorithm="tbptt", device="auto")
     (tmp_path / "versions.json").write_text(json.dumps({"processor": "x", "gpu": "a fast one"}))
     automatic = History(tmp_path, automatic.config, automatic.training, automatic.evaluations, None)
     runs = [made(), made(algorithm="bptt", windows=1, device="cuda"), automatic]
@@ -136,7 +135,7 @@ def test_processes_and_gpus_do_not_share_an_axis(tmp_path: Path) -> None:
     }
     assert {kind: [label.split()[0] for label in each] for kind, each in labels.items()} == {
         "cpu": ["fptt"],
-        "gpu": ["bptt", "online"],
+        "gpu": ["bptt", "tbptt"],
     }
     assert "allocator" in drawn(runs, "speed_memory_gpu").caption
 
@@ -147,7 +146,7 @@ def test_different_machines_are_said() -> None:
         versions = {"processor": processor, "gpu": "none"}
         return History(run.path, run.config, run.training, run.evaluations, {"workers": 1, "versions": versions})
 
-    same = drawn([on("a", "fptt"), on("a", "online")], "speed_throughput")
-    other = drawn([on("a", "fptt"), on("b", "online")], "speed_throughput")
-    assert "different machines" not in same.caption
-    assert "different machines" in other.caption
+    same = drawn([on("a", "fptt"), on("a", "tbptt")], "speed_throughput")
+    other = drawn([on("a", "fptt"), on("b", "tbptt")], "speed_throughput")
+    assert "different hardware" not in same.caption
+    assert "different hardware" in other.caption

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -17,9 +16,9 @@ from tests.training.helpers import records, result, tiny, train_until
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two finished runs and an interrupted one."""
     folder = tmp_path_factory.mktemp("runs")
-    train(tiny(folder / "first", {"evaluate.every": 2}, batches=6))
-    train(tiny(folder / "second", {"evaluate.every": 2, "algorithm": "bptt"}, batches=6))
-    train_until(tiny(folder / "third", {"evaluate.every": 2}, batches=6), 3)
+    train(tiny(folder / "first", {"evaluate.every_batches": 2}, batches=6))
+    train(tiny(folder / "second", {"evaluate.every_batches": 2, "algorithm": "bptt"}, batches=6))
+    train_until(tiny(folder / "third", {"evaluate.every_batches": 2}, batches=6), 3)
     return [folder / name for name in ("first", "second", "third")]
 
 
@@ -67,23 +66,25 @@ def folder_with(tmp_path: Path, **files: str) -> Path:
 CONFIG = "algorithm: fptt\ntask:\n  name: adding\n"
 
 
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    no_configuration, unreadable = "config.yaml is no configuration of a run", "cannot be read as a run's folder"
+    rows = [
         ({}, "is not a run's folder, it has no config.yaml: type the folder of one run"),
-        ({"config_yaml": "a: 1\n"}, "config.yaml is no configuration of a run"),
-        ({"config_yaml": "- 1\n"}, "config.yaml is no configuration of a run"),
-        ({"config_yaml": "algorithm: x\ntask: 3\n"}, "config.yaml is no configuration of a run"),
-        ({"config_yaml": ""}, "config.yaml is no configuration of a run"),
-        ({"config_yaml": "a: {\n"}, "cannot be read as a run's folder"),
-        ({"config_yaml": CONFIG, "metrics_jsonl": "nonsense\n"}, "cannot be read as a run's folder"),
-        ({"config_yaml": CONFIG, "metrics_jsonl": '{"batch": 1}\n'}, "cannot be read as a run's folder"),
-        ({"config_yaml": CONFIG, "result_json": "{"}, "cannot be read as a run's folder"),
-    ],
-)
-def test_what_is_no_run_is_refused(files: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=message):
-        read_runs([folder_with(tmp_path, **files)])
+        ({"config_yaml": "a: 1\n"}, no_configuration),
+        ({"config_yaml": "- 1\n"}, no_configuration),
+        ({"config_yaml": "algorithm: x\ntask: 3\n"}, no_configuration),
+        ({"config_yaml": ""}, no_configuration),
+        ({"config_yaml": "a: {\n"}, unreadable),
+        ({"config_yaml": CONFIG, "metrics_jsonl": "nonsense\n"}, unreadable),
+        ({"config_yaml": CONFIG, "metrics_jsonl": '{"batch": 1}\n'}, unreadable),
+        ({"config_yaml": CONFIG, "result_json": "{"}, unreadable),
+    ]
+    for number, (files, message) in enumerate(rows):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with pytest.raises(ConfigError) as caught:
+            read_runs([folder_with(folder, **files)])
+        assert message in str(caught.value), files
 
 
 def test_a_running_run_may_be_in_the_middle_of_a_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fptt_dist.reporting import SweepResults, TrialRow, is_sweep, last_words, re
 from tests.reporting.sweeps import make_sweep, note, run
 from tests.training.helpers import records, result, tiny, train_until
 
-EVERY = {"evaluate.every": 2}
+EVERY = {"evaluate.every_batches": 2}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     last = {"fptt.alpha": 0.1, "seed": 0}
     train_until(tiny(note(sweep, 4, last), {**EVERY, **last}, batches=6), 3)
     return sweep
+
+
+@pytest.fixture(scope="module")
+def written(real: Path) -> SweepResults:
+    return write_sweep(real)
 
 
 def ranked(results: SweepResults) -> list[list[int]]:
@@ -65,7 +70,6 @@ def test_trials_are_what_their_folders_say(real: Path) -> None:
         path=real / "000",
         default=True,
         overrides={"seed": 0},
-        history=[],
         values={"fptt.alpha": 0.5, "seed": 0},
         state="finished",
         value=found["validation"],
@@ -113,8 +117,8 @@ def test_the_table_of_real_runs(real: Path) -> None:
     assert last == ["3", "004", "not finished", f"{results.trials[4].value:.5f}", "3 of 6", last[5], "0.1", ""]
 
 
-def test_best_yaml_trains_the_same_run(real: Path, tmp_path: Path) -> None:
-    results = write_sweep(real)
+def test_best_yaml_trains_the_same_run(real: Path, written: SweepResults, tmp_path: Path) -> None:
+    results = written
     assert results.best is not None
     first = results.best.trials[0]
     text = (real / "best.yaml").read_text()
@@ -131,8 +135,8 @@ def test_best_yaml_trains_the_same_run(real: Path, tmp_path: Path) -> None:
     assert again.value == first.test
 
 
-def test_sweep_json(real: Path) -> None:
-    results = write_sweep(real)
+def test_sweep_json(real: Path, written: SweepResults) -> None:
+    results = written
     found = strict(real / "sweep.json")
     assert results.best is not None
     assert found["best"] == results.best.trials[0].index
@@ -146,10 +150,9 @@ def test_sweep_json(real: Path) -> None:
     assert not [path for path in real.rglob("*") if path.suffix == ".tmp" or path.name.startswith(".report")]
 
 
-def test_hparams_of_every_trial(real: Path) -> None:
-    results = write_sweep(real)
+def test_hparams_of_every_trial(real: Path, written: SweepResults) -> None:
     write_sweep(real)  # again: in place of the first ones
-    for trial in results.trials:
+    for trial in written.trials:
         events = EventAccumulator(str(real / "tensorboard" / trial.name)).Reload()
         (point,) = events.Scalars("hparam/validation_mse")
         assert point.value == pytest.approx(trial.value, rel=1e-6)
@@ -158,33 +161,39 @@ def test_hparams_of_every_trial(real: Path) -> None:
         assert {key: hparams[key].number_value for key in hparams} == trial.values
 
 
-@pytest.mark.parametrize("higher", [False, True])
-def test_the_ranking(higher: bool, tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, ["fptt.alpha"], higher_is_better=higher)
-    good, medium, bad = (0.9, 0.5, 0.1) if higher else (0.1, 0.5, 0.9)
-    run(sweep, 0, {}, (bad,), default=True, higher=higher)
-    run(sweep, 1, {"fptt.alpha": 0.1}, (math.nan,), higher=higher)
-    run(sweep, 2, {"fptt.alpha": 0.2}, (bad, medium), higher=higher)
-    run(sweep, 3, {"fptt.alpha": 0.3}, (bad, good, medium), higher=higher)
-    run(sweep, 4, {"fptt.alpha": 0.4}, (math.nan, good), finished=False, state="stopped", higher=higher)
-    run(sweep, 5, {"fptt.alpha": 0.6}, (medium,), finished=False, higher=higher)
-    run(sweep, 6, {"fptt.alpha": 0.7}, finished=False, state="failed", message="a loss was [/nan] at batch 3")
-    note(sweep, 7, {"fptt.alpha": 0.8})
-    run(sweep, 8, {"fptt.alpha": 0.9}, finished=False)
-    results = read_sweep(sweep)
-    assert ranked(results) == [[3], [2], [0], [1], [4], [5], [6], [7], [8]]
-    assert results.best == results.points[0]
-    assert [point.mean for point in results.points[:3]] == [good, medium, bad]
-    assert [point.state for point in results.points[4:]] == ["stopped", "not finished", "failed", "waiting", "waiting"]
-    rows = printed(results)
-    assert rows == printed(results, markup=False)
-    assert rows[0][-2:] == ["", "message"]
-    assert [row[0] for row in rows[1:]] == [str(number) for number in range(1, 10)]
-    assert rows[3][6:] == ["0.5", "default", ""]
-    assert rows[4][3] == "nan"
-    assert rows[5][3:5] == [f"{good:.5f}", "20 of 60"]
-    assert rows[7] == ["7", "006", "failed", "", "0 of 60", "0.0", "0.7", "", "a loss was [/nan] at batch 3"]
-    assert rows[8][3:7] == ["", "0", "0.0", "0.8"]
+def test_the_ranking(tmp_path: Path) -> None:
+    for higher in (False, True):
+        sweep = make_sweep(tmp_path / str(higher), ["fptt.alpha"], higher_is_better=higher)
+        good, medium, bad = (0.9, 0.5, 0.1) if higher else (0.1, 0.5, 0.9)
+        run(sweep, 0, {}, (bad,), default=True, higher=higher)
+        run(sweep, 1, {"fptt.alpha": 0.1}, (math.nan,), higher=higher)
+        run(sweep, 2, {"fptt.alpha": 0.2}, (bad, medium), higher=higher)
+        run(sweep, 3, {"fptt.alpha": 0.3}, (bad, good, medium), higher=higher)
+        run(sweep, 4, {"fptt.alpha": 0.4}, (math.nan, good), finished=False, state="stopped", higher=higher)
+        run(sweep, 5, {"fptt.alpha": 0.6}, (medium,), finished=False, higher=higher)
+        run(sweep, 6, {"fptt.alpha": 0.7}, finished=False, state="failed", message="a loss was [/nan] at batch 3")
+        note(sweep, 7, {"fptt.alpha": 0.8})
+        run(sweep, 8, {"fptt.alpha": 0.9}, finished=False)
+        results = read_sweep(sweep)
+        assert ranked(results) == [[3], [2], [0], [1], [4], [5], [6], [7], [8]]
+        assert results.best == results.points[0]
+        assert [point.mean for point in results.points[:3]] == [good, medium, bad]
+        assert [point.state for point in results.points[4:]] == [
+            "stopped",
+            "not finished",
+            "failed",
+            "waiting",
+            "waiting",
+        ]
+        rows = printed(results)
+        assert rows == printed(results, markup=False)
+        assert rows[0][-2:] == ["", "message"]
+        assert [row[0] for row in rows[1:]] == [str(number) for number in range(1, 10)]
+        assert rows[3][6:] == ["0.5", "default", ""]
+        assert rows[4][3] == "nan"
+        assert rows[5][3:5] == [f"{good:.5f}", "20 of 60"]
+        assert rows[7] == ["7", "006", "failed", "", "0 of 60", "0.0", "0.7", "", "a loss was [/nan] at batch 3"]
+        assert rows[8][3:7] == ["", "0", "0.0", "0.8"]
 
 
 def test_a_point_is_as_far_as_its_last_seed(tmp_path: Path) -> None:
@@ -223,7 +232,7 @@ def test_what_a_stale_sweep_leaves_is_removed(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path, ["fptt.alpha", "fptt.windows"])
     folder = run(sweep, 0, {}, (0.5,), default=True)
     write_sweep(sweep)
-    files = ["best.yaml", "figures/heatmap.png", "figures/parallel.png", "figures/curves.png", "tensorboard/000"]
+    files = ["best.yaml", "figures/heatmap.png", "figures/curves.png", "tensorboard/000"]
     assert [name for name in files if not (sweep / name).exists()] == []
     for name in ("result.json", "metrics.jsonl"):
         (folder / name).unlink()
@@ -232,30 +241,26 @@ def test_what_a_stale_sweep_leaves_is_removed(tmp_path: Path) -> None:
     assert strict(sweep / "sweep.json")["best"] is None
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_no_best(value: float, tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path, ["fptt.alpha"])
-    run(sweep, 0, {}, (value,), default=True)
-    run(sweep, 1, {"fptt.alpha": 0.1}, (value,), finished=False, state="stopped")
-    results = write_sweep(sweep)
-    assert results.best is None
-    assert not (sweep / "best.yaml").exists()
-    found = strict(sweep / "sweep.json")
-    assert (found["best"], found["trials"][0]["value"], found["points"][0]["mean"]) == (None, None, None)
+def test_what_is_not_finite_is_no_best(tmp_path: Path) -> None:
+    for value in (math.nan, math.inf):
+        sweep = make_sweep(tmp_path / str(value), ["fptt.alpha"])
+        run(sweep, 0, {}, (value,), default=True)
+        run(sweep, 1, {"fptt.alpha": 0.1}, (value,), finished=False, state="stopped")
+        results = write_sweep(sweep)
+        assert results.best is None
+        assert not (sweep / "best.yaml").exists()
+        found = strict(sweep / "sweep.json")
+        assert (found["best"], found["trials"][0]["value"], found["points"][0]["mean"]) == (None, None, None)
 
 
-def test_best_yaml_of_several_processes_and_changes_on_the_way(tmp_path: Path) -> None:
-    sweep = make_sweep(tmp_path / "population", ["fptt.alpha"], workers=4)
-    history = [{"batch": 20, "overrides": {"fptt.alpha": 0.2}}, {"batch": 40, "overrides": {"fptt.alpha": 0.3}}]
-    run(sweep, 0, {}, (0.25,), history=history)
+def test_best_yaml_of_several_processes(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path / "four", ["fptt.alpha"], workers=4)
+    run(sweep, 0, {}, (0.25,))
     write_sweep(sweep)
     comments = [line for line in (sweep / "best.yaml").read_text().splitlines() if line.startswith("#")]
     assert comments == [
-        "# the best of the sweep population: trial 000, validation mse 0.25",
+        "# the best of the sweep four: trial 000, validation mse 0.25",
         "# to train it: fptt-dist launch --nproc 4 best.yaml",
-        "# its values changed on the way, so that training from this file does not repeat it:",
-        "#   from batch 20 on: fptt.alpha=0.2",
-        "#   from batch 40 on: fptt.alpha=0.3",
     ]
     assert load(sweep / "best.yaml").fptt.alpha == 0.5
 
@@ -282,18 +287,15 @@ def test_the_last_words_of_a_run_that_is_not_finished(tmp_path: Path) -> None:
     assert [trial.message for trial in read_sweep(sweep).trials] == ["", words, words, "", ""]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", ""),
-        ("srun: error\n", "srun: error"),
-        ("Killed\nsrun: error\n", "Killed"),
-        ("fptt-dist: mine\nKilled\n", "fptt-dist: mine"),
-    ],
-)
-def test_last_words(text: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "log").write_text(text)
-    assert last_words(tmp_path / "log") == words
+def test_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    expected = {
+        "": "",
+        "srun: error\n": "srun: error",
+        "Killed\nsrun: error\n": "Killed",
+        "fptt-dist: mine\nKilled\n": "fptt-dist: mine",
+    }
+    assert {text: last_words(log) for text in expected if log.write_text(text) >= 0} == expected
     assert last_words(tmp_path / "none") == last_words(tmp_path) == ""
 
 
@@ -347,7 +349,6 @@ def test_the_front_is_what_nothing_dominates(
             path=Path(f"{index:03d}"),
             default=False,
             overrides={"fptt.alpha": index},
-            history=[],
             values={"fptt.alpha": index},
             state="finished" if finished else "stopped",
             value=value,

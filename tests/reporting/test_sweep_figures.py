@@ -4,18 +4,16 @@ import math
 from pathlib import Path
 
 import pytest
-from matplotlib.collections import LineCollection
-from matplotlib.colors import LogNorm, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from PIL import Image
 
 from fptt_dist.reporting import SweepResults, TrialRow, read_sweep
-from fptt_dist.reporting.palette import COLOURS
-from fptt_dist.reporting.sweep_figures import curves_figure, draw_curves, draw_heatmap, draw_parallel, draw_sweep
-from fptt_dist.reporting.sweep_figures import short_names as short
-from fptt_dist.reporting.sweep_heatmap import heatmap_figure
-from fptt_dist.reporting.sweep_parallel import parallel_figure
-from fptt_dist.reporting.sweep_scale import scale
+from fptt_dist.reporting.plots.palette import COLORS
+from fptt_dist.reporting.runs.groups import short_names as short
+from fptt_dist.reporting.sweeps.figures import curves_figure, draw_curves, draw_heatmap, draw_sweep
+from fptt_dist.reporting.sweeps.heatmap import heatmap_figure
+from fptt_dist.reporting.sweeps.scale import scale
 from tests.reporting.sweeps import make_sweep, note, run
 
 ALPHA, WINDOWS = "fptt.alpha", "fptt.windows"
@@ -60,7 +58,6 @@ def trial(index: int, values: dict[str, object], value: float | None, curve: lis
         path=Path(f"{index:03d}"),
         default=index == 0,
         overrides=values,
-        history=[],
         values=values,
         state="finished",
         value=value,
@@ -100,13 +97,13 @@ def test_the_cells(grid: SweepResults) -> None:
 
 
 def test_two_keys_of_which_one_is_text() -> None:
-    values = [("fptt", 0.1), ("online", 0.5), ("fptt", 0.5)]
+    values = [("fptt", 0.1), ("tbptt", 0.5), ("fptt", 0.5)]
     trials = [
         trial(index, {"algorithm": name, "optimizer.lr": lr, ALPHA: 1.0}, 0.9 - index / 10, [])
         for index, (name, lr) in enumerate(values)
     ]
     figure = heatmap_figure(results_of(trials, metric="accuracy", higher=True))
-    assert (ticks(figure, "x"), ticks(figure, "y")) == (["fptt", "online"], ["0.1", "0.5"])
+    assert (ticks(figure, "x"), ticks(figure, "y")) == (["fptt", "tbptt"], ["0.1", "0.5"])
     assert texts(figure) == {"0.9": (0, 0), "0.8": (1, 1), "0.7": (0, 1)}
     assert figure is not None
     assert figure.axes[0].get_title() == "adding: validation accuracy"
@@ -131,61 +128,33 @@ def test_many_values_are_dots() -> None:
     assert axes.get_title() == "adding: validation mse\n1 left out, with a key unset"
 
 
-@pytest.mark.parametrize("varying", [[ALPHA], [ALPHA, "seed"]])
-def test_no_heatmap_of_one_key(varying: list[str], tmp_path: Path) -> None:
-    stale = tmp_path / "heatmap.png"
-    stale.write_text("old")
-    results = results_of([trial(0, dict.fromkeys(varying, 1), 0.5, [])])
-    assert draw_heatmap(results, tmp_path) is None
-    assert not stale.exists()
+def test_no_heatmap_of_one_key(tmp_path: Path) -> None:
+    for varying in ([ALPHA], [ALPHA, "seed"]):
+        stale = tmp_path / "heatmap.png"
+        stale.write_text("old")
+        results = results_of([trial(0, dict.fromkeys(varying, 1), 0.5, [])])
+        assert draw_heatmap(results, tmp_path) is None
+        assert not stale.exists()
 
 
-def test_parallel_coordinates(grid: SweepResults) -> None:
-    figure = parallel_figure(grid)
-    assert figure is not None
-    axes = figure.axes[0]
-    assert ticks(figure, "x") == [WINDOWS, ALPHA, "train.max_norm", "seed", "validation mse"]
-    (lines,) = [each for each in axes.collections if isinstance(each, LineCollection)]
-    shown = [row for row in grid.trials if row.value is not None and math.isfinite(row.value)]
-    assert len(lines.get_segments()) == len(shown) == 6
-    assert sorted(lines.get_array()) == sorted(row.value for row in shown)  # pyright: ignore
-    assert isinstance(lines.norm, LogNorm)
-    widths = list(lines.get_linewidths())  # pyright: ignore
-    thick = lines.get_segments()[widths.index(max(widths))]
-    # windows 3 of 3…4, alpha 0.1 of 0.1…2, max_norm 2 of 1…2, seed 0 of 0…1, the best mse
-    assert [point[1] for point in thick] == pytest.approx([0.0, 0.0, 1.0, 0.0, 0.0])
-    assert widths.count(max(widths)) == 1
-    assert {"3", "4", "0.1", "0.5", "2", "1", "0"} <= texts(figure).keys()
-    assert axes.get_title().endswith("the better, the darker; thick: the best; dotted: not trained to the end")
+SCALES: list[tuple[list[object], bool, bool]] = [
+    ([1, 2, 3], True, False),
+    ([0.01, 0.1, 1.0], True, True),
+    ([0.0, 50.0, 100.0], True, False),
+    ([3], True, False),
+    ([7, None, 14], True, False),
+    (["sgd", "adam", None], False, False),
+    ([True, False], False, False),
+    ([None], False, False),
+    ([[1, 2], 3], False, False),
+]
 
 
-@pytest.mark.parametrize(
-    ("values", "numeric", "log", "heights"),
-    [
-        ([1, 2, 3], True, False, {1: 0.0, 2: 0.5, 3: 1.0}),
-        ([0.01, 0.1, 1.0], True, True, {0.01: 0.0, 0.1: 0.5, 1.0: 1.0}),
-        ([0.0, 50.0, 100.0], True, False, {50.0: 0.5}),
-        ([3], True, False, {3: 0.5}),
-        ([7, None, 14], True, False, {7: 0.0, 14: 1.0, None: -0.1}),
-        (["sgd", "adam", None], False, False, {"adam": 0.0, "sgd": 0.5, None: 1.0}),
-        ([True, False], False, False, {False: 0.0, True: 1.0}),
-        ([None], False, False, {None: 0.5}),
-        ([[1, 2], 3], False, False, {3: 0.0}),
-    ],
-)
-def test_scales(values: list[object], numeric: bool, log: bool, heights: dict[object, float]) -> None:
-    found = scale("key", values)
-    assert (found.numeric, found.log) == (numeric, log)
-    assert {value: found.height(value) for value in heights} == pytest.approx(heights)
-    assert len(found.marks()) == len(values)
-
-
-def test_close_values_have_round_marks() -> None:
-    labels = [label for _, label in scale("key", [0.0011, 0.00112, 0.5, 0.9]).marks()]
-    assert labels == ["0.002", "0.005", "0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]
-    heights = [height for height, _ in scale("key", [index / 7 for index in range(100)]).marks()]
-    assert 3 <= len(heights) <= 8
-    assert all(0.0 <= height <= 1.0 for height in heights)
+def test_scales() -> None:
+    for values, numeric, log in SCALES:
+        found = scale("key", values)
+        assert (found.numeric, found.log) == (numeric, log), values
+        assert sorted(map(found.index, values)) == list(range(len(values)))
 
 
 def test_the_curves(grid: SweepResults) -> None:
@@ -198,9 +167,9 @@ def test_the_curves(grid: SweepResults) -> None:
         "windows=3 alpha=0.5 max_norm=1.0 (default)",
         "the other 2",
     ]
-    best = [line for line in axes.lines if line.get_color() == COLOURS[0]]
+    best = [line for line in axes.lines if line.get_color() == COLORS[0]]
     assert [list(map(tuple, line.get_xydata())) for line in best] == [[(40.0, 0.9), (80.0, 0.01)]]  # pyright: ignore
-    assert [line.get_linestyle() for line in axes.lines if line.get_color() == COLOURS[2]] == ["--", "--"]
+    assert [line.get_linestyle() for line in axes.lines if line.get_color() == COLORS[2]] == ["--", "--"]
     assert len(axes.lines) == 6
     assert axes.get_yscale() == "log"
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("training sequences", "validation mse")
@@ -224,45 +193,47 @@ def test_short_names() -> None:
 
 def test_pictures_are_png(grid: SweepResults, tmp_path: Path) -> None:
     pictures = draw_sweep(grid, tmp_path / "figures")
-    assert [picture.name for picture in pictures] == ["heatmap.png", "parallel.png", "curves.png"]
+    assert [picture.name for picture in pictures] == ["heatmap.png", "curves.png"]
     sizes = {}
     for picture in pictures:
         with Image.open(picture) as image:
             image.load()
             assert image.format == "PNG"
             sizes[picture.name] = image.size
-    assert sizes == {"heatmap.png": (1200, 800), "parallel.png": (1700, 1000), "curves.png": (1600, 1000)}
+    assert sizes == {"heatmap.png": (1200, 800), "curves.png": (1600, 1000)}
 
 
-@pytest.mark.parametrize("value", [0.5, 0.0, math.nan, math.inf, None])
-@pytest.mark.parametrize("keys", [[], [ALPHA], [ALPHA, WINDOWS]])
-def test_one_trial(value: float | None, keys: list[str], tmp_path: Path) -> None:
-    curve = [] if value is None else [(4, value)]
-    results = results_of([trial(0, dict.fromkeys(keys, 1), value, curve)])
-    good = value is not None and math.isfinite(value)
-    assert (draw_parallel(results, tmp_path) is not None) == good
-    assert (draw_curves(results, tmp_path) is not None) == good
-    assert (draw_heatmap(results, tmp_path) is not None) == (good and len(keys) == 2)
-    assert len(list(tmp_path.iterdir())) == (2 + (len(keys) == 2) if good else 0)
+def test_one_trial(tmp_path: Path) -> None:
+    every = [[], [ALPHA], [ALPHA, WINDOWS]]
+    rows = [(0.5, every[0]), (0.0, every[1]), (0.0, every[2])]
+    rows += [(value, keys) for value in (math.nan, math.inf, None) for keys in every]
+    for number, (value, keys) in enumerate(rows):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        results = results_of([trial(0, dict.fromkeys(keys, 1), value, [] if value is None else [(4, value)])])
+        good = value is not None and math.isfinite(value)
+        drawn = [draw(results, folder) is not None for draw in (draw_curves, draw_heatmap)]
+        assert drawn == [good, good and len(keys) == 2], (value, keys)
+        assert len(list(folder.iterdir())) == sum(drawn)
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:
     assert draw_sweep(read_sweep(make_sweep(tmp_path, [ALPHA, WINDOWS])), tmp_path / "figures") == []
 
 
-def test_hundreds_of_trials(tmp_path: Path) -> None:
+def test_a_hundred_trials(tmp_path: Path) -> None:
     trials = [
         trial(
             index,
-            {ALPHA: 0.001 * 1.02**index, WINDOWS: index % 28 + 1, "algorithm": "fptt" if index % 2 else "online"},
+            {ALPHA: 0.001 * 1.06**index, WINDOWS: index % 28 + 1, "algorithm": "fptt" if index % 2 else "tbptt"},
             math.nan if index % 7 == 0 else 0.1 + index % 50,
             [(4 * step, 100.0 / step + index) for step in range(1, 11)],
         )
-        for index in range(300)
+        for index in range(100)
     ]
     results = results_of(trials)
-    assert len(draw_sweep(results, tmp_path)) == 3
+    assert len(draw_sweep(results, tmp_path)) == 2
     assert len(legend(curves_figure(results))) == 5
     figure = heatmap_figure(results)
     assert figure is not None
-    assert sum(len(each.get_offsets()) for each in figure.axes[0].collections) == 300  # pyright: ignore
+    assert sum(len(each.get_offsets()) for each in figure.axes[0].collections) == 100  # pyright: ignore

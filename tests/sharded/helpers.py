@@ -11,29 +11,29 @@ import torch
 from torch import Tensor
 
 from fptt_dist.config import Config
-from fptt_dist.parallel import LaunchEnvironment, Piece
-from fptt_dist.training import snapshot
-from fptt_dist.training.checkpoint import read_tensors, read_values
-from fptt_dist.training.contents import restore
-from fptt_dist.training.signals import StopFlag
+from fptt_dist.parallel import LaunchEnvironment, ParameterShard
+from fptt_dist.training.checkpoint import state_dict
+from fptt_dist.training.checkpoint.store import read_tensors, read_values
+from fptt_dist.training.process.signals import StopFlag
 from fptt_dist.training.trainer import Trainer
 from tests.parallel.fault_driver import until
-from tests.parallel.runs import Outcome, Watched, open_trainer
+from tests.parallel.runs import Outcome, Watched, folder_of, open_trainer
+from tests.parallel.runs import records as records
 from tests.parallel.runs import train as train  # for test_offload.py
 
 SHARDED: dict[str, dict[str, Any]] = {
     "fsdp": {"strategy": "fsdp"},
-    "zero 1": {"strategy": "deepspeed", "stage": 1},
-    "zero 2": {"strategy": "deepspeed", "stage": 2},
-    "zero 3": {"strategy": "deepspeed", "stage": 3},
+    "zero 1": {"strategy": "deepspeed", "zero_stage": 1},
+    "zero 2": {"strategy": "deepspeed", "zero_stage": 2},
+    "zero 3": {"strategy": "deepspeed", "zero_stage": 3},
 }
 PARALLEL: dict[str, dict[str, Any]] = {
     **SHARDED,
     "single": {"strategy": "single"},
-    "gradient": {"strategy": "gradient"},
-    "consensus": {"strategy": "consensus", "every": 3},
+    "gradient": {"strategy": "data_parallel"},
+    "consensus": {"strategy": "consensus", "sync_every": 3},
 }
-CLASSES = {"fsdp": "FullyShard", "zero 1": "DeepspeedZero", "zero 2": "DeepspeedZero", "zero 3": "DeepspeedZero"}
+CLASSES = {how: "FullyShard NoSync" if how == "fsdp" else "DeepspeedZero NoSync" for how in SHARDED}
 ADAM = {"name": "adam", "lr": 1e-3}
 
 
@@ -60,11 +60,11 @@ class Part:
 
 def part_of(trainer: Trainer) -> Part:
     """What this worker holds now."""
-    pieces = trainer.strategy.pieces()
-    part = Part(random=torch.get_rng_state(), batch=trainer.position.batch)
-    optimizer, plain = snapshot.optimizer_files(pieces, trainer.optimizer)
+    pieces = trainer.engine.placement.shards()
+    part = Part(random=torch.get_rng_state(), batch=trainer.state.position.batch)
+    optimizer, plain = state_dict.optimizer_files(pieces, trainer.optimizer)
     part.rates = {name: entry["reference_rate"] for name, entry in plain["entries"].items()}
-    weights = snapshot.model_tensors(pieces, trainer.network)
+    weights = state_dict.model_tensors(pieces, trainer.network)
     for piece in pieces:
         part.shapes[piece.name], part.starts[piece.name] = piece.shape, piece.start
         runs = {"weight": weights[piece.name]}
@@ -73,7 +73,7 @@ def part_of(trainer: Trainer) -> Part:
     return part
 
 
-def _flat(tensor: Tensor, piece: Piece) -> Tensor:
+def _flat(tensor: Tensor, piece: ParameterShard) -> Tensor:
     own = tensor.detach().clone()
     return own if own.dim() == 0 and piece.shape else own.reshape(-1)
 
@@ -149,18 +149,6 @@ def step(folder: Path, batch: int) -> Path:
     return folder / f"checkpoints/step-{batch:08d}"
 
 
-def folder_of(outcomes: list[Outcome]) -> Path:
-    """The run's folder, once its workers have agreed on where it is."""
-    [path] = {outcome.folder for outcome in outcomes}
-    return path
-
-
-def records(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """What the telemetry says of each batch."""
-    lines = (folder_of(outcomes) / "metrics.jsonl").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["kind"] == "train"]
-
-
 def ended(outcomes: list[Outcome], batch: int = 10) -> dict[str, Tensor]:
     """The whole state at the end of a run."""
     return saved(step(folder_of(outcomes), batch))
@@ -183,13 +171,14 @@ def opened(environment: LaunchEnvironment, config: Config) -> Part:
     return part_of(open_trainer(environment, config))
 
 
-def moved(environment: LaunchEnvironment, config: Config, checkpoint: Path) -> tuple[Part, Outcome]:
-    """Start a run at the checkpoint of another one, whose configuration is another: what a worker then holds, and what
-    the run ends with.
+def moved(environment: LaunchEnvironment, config: Config, checkpoint: Path | None = None) -> tuple[Part, Outcome]:
+    """Go on with a run, or start one at the checkpoint of another one, whose configuration is another: what a worker
+    then holds, and what the run ends with.
     """
     trainer = open_trainer(environment, config)
-    restore(trainer, checkpoint)
-    trainer.best = None  # is in the other folder
+    if checkpoint is not None:
+        trainer.state.restore(checkpoint)
+        trainer.state.best = None  # is in the other folder
     part = part_of(trainer)
     trainer.flag = StopFlag()
     result = trainer.fit(trainer.flag)

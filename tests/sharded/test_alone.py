@@ -9,47 +9,49 @@ from torch import Tensor
 
 from fptt_dist.algorithm import FPTT, detach
 from fptt_dist.models import Network, recurrent_layer
-from fptt_dist.parallel import DeepspeedZero, FullyShard, GroupCommunicator, LaunchEnvironment, Single, Strategy
+from fptt_dist.parallel import DeepspeedZero, Engine, FullyShard, GroupCommunicator, LaunchEnvironment, NoSync
 from tests.parallel.pool import Pool
+from tests.parallel.toys import single_worker, told
 
 KINDS = ["fsdp", "zero 1", "zero 2", "zero 3"]
 WINDOWS = 4
 
 
-def strategy_of(kind: str, everyone: GroupCommunicator, offload: bool) -> Strategy:
+def engine_of(kind: str, everyone: GroupCommunicator, offload: bool) -> Engine:
     if kind == "single":
-        return Single()
+        return single_worker()
     if kind == "fsdp":
-        return FullyShard(everyone, 1.0, offload=offload)
-    return DeepspeedZero(everyone, 1.0, stage=int(kind[-1]), sequences=6, offload=offload)
+        return Engine(everyone, FullyShard(everyone, 1.0, offload=offload), NoSync())
+    zero = DeepspeedZero(everyone, 1.0, stage=int(kind[-1]), sequences=6, offload=offload)
+    return Engine(everyone, zero, NoSync())
 
 
 def trained(kind: str, device: torch.device, everyone: GroupCommunicator, offload: bool) -> dict[str, Tensor]:
     """Weights and W̄ after a few batches, on the CPU."""
     torch.manual_seed(0)
-    strategy = strategy_of(kind, everyone, offload)
-    strategy.prepare(Network(recurrent_layer("lstm", 2, 5, layers=2), 5, 1).to(device))
-    base = torch.optim.AdamW(strategy.parameters(), lr=1e-2)
+    engine = engine_of(kind, everyone, offload)
+    engine.prepare(Network(recurrent_layer("lstm", 2, 5, layers=2), 5, 1).to(device))
+    base = torch.optim.AdamW(engine.placement.parameters(), lr=1e-2)
     # No clipping: the norm of one flat tensor is another one, to rounding, than that of many.
     optimizer = FPTT(base, alpha=0.5, metric="preconditioned")
-    strategy.attach(optimizer)
+    engine.attach(optimizer)
     data = torch.Generator().manual_seed(1)
     for _ in range(3):
         x = torch.randn(20, 6, 2, generator=data).to(device)
         y = torch.randn(6, 1, generator=data).to(device)
         state = None
-        with strategy.guarding():
+        with engine.placement.collective_errors():
             for part in x.chunk(WINDOWS):
-                output, state = strategy.module(part, detach(state))
-                strategy.backward((output[-1] - y).square().mean(), last=True)
-                strategy.step()
-                strategy.after_window()
-        assert strategy.healthy()
-        optimizer.recenter(dual=False)
-        strategy.changed()
+                output, state = engine.placement.module(part, detach(state))
+                engine.backward((output[-1] - y).square().mean(), last=True)
+                engine.step()
+                engine.after_update()
+        assert told(engine).all_finite()
+        optimizer.reset_to_center(dual=False)
+        engine.placement.on_params_written()
     found: dict[str, Tensor] = {}
     for weights in ("weights", "center"):
-        with strategy.evaluating(weights) as module:
+        with engine.eval_weights(weights) as module:
             found |= {f"{weights} {name}": p.detach().cpu().clone() for name, p in module.named_parameters()}
     return found
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.training.checkpoint import read_values
+from fptt_dist.training.checkpoint.store import read_values
 from fptt_dist.training.run import evaluate_run
-from tests.parallel.fault_driver import WORDS, broken, place, whole
+from tests.parallel.fault_driver import WORDS, broken, copied, place, whole
 from tests.parallel.pool import Pool
 from tests.parallel.runs import Outcome, open_trainer, tiny
 from tests.sharded.helpers import Part, assembled, assert_close, ended, part_of, saved, step
@@ -20,19 +20,22 @@ from tests.training.helpers import content, differing, isolated
 MACHINES = 2
 ADAM: dict[str, Any] = {"optimizer": {"name": "adam", "lr": 1e-3}}
 CASES: dict[str, dict[str, Any]] = {
-    "once a sequence": {},
-    "every 3": {"parallel.every": 3},
-    "every 1, clipped": {"parallel.every": 1, "train.max_norm": 0.02},
-    "every 7, delayed": {"parallel.every": 7, "parallel.delay": 2},
-    "weights to the center": {"parallel.every": 3, "parallel.weights": "center"},
-    "bf16 payload": {"parallel.every": 3, "parallel.payload": "bf16"},
-    "adam, preconditioned, reset": {**ADAM, "fptt.metric": "preconditioned", "fptt.reset_weights": True},
-    "uneven shares": {"train.batch_size": 9, "parallel.every": 3},
+    "every 3, uneven shares": {"train.batch_size": 9, "parallel.sync_every": 3},
+    "every 1, clipped": {"parallel.sync_every": 1, "train.max_norm": 0.02},
+    "every 7, delayed": {"parallel.sync_every": 7, "parallel.sync_delay": 2},
+    "bf16, to the center": {"parallel.sync_every": 3, "parallel.weight_sync": "center", "parallel.sync_dtype": "bf16"},
+    "once a sequence, adam, reset": {**ADAM, "fptt.metric": "preconditioned", "fptt.reset_weights": True},
 }
+BATCHES = 6
 
 
 def keys(case: str, inside: str) -> dict[str, Any]:
-    return {**CASES[case], "parallel.strategy": "hierarchical", "parallel.inside": inside}
+    return {
+        **CASES[case],
+        "parallel.strategy": "hierarchical",
+        "parallel.intra_node": inside,
+        "train.max_batches": BATCHES,
+    }
 
 
 def run(pool: Pool, folder: Path, words: dict[str, Any]) -> list[Outcome]:
@@ -42,36 +45,39 @@ def run(pool: Pool, folder: Path, words: dict[str, Any]) -> list[Outcome]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_parts_follow_whole_copies(pool: Pool, tmp_path: Path, case: str) -> None:
-    copies = run(pool, tmp_path / "copies", keys(case, "gradient"))
+    copies = run(pool, tmp_path / "copies", keys(case, "data_parallel"))
     parts = run(pool, tmp_path / "parts", keys(case, "fsdp"))
     rtol, atol = (1e-3, 5e-5) if "adam" in case or "bf16" in case else (1e-4, 1e-6)
-    one, other = ended(copies), ended(parts)
+    one, other = ended(copies, BATCHES), ended(parts, BATCHES)
     assert_close(other, one, rtol=rtol, atol=atol)
     moved = max(float((one[f"{name}/weight"] - start).abs().max()) for name, start in copies[0].start.items())
     assert moved > 5e-3
     values = {outcome.values for outcome in parts}
     assert len(values) == 1
     assert values.pop() == pytest.approx(copies[0].values, abs=1e-5)
-    manifest = read_values(step(tmp_path / "parts", 10), "state.json")
+    manifest = read_values(step(tmp_path / "parts", BATCHES), "state.json")
     assert manifest["copies"] == [[0, 1], [2, 3]]
-    assert manifest["voices"] == MACHINES
+    assert manifest["num_replicas"] == MACHINES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [{"delay": 2}, {"payload": "bf16"}], ids=str)
-def test_goes_on_bit_for_bit_between_agreements(pool: Pool, tmp_path: Path, more: dict[str, Any]) -> None:
-    words = {**WORDS, "parallel": {"strategy": "hierarchical", "inside": "fsdp", "every": 7, **more}}
-    words["checkpoint.every"] = 1
-    run(pool, tmp_path / "straight", words)
-    pool.run(broken, tiny(tmp_path / "run", words), 2, MACHINES, world=4)  # update 8: what left at 7 arrives at 9
-    assert (tmp_path / "run/checkpoints/step-00000002").is_dir()
-    pool.run(whole, apply_overrides(tiny(tmp_path / "run", words), {"resume": "auto"}), MACHINES, world=4)
-    assert differing(content(step(tmp_path / "straight", 10)), content(step(tmp_path / "run", 10))) == []
+def test_goes_on_bit_for_bit_between_agreements(pool: Pool, tmp_path: Path) -> None:
+    parallel = {
+        "strategy": "hierarchical",
+        "intra_node": "fsdp",
+        "sync_every": 7,
+        "sync_delay": 2,
+        "sync_dtype": "bf16",
+    }
+    words = {**WORDS, "parallel": parallel, "checkpoint.every_batches": 2, "train.max_batches": 5}
+    pool.run(copied, tiny(tmp_path / "run", words), [2], MACHINES, world=4)  # update 8: what left at 7 arrives at 9
+    pool.run(whole, apply_overrides(tiny(tmp_path / "run-2", words), {"resume": "auto"}), MACHINES, world=4)
+    assert differing(content(step(tmp_path / "run", 5)), content(step(tmp_path / "run-2", 5))) == []
 
 
 @pytest.mark.slow
 def test_one_process_evaluates_the_machines_mean(pool: Pool, tmp_path: Path) -> None:
-    words = keys("every 7, delayed", "fsdp") | {"train.batches": 4, "checkpoint.every": 4}
+    words = keys("every 7, delayed", "fsdp") | {"train.max_batches": 4, "checkpoint.every_batches": 4}
     outcomes = run(pool, tmp_path / "run", words)
     with isolated():
         values = evaluate_run(tmp_path / "run")
@@ -82,7 +88,7 @@ def test_one_process_evaluates_the_machines_mean(pool: Pool, tmp_path: Path) -> 
 @pytest.mark.slow
 def test_two_workers_go_on_where_four_stopped(pool: Pool, tmp_path: Path) -> None:
     """Two machines of one: the agreed points of a compressed payload start anew."""
-    words = keys("bf16 payload", "fsdp")
+    words = {**keys("bf16, to the center", "fsdp"), "checkpoint.every_batches": 4}
     pool.run(broken, tiny(tmp_path / "run", words), 4, MACHINES, world=4)
     expected = saved(step(tmp_path / "run", 4))
     again = apply_overrides(tiny(tmp_path / "run", words), {"resume": "auto"})
@@ -91,7 +97,7 @@ def test_two_workers_go_on_where_four_stopped(pool: Pool, tmp_path: Path) -> Non
         found = assembled(parts) if machines == 1 else assembled(parts[:1])
         assert_close(found, expected, rtol=0.0, atol=0.0)
     outcomes = pool.run(whole, again, 2)
-    assert outcomes[0].batch == 10
+    assert outcomes[0].batch == BATCHES
 
 
 def opened(environment: LaunchEnvironment, config: Config, machines: int) -> Part:
@@ -103,20 +109,14 @@ def center_and_shown(environment: LaunchEnvironment, words: dict[str, Any], fold
     trainer = open_trainer(place(environment, MACHINES), tiny(folder, words))
     batch = trainer.task.train_batch(0, 0, 8, trainer.share)
     trainer.loop.run(batch)
-    trainer.store.save(1, *_files(trainer))
-    with trainer.strategy.evaluating("center") as network:
+    trainer.store.save(1, *trainer.state.collect(trainer.folder.run_id))
+    with trainer.engine.eval_weights("center") as network:
         return {name: p.detach().clone() for name, p in network.named_parameters()}
-
-
-def _files(trainer: Any) -> Any:
-    from fptt_dist.training.contents import contents_of
-
-    return contents_of(trainer)
 
 
 @pytest.mark.slow
 def test_evaluation_computes_with_the_machines_mean(pool: Pool, tmp_path: Path) -> None:
-    words = keys("every 3", "fsdp")
+    words = {**keys("every 3, uneven shares", "fsdp"), "train.batch_size": 8}
     shown = pool.run(center_and_shown, words, tmp_path / "run", world=4)
     for other in shown[1:]:
         for name, tensor in shown[0].items():

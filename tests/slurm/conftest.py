@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,8 +47,17 @@ def running(nodes: int) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def two_nodes(installed: None) -> Iterator[Cluster]:
-    """The cluster that all tests share."""
+def small_disk(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder on a file system of its own, of a megabyte."""
+    folder = tmp_path_factory.mktemp("disk")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def two_nodes(small_disk: Path) -> Iterator[Cluster]:
+    """The cluster that all tests share; it sees the disk because that was there before."""
     with running(2) as cluster:
         yield cluster
 

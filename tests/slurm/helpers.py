@@ -1,5 +1,6 @@
 """What the tests of whole programs on SLURM share: a small run, a job that is watched, a comparison of two runs."""
 
+import io
 import json
 import os
 import re
@@ -7,21 +8,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
+from fptt_dist.cli import main
 from fptt_dist.config import dump, load
-from fptt_dist.launchers.jobs import ENDED
-from fptt_dist.training.checkpoint import CheckpointStore
+from fptt_dist.launchers.slurm.jobs import ENDED
+from fptt_dist.training.checkpoint.store import CheckpointStore
 from tests.program import Program
 from tests.slurm.cluster import Cluster
 from tests.training.helpers import checkpoints, content, differing, records
 
 ROOT = Path(__file__).parents[2]
-BATCHES = 600  # several seconds: a signal comes long before the last one
+BATCHES = 300  # some seconds: a signal comes long before the last one
 SMALL: dict[str, Any] = {
     "task.length": 12,
     "task.examples": 40,
@@ -30,14 +34,14 @@ SMALL: dict[str, Any] = {
     "model.hidden": 4,
     "fptt.windows": 3,
     "train.batch_size": 4,
-    "train.batches": BATCHES,
-    "evaluate.every": 200,
-    "checkpoint.every": 100,
-    "telemetry.every": 1,
-    "telemetry.tensorboard": False,
+    "train.max_batches": BATCHES,
+    "evaluate.every_batches": 100,
+    "checkpoint.every_batches": 100,
+    "logging.every_batches": 1,
+    "logging.tensorboard": False,
     "device": "cpu",
 }
-LONG = {"train.batches": 10**6}
+LONG = {"train.max_batches": 10**6}
 SECONDS = 120.0  # the longest that anything takes on a machine with much else to do
 # What the tests' own start sets, and no job may inherit.
 OWN = ("OMP_", "TORCHELASTIC_", "PYTEST", "FPTT_", "NPROC")
@@ -114,11 +118,11 @@ class Job:
         """Return when the job is in one of `states`."""
         self.until(lambda: self.state() in states, f"job {self.number} to be {' or '.join(states)}")
 
-    def end(self, *, state: str = "COMPLETED", code: str = "0:0") -> None:
-        """Wait for the end of the job, which must be this one."""
+    def end(self, *, state: str = "COMPLETED", codes: tuple[str, ...] = ("0:0",)) -> None:
+        """Wait for the end of the job, which must be this one, with one of `codes`."""
         self.until(lambda: self.state() in ENDED, f"job {self.number} to end")
-        ended = self.state(), self.shown("ExitCode")
-        assert ended == (state, code), f"{ended}\n{self.text()}"
+        ended, code = self.state(), self.shown("ExitCode")
+        assert (ended, code) in {(state, each) for each in codes}, f"{ended} {code}\n{self.text()}"
 
     def train(self, run: Path, batch: int) -> None:
         """Return when the job has trained `batch`."""
@@ -129,9 +133,10 @@ class Job:
 
         self.until(ready, f"batch {batch}")
 
-    def requeued(self) -> None:
+    def requeued(self, times: int = 1) -> None:
         """Return when the job is back in the queue, where it waits for some seconds."""
-        self.until(lambda: (self.shown("JobState"), self.shown("Restarts")) == ("PENDING", "1"), "a second start")
+        back = "PENDING", str(times)
+        self.until(lambda: (self.shown("JobState"), self.shown("Restarts")) == back, "another start")
 
     def start_now(self) -> None:
         """Let a requeued job start without its wait."""
@@ -145,20 +150,32 @@ def sbatch(cluster: Cluster, log: Path, *words: str, **more: str) -> Job:
 
 
 def fptt_dist(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
-    """`fptt-dist words…`."""
-    return typed(["fptt-dist", *words], variables(cluster))
+    """`fptt-dist words…`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.dict(os.environ, variables(cluster), clear=True),
+        patch.object(sys, "argv", ["fptt-dist", *words]),
+        chdir(ROOT),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as left,
+    ):
+        main()
+    return subprocess.CompletedProcess(words, int(left.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def submit(cluster: Cluster, *words: str) -> tuple[Job, dict[str, str]]:
-    """`fptt-dist submit words…`; see `submitted`."""
-    return submitted(cluster, ["fptt-dist", "submit", *words])
+def printed(cluster: Cluster, *words: str) -> str:
+    """Return what `fptt-dist words…` prints; it must succeed."""
+    done = fptt_dist(cluster, *words)
+    assert done.returncode == 0, f"{words}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
-def submitted(cluster: Cluster, command: Sequence[str]) -> tuple[Job, dict[str, str]]:
-    """The job that a command of `fptt-dist submit` starts, and the printed lines by their first word."""
+def submitted(cluster: Cluster, text: str) -> tuple[Job, dict[str, str]]:
+    """The job that `fptt-dist submit` has put into the queue, and the lines that it printed by their first word."""
     lines: dict[str, str] = {}
     name = ""
-    for line in checked(command, variables(cluster)).splitlines():
+    for line in text.splitlines():
         name = line[:8].strip() or name
         lines[name] = f"{lines[name]}\n{line[8:]}" if name in lines else line[8:]
     return Job(cluster, lines["job"], Path(lines["log"].partition("\n")[0])), lines
@@ -217,6 +234,6 @@ def assert_same(one: Path, other: Path, batches: int = BATCHES) -> None:
     assert any(name.endswith("model.safetensors:recurrent.weight_ih_l0") for name in ends[0])
     assert differing(*ends) == []
     for run in (one, other):
-        every = load(run / "config.yaml").telemetry.every
+        every = load(run / "config.yaml").logging.every_batches
         assert [record["batch"] for record in records(run, "train")] == list(range(every, batches + 1, every))
         assert (run / "result.json").is_file()

@@ -64,18 +64,25 @@ def addresses(pids: Iterable[int]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("nodes", [2, 4])
-def test_the_nodes_come_and_go(new_cluster: Callable[[int], Cluster], nodes: int) -> None:
-    begin = time.monotonic()
-    cluster = new_cluster(nodes)
-    assert time.monotonic() - begin < 15
-    names = [f"node{index}" for index in range(nodes)]
-    printed = cluster.command("srun", f"--nodes={nodes}", "--label", "hostname").splitlines()
-    assert sorted(printed) == [f"{index}: {name}" for index, name in enumerate(names)]
-    cluster.submit("--wrap=sleep 100", f"--nodes={nodes}")
-    begin = time.monotonic()
-    cluster.stop()
-    assert time.monotonic() - begin < 5
+def test_the_nodes_come_and_go_and_nothing_is_left(tmp_path: Path, installed: None) -> None:
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
+        cluster = Cluster(Path(folder), 4)
+        begin = time.monotonic()
+        cluster.start()
+        assert time.monotonic() - begin < 15
+        names = [f"node{index}" for index in range(4)]
+        printed = cluster.command("srun", "--nodes=4", "--label", "hostname").splitlines()
+        assert sorted(printed) == [f"{index}: {name}" for index, name in enumerate(names)]
+        cluster.submit("--output=/dev/null", script(tmp_path, STUBBORN + "exit 0\n"))
+        cluster.submit("--wrap=sleep 100", "--output=/dev/null", "--nodes=4")
+        wait_until(lambda: runs(cluster, "node0", "sleep 1000") and runs(cluster, "node0", "sleep 100"))
+        pids = processes(cluster)
+        assert len(pids) > 10
+        begin = time.monotonic()
+        cluster.stop()
+        assert time.monotonic() - begin < 5
+        assert alive(pids) == []
+    assert not Path(folder).exists()
 
 
 def test_the_names_of_the_nodes(cluster: Cluster) -> None:
@@ -117,45 +124,6 @@ def test_a_message_tells_what_was_waited_for(cluster: Cluster) -> None:
     assert "slurmd version" in message or "launch" in message
 
 
-def test_a_requeued_job_starts_again(cluster: Cluster, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    words = ["--open-mode=append", f"--output={output}", script(tmp_path, "echo $SLURM_RESTART_COUNT.; sleep 100\n")]
-    job = cluster.submit(*words)
-    wait_until(lambda: output.exists() and output.read_text() == ".\n")
-    cluster.command("scontrol", "requeue", job)
-    cluster.wait_for(job, {"PENDING"}, 20)
-    cluster.start_now(job)
-    wait_until(lambda: output.read_text().endswith("\n1.\n"))
-
-
-def test_a_killed_node_is_noticed_and_comes_back(new_cluster: Callable[[int], Cluster], tmp_path: Path) -> None:
-    cluster = new_cluster(2)
-    job = cluster.submit("--nodes=2", "--no-requeue", "--output=/dev/null", script(tmp_path, STUBBORN + "sleep 100\n"))
-    cluster.wait_for(job, {"RUNNING"}, 20)
-    wait_until(lambda: runs(cluster, "node0", "sleep 1000"))
-    pids = cluster.processes("node0")
-    cluster.kill_node("node0")
-    assert alive(pids) == []
-    cluster.wait_for_node("node0", {"down", "down*"}, 30)
-    cluster.wait_for(job, {"NODE_FAIL"}, 20)
-    cluster.start_node("node0")
-    cluster.wait_for_node("node0", {"idle"}, 20)
-    assert cluster.command("srun", "--nodelist=node0", "hostname") == "node0\n"
-
-
-def test_nothing_is_left(tmp_path: Path, installed: None) -> None:
-    with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        cluster = Cluster(Path(folder), 2)
-        cluster.start()
-        cluster.submit("--output=/dev/null", script(tmp_path, STUBBORN + "exit 0\n"))
-        wait_until(lambda: runs(cluster, "node0", "sleep 1000"))
-        pids = processes(cluster)
-        assert len(pids) > 10
-        cluster.stop()
-        assert alive(pids) == []
-    assert not Path(folder).exists()
-
-
 ABANDONED = """
 import sys, time
 from pathlib import Path
@@ -180,17 +148,15 @@ def test_nothing_is_left_of_killed_tests(tmp_path: Path, installed: None) -> Non
     wait_until(lambda: alive(pids) == [])
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_port_that_another_program_has(
-    new_cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch, which: int
-) -> None:
+def test_ports_that_another_program_has(new_cluster: Callable[[int], Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the controller's, then the node's."""
     drawn: list[list[int]] = []
     sample = random.sample
 
     def unlucky(ports: range, count: int) -> list[int]:
         found = sample(ports, count)
-        if not drawn:
-            found[which] = taken
+        if len(drawn) < count:
+            found[len(drawn)] = taken
         drawn.append(found)
         return found
 
@@ -199,5 +165,5 @@ def test_a_port_that_another_program_has(
         taken = other.getsockname()[1]
         monkeypatch.setattr(random, "sample", unlucky)
         cluster = new_cluster(1)
-    assert len(drawn) == 2
+    assert len(drawn) == 3
     assert cluster.node_state("node0") == "idle"

@@ -1,19 +1,17 @@
 """The files in slurm/ as they stand: what they train, and what they say of a mistake."""
 
-import json
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fptt_dist.training.run_folder import job_of
+from fptt_dist.training.run_dir import job_of
 from tests.slurm.cluster import Cluster
-from tests.slurm.helpers import BATCHES, LONG, ROOT, Job, assert_same, sbatch, small, straight, undisturbed, variables
+from tests.slurm.helpers import ROOT, Job, assert_same, sbatch, small, straight, variables
 
 FILES = ["slurm/train.sbatch", "slurm/train_torchrun.sbatch"]
-CONSENSUS = {"train.batches": 60, "parallel": {"strategy": "consensus", "every": 3, "dual": "worker"}}
+CONSENSUS = {"train.max_batches": 60, "parallel": {"strategy": "consensus", "sync_every": 3, "dual": "local"}}
 
 
 def messages(job: Job) -> list[str]:
@@ -27,29 +25,20 @@ def straight_of_four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return straight(tmp_path_factory.mktemp("straight") / "run", CONSENSUS, processes=4)
 
 
-def test_srun_starts_two(tmp_path: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
-    run = tmp_path / "job"
-    job = sbatch(cluster, tmp_path / "log", "--nodes=2", FILES[0], small(run, LONG), f"train.batches={BATCHES}")
-    job.end()
-    assert_same(run, undisturbed(tmp_path_factory))
-    assert json.loads((run / "result.json").read_text())["workers"] == 2
-    assert job.text().count("adding fptt: test mse ") == 1
-    assert job_of(run)["job"] == job.number
-
-
-def test_torchrun_starts_two_on_each_of_two(tmp_path: Path, cluster: Cluster, straight_of_four: Path) -> None:
-    job = sbatch(cluster, tmp_path / "log", "--nodes=2", FILES[1], small(tmp_path / "job", CONSENSUS), NPROC="2")
-    job.end()
-    assert_same(tmp_path / "job", straight_of_four, 60)
-    for rank in range(4):
-        assert f"rank {rank} of 4, local rank {rank % 2} of 2 on node {rank // 2} of 2 (from torchrun" in job.text()
-    assert job_of(tmp_path / "job")["job"] == job.number
-
-
-def test_four_nodes(tmp_path: Path, new_cluster: Callable[[int], Cluster], straight_of_four: Path) -> None:
-    job = sbatch(new_cluster(4), tmp_path / "log", "--nodes=4", FILES[0], small(tmp_path / "job", CONSENSUS))
-    job.end()
-    assert_same(tmp_path / "job", straight_of_four, 60)
+def test_each_starts_two_on_each_of_two(tmp_path: Path, cluster: Cluster, straight_of_four: Path) -> None:
+    by_srun, by_torchrun = tmp_path / "srun", tmp_path / "torchrun"
+    config = small(by_srun, CONSENSUS)
+    jobs = [
+        sbatch(cluster, tmp_path / "log0", "--nodes=2", "--ntasks-per-node=2", FILES[0], config),
+        sbatch(cluster, tmp_path / "log1", "--nodes=2", FILES[1], config, f"run.dir={by_torchrun}", NPROC="2"),
+    ]
+    for job, run, starter in zip(jobs, (by_srun, by_torchrun), ("SLURM's step", "torchrun's"), strict=True):
+        job.end()
+        assert_same(run, straight_of_four, 60)
+        for rank in range(4):
+            place = f"rank {rank} of 4, local rank {rank % 2} of 2 on node {rank // 2} of 2"
+            assert re.search(rf"{place}(, meeting at \S+)? \(from {starter}", job.text()), job.text()
+        assert job_of(run)["job"] == job.number
 
 
 def test_mistakes(tmp_path: Path, cluster: Cluster) -> None:
@@ -67,7 +56,7 @@ def test_mistakes(tmp_path: Path, cluster: Cluster) -> None:
         )
     }
     for (file, what), job in jobs.items():
-        job.end(state="FAILED", code="2:0")
+        job.end(state="FAILED", codes=("2:0",))
         said = messages(job)
         match what:
             case "nothing":
@@ -85,10 +74,10 @@ def test_mistakes(tmp_path: Path, cluster: Cluster) -> None:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_outside_slurm(cluster: Cluster, file: str) -> None:
-    done = subprocess.run(
-        ["bash", file, "add_task"], cwd=ROOT, env=variables(cluster), capture_output=True, text=True, timeout=30
-    )
-    message = f"fptt-dist: this is a job for SLURM: type sbatch {file} CONFIG [key=value …]\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+def test_outside_slurm(cluster: Cluster) -> None:
+    for file in FILES:
+        done = subprocess.run(
+            ["bash", file, "add_task"], cwd=ROOT, env=variables(cluster), capture_output=True, text=True, timeout=30
+        )
+        message = f"fptt-dist: this is a job for SLURM: type sbatch {file} CONFIG [key=value …]\n"
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", message)

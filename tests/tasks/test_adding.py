@@ -1,31 +1,33 @@
 """The adding task's data, sharing out and metric."""
 
+from itertools import product
+
 import pytest
 import torch
 
-from fptt_dist.tasks import Adding
+from fptt_dist.tasks import Adding, Split
 
 
-@pytest.mark.parametrize("length", [2, 3, 7, 50])
-@pytest.mark.parametrize("markers", ["halves", "anywhere"])
-def test_the_target_is_the_sum_of_the_two_marked_numbers(length: int, markers: str) -> None:
-    task = Adding(length=length, markers=markers)  # type: ignore[arg-type]
-    batch = task.train_batch(0, 0, 400, slice(0, 400))
-    values, marks = batch.inputs.unbind(-1)
-    assert batch.inputs.shape == (length, 400, 2)
-    assert batch.inputs.dtype == torch.float32
-    assert torch.equal(marks.sum(0), torch.full((400,), 2.0))
-    assert set(marks.unique().tolist()) <= {0.0, 1.0}
-    torch.testing.assert_close((values * marks).sum(0), batch.targets.squeeze(-1))
-    assert values.min() >= 0.0
-    assert values.max() < 1.0
-    if markers == "halves":
-        assert torch.equal(marks[: length // 2].sum(0), torch.ones(400))
+def test_the_target_is_the_sum_of_the_two_marked_numbers(subtests: pytest.Subtests) -> None:
+    for markers, length in product(("halves", "anywhere"), (2, 3, 7, 50)):
+        with subtests.test(markers=markers, length=length):
+            task = Adding(length=length, markers=markers)
+            batch = task.train_batch(0, 0, 400, slice(0, 400))
+            values, marks = batch.inputs.unbind(-1)
+            assert batch.inputs.shape == (length, 400, 2)
+            assert batch.inputs.dtype == torch.float32
+            assert torch.equal(marks.sum(0), torch.full((400,), 2.0))
+            assert set(marks.unique().tolist()) <= {0.0, 1.0}
+            torch.testing.assert_close((values * marks).sum(0), batch.targets.squeeze(-1))
+            assert values.min() >= 0.0
+            assert values.max() < 1.0
+            if markers == "halves":
+                assert torch.equal(marks[: length // 2].sum(0), torch.ones(400))
 
 
 def test_markers_reach_every_step() -> None:
     for markers in ("halves", "anywhere"):
-        batch = Adding(length=6, markers=markers).train_batch(0, 0, 2000, slice(0, 2000))  # type: ignore[arg-type]
+        batch = Adding(length=6, markers=markers).train_batch(0, 0, 2000, slice(0, 2000))
         assert (batch.inputs[..., 1].sum(1) > 0).all()
 
 
@@ -46,18 +48,20 @@ def test_any_number_of_workers_sees_the_same_examples() -> None:
     assert torch.equal(torch.cat([half.targets for half in halves]), whole.targets)
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_evaluation_sets_are_fixed_and_shared_out_whole(split: str, world: int) -> None:
-    def share(seed: int, rank: int, world: int) -> list[torch.Tensor]:
-        task = Adding(length=5, validation=1003, test=501, seed=seed)
-        return [batch.targets for batch in task.evaluation_batches(split, rank, world)]  # type: ignore[arg-type]
+def test_evaluation_sets_are_fixed_and_shared_out_whole(subtests: pytest.Subtests) -> None:
+    splits: list[Split] = ["validation", "test"]
+    for world, split in product((1, 2, 3, 7), splits):
+        with subtests.test(world=world, split=split):
 
-    whole = torch.cat(share(0, 0, 1))
-    assert len(whole) == (1003 if split == "validation" else 501)
-    assert torch.equal(torch.cat(share(5, 0, 1)), whole), "the sets do not depend on the seed"
-    parts = [part for rank in range(world) for part in share(0, rank, world)]
-    assert torch.equal(torch.cat(parts).sort(0).values, whole.sort(0).values)
+            def share(seed: int, rank: int, world: int, split: Split = split) -> list[torch.Tensor]:
+                task = Adding(length=5, validation=1003, test=501, seed=seed)
+                return [batch.targets for batch in task.evaluation_batches(split, rank, world)]
+
+            whole = torch.cat(share(0, 0, 1))
+            assert len(whole) == (1003 if split == "validation" else 501)
+            assert torch.equal(torch.cat(share(5, 0, 1)), whole), "the sets do not depend on the seed"
+            parts = [part for rank in range(world) for part in share(0, rank, world)]
+            assert torch.equal(torch.cat(parts).sort(0).values, whole.sort(0).values)
 
 
 def test_splits_and_training_data_differ() -> None:

@@ -1,18 +1,19 @@
 """Augmented images against a loop over pixels, and what an image's draw may depend on."""
 
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fptt_dist.tasks import Batch, Pixels, share
-from fptt_dist.tasks.augmentation import Augmentation
+from fptt_dist.tasks import Batch, Pixels, rank_slice
+from fptt_dist.tasks.data.augmentation import Augmentation
 from tests.tasks.test_cifar import write_cifar
 from tests.tasks.test_pixels import some_images, write_images
 
@@ -42,7 +43,6 @@ def noise(count: int, side: int, channels: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8))
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     side=st.integers(1, 6),
     shift=st.integers(0, 3),
@@ -159,19 +159,22 @@ def moved_fast(image: NDArray, move: Move) -> NDArray:
     return window[:, ::-1] if mirrored else window
 
 
-@pytest.mark.parametrize("move", [(0, 0, False), (2, -1, False), (-3, 3, True), (1, 0, True)])
-def test_both_references_agree(move: Move) -> None:
-    image = noise(1, 7, 2).numpy().reshape(7, 7, 2)
-    assert np.array_equal(moved_fast(image, move), moved(image, move))
+def test_both_references_agree(subtests: pytest.Subtests) -> None:
+    for move in ((0, 0, False), (2, -1, False), (-3, 3, True), (1, 0, True)):
+        with subtests.test(move=move):
+            image = noise(1, 7, 2).numpy().reshape(7, 7, 2)
+            assert np.array_equal(moved_fast(image, move), moved(image, move))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
-def test_any_number_of_workers_sees_the_same_global_batch(root: Path, dataset: str, world: int) -> None:
-    whole = epoch_of(task(root, dataset), 3)
-    for cursor in range(0, 32, 8):
-        parts = [task(root, dataset).train_batch(3, cursor, 8, share(8, rank, world)) for rank in range(world)]
-        assert torch.equal(torch.cat([part.inputs for part in parts], 1), whole.inputs[:, cursor : cursor + 8])
+def test_any_number_of_workers_sees_the_same_global_batch(subtests: pytest.Subtests, root: Path) -> None:
+    for dataset, world in product(("mnist", "cifar10"), (1, 2, 4)):
+        with subtests.test(dataset=dataset, world=world):
+            whole = epoch_of(task(root, dataset), 3)
+            for cursor in range(0, 32, 8):
+                parts = [
+                    task(root, dataset).train_batch(3, cursor, 8, rank_slice(8, rank, world)) for rank in range(world)
+                ]
+                assert torch.equal(torch.cat([part.inputs for part in parts], 1), whole.inputs[:, cursor : cursor + 8])
 
 
 @pytest.mark.parametrize("shards", ["fixed", "by_label"])
@@ -179,8 +182,8 @@ def test_dealt_examples_are_augmented_as_shuffled_ones(root: Path, shards: str) 
     whole, seen = by_id(epoch_of(task(root), 3)), {}
     for rank in range(3):  # 32 images, of which 30 are dealt
         dealt = task(root)
-        dealt.deal(shards, rank, 3)  # type: ignore[arg-type]
-        seen |= by_id(dealt.train_batch(3, 0, 30, share(30, rank, 3)))
+        dealt.set_partition(shards, rank, 3)  # type: ignore[arg-type]
+        seen |= by_id(dealt.train_batch(3, 0, 30, rank_slice(30, rank, 3)))
     assert len(seen) == 30
     for example, inputs in seen.items():
         assert torch.equal(inputs, whole[example])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fptt_dist.tasks import DataError, Pixels
-from fptt_dist.tasks.cifar import read_batch, read_cifar10
-from fptt_dist.tasks.download import check
+from fptt_dist.tasks.data.cifar import read_batch, read_cifar10
+from fptt_dist.tasks.data.download import check
 
 NAMES = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
 
@@ -75,14 +75,15 @@ def test_a_missing_file(tmp_path: Path, missing: str) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [0, 1, 3072, 3074, 4 * 3073 - 1])
-def test_no_whole_number_of_records(tmp_path: Path, size: int) -> None:
-    path = write_cifar(tmp_path) / "data_batch_2.bin"
-    path.write_bytes(bytes(size))
-    assert refusal(tmp_path) == (
-        f"{path} has {size} bytes, expected a multiple of 3073, at least one image's label and 3 × 32 × 32 values; "
-        f"get it again with: fptt-dist data fetch cifar10 --root {tmp_path}"
-    )
+def test_no_whole_number_of_records(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for size in (0, 1, 3072, 3074, 4 * 3073 - 1):
+        with subtests.test(size=size):
+            root = tmp_path / str(size)
+            path = write_cifar(root) / "data_batch_2.bin"
+            path.write_bytes(bytes(size))
+            expected = "a multiple of 3073, at least one image's label and 3 × 32 × 32 values"
+            again = f"get it again with: fptt-dist data fetch cifar10 --root {root}"
+            assert refusal(root) == f"{path} has {size} bytes, expected {expected}; {again}"
 
 
 @pytest.mark.parametrize("label", [10, 127, 255])
@@ -141,6 +142,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read_batch(path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (Path(os.environ.get("FPTT_DATA", "")) / "cifar-10-batches-bin").is_dir(),
     reason="needs FPTT_DATA, the folder that holds cifar-10-batches-bin/",

@@ -1,6 +1,7 @@
 """The copy memory task's data, sharing out, loss and metric."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_a_tiny_case_written_out() -> None:
     batch = train(task, 64)
     assert batch.inputs.shape == (7, 64, 4)
     assert batch.inputs.dtype == torch.float32
-    assert (batch.targets.shape, batch.targets.dtype, batch.targets_in_time) == ((7, 64), torch.int64, True)
+    assert (batch.targets.shape, batch.targets.dtype, batch.per_step_targets) == ((7, 64), torch.int64, True)
     assert torch.equal(batch.inputs.sum(-1), torch.ones(7, 64))
     seen = set()
     for sequence in range(64):
@@ -78,20 +79,22 @@ def test_any_number_of_workers_sees_the_same_examples() -> None:
     assert torch.equal(torch.cat([part.targets for part in parts], dim=1), whole.targets)
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_evaluation_sets_are_fixed_and_shared_out_whole(split: Split, world: int) -> None:
-    def share(seed: int, rank: int, world: int) -> list[Tensor]:
-        task = Copying(delay=2, validation=1003, test=501, seed=seed)
-        batches = list(task.evaluation_batches(split, rank, world))
-        assert all(0 < batch.size <= 500 for batch in batches)
-        return [batch.targets[-10:] for batch in batches]
+def test_evaluation_sets_are_fixed_and_shared_out_whole(subtests: pytest.Subtests) -> None:
+    splits: list[Split] = ["validation", "test"]
+    for world, split in product((1, 2, 3, 7), splits):
+        with subtests.test(world=world, split=split):
 
-    whole = torch.cat(share(0, 0, 1), dim=1)
-    assert whole.shape == (10, 1003 if split == "validation" else 501)
-    assert torch.equal(torch.cat(share(5, 0, 1), dim=1), whole), "the sets do not depend on the seed"
-    parts = torch.cat([part for rank in range(world) for part in share(0, rank, world)], dim=1)
-    assert sorted(parts.T.tolist()) == sorted(whole.T.tolist())
+            def share(seed: int, rank: int, world: int, split: Split = split) -> list[Tensor]:
+                task = Copying(delay=2, validation=1003, test=501, seed=seed)
+                batches = list(task.evaluation_batches(split, rank, world))
+                assert all(0 < batch.size <= 500 for batch in batches)
+                return [batch.targets[-10:] for batch in batches]
+
+            whole = torch.cat(share(0, 0, 1), dim=1)
+            assert whole.shape == (10, 1003 if split == "validation" else 501)
+            assert torch.equal(torch.cat(share(5, 0, 1), dim=1), whole), "the sets do not depend on the seed"
+            parts = torch.cat([part for rank in range(world) for part in share(0, rank, world)], dim=1)
+            assert sorted(parts.T.tolist()) == sorted(whole.T.tolist())
 
 
 def test_splits_and_training_data_differ() -> None:

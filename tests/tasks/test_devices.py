@@ -38,14 +38,14 @@ def pixels(**options: Any) -> Make:
 
 def text(**options: Any) -> Make:
     return lambda root: Language(
-        root=root, text=root, **{"units": "characters", "streams": SIZE, "length": 9, **options}
+        root=root, text_dir=root, **{"token_level": "character", "streams": SIZE, "length": 9, **options}
     )
 
 
 def dealt(make: Make, shards: Any) -> Make:
     def both(root: Path) -> Task:
         task = make(root)
-        task.deal(shards, 0, 2)
+        task.set_partition(shards, 0, 2)
         return task
 
     return both
@@ -60,7 +60,7 @@ HELD = {  # whose data are on the device
     "fixed images": dealt(pixels(), "fixed"),
     "images by label": dealt(pixels(), "by_label"),
     "text": text(),
-    "text of random lengths": text(deviation=2.0),
+    "text of random lengths": text(length_std=2.0),
 }
 GENERATED: dict[str, Make] = {
     "adding": lambda _: Adding(length=12, examples=40, validation=20, test=7),
@@ -102,27 +102,29 @@ class Crossings(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_batches_come_on_the_device_that_the_task_was_moved_to(root: Path, name: str) -> None:
-    task = ALL[name](root)
-    shapes = [[(each.shape, each.dtype) for each in tensors(batch)] for batch in batches(task, name)]
-    task.to(ELSEWHERE)
-    moved = [tensors(batch) for batch in batches(task, name)]
-    assert all(each.device == ELSEWHERE for batch in moved for each in batch)
-    assert [[(each.shape, each.dtype) for each in batch] for batch in moved] == shapes
+def test_batches_come_on_the_device_that_the_task_was_moved_to(subtests: pytest.Subtests, root: Path) -> None:
+    for name in ALL:
+        with subtests.test(name=name):
+            task = ALL[name](root)
+            shapes = [[(each.shape, each.dtype) for each in tensors(batch)] for batch in batches(task, name)]
+            task.to(ELSEWHERE)
+            moved = [tensors(batch) for batch in batches(task, name)]
+            assert all(each.device == ELSEWHERE for batch in moved for each in batch)
+            assert [[(each.shape, each.dtype) for each in batch] for batch in moved] == shapes
 
 
-@pytest.mark.parametrize("name", HELD)
-def test_nothing_of_a_batch_is_copied_from_the_host(root: Path, name: str) -> None:
-    task = HELD[name](root)
-    with Crossings() as at_first:
-        task.to(ELSEWHERE)
-        task.train_batch(0, 0, SIZE, part(name))
-    assert set(at_first.seen) == {"aten._to_copy.default"}, "the data, and an epoch's order"
-    with Crossings() as later:
-        task.train_batch(0, SIZE, SIZE, part(name))
-        list(task.evaluation_batches("validation", 0, 1))
-    assert later.seen == []
+def test_nothing_of_a_batch_is_copied_from_the_host(subtests: pytest.Subtests, root: Path) -> None:
+    for name in HELD:
+        with subtests.test(name=name):
+            task = HELD[name](root)
+            with Crossings() as at_first:
+                task.to(ELSEWHERE)
+                task.train_batch(0, 0, SIZE, part(name))
+            assert set(at_first.seen) == {"aten._to_copy.default"}, "the data, and an epoch's order"
+            with Crossings() as later:
+                task.train_batch(0, SIZE, SIZE, part(name))
+                list(task.evaluation_batches("validation", 0, 1))
+            assert later.seen == []
 
 
 def test_the_permutation_of_a_checkpoint_goes_to_the_device(root: Path) -> None:
@@ -139,7 +141,7 @@ def test_the_permutation_of_a_checkpoint_goes_to_the_device(root: Path) -> None:
 def test_a_task_moved_before_it_is_dealt(root: Path) -> None:
     task = HELD["mnist"](root)
     task.to(ELSEWHERE)
-    task.deal("fixed", 0, 2)
+    task.set_partition("fixed", 0, 2)
     assert all(each.device == ELSEWHERE for each in tensors(task.train_batch(0, 0, SIZE, slice(0, SIZE // 2))))
 
 
@@ -154,7 +156,11 @@ def test_to_the_same_device_changes_nothing(root: Path, name: str) -> None:
 def test_ids_take_no_more_room_than_they_need(tmp_path: Path, symbols: int, bytes_each: int) -> None:
     everything = "".join(chr(0x10000 + place) for place in range(symbols))
     task = Language(
-        root=tmp_path, text=write(tmp_path, everything, everything, everything), units="characters", streams=2, length=8
+        root=tmp_path,
+        text_dir=write(tmp_path, everything, everything, everything),
+        token_level="character",
+        streams=2,
+        length=8,
     )
     assert task.vocabulary_size == symbols
     assert task._columns.element_size() == bytes_each

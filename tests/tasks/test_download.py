@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fptt_dist.tasks import DataError, download
-from fptt_dist.tasks.datasets import DATASETS, RemoteDataset, RemoteFile
-from fptt_dist.tasks.download import check, fetch
+from fptt_dist.tasks import DataError
+from fptt_dist.tasks.data import download
+from fptt_dist.tasks.data.datasets import DATASETS, RemoteDataset, RemoteFile
+from fptt_dist.tasks.data.download import check, fetch
 
 CONTENT = {"images": np.random.default_rng(0).bytes(700_000), "labels": np.random.default_rng(1).bytes(1000)}
 ARCHIVE = {name: gzip.compress(content, mtime=0) for name, content in CONTENT.items()}
@@ -252,7 +253,7 @@ def test_a_broken_off_download_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     total, url = len(ARCHIVE["images"]), f"{server.mirrors('cut')[0]}images.gz"
-    reason = f"broke off after {{}} of {total} bytes; the next try goes on from there"
+    reason = f"interrupted after {{}} of {total} bytes; the next attempt resumes from there"
     known(monkeypatch, server.mirrors("cut"))
     assert refusal(tmp_path) == failure(tmp_path, f"{url}: {reason.format(CUT)}")
     assert listing(tmp_path / "small") == {"images.gz.part": ARCHIVE["images"][:CUT]}
@@ -306,15 +307,15 @@ def test_a_part_of_something_else_is_dropped(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_server_that_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
-    monkeypatch.setattr(download, "TIMEOUT", 1)
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
     kept = CUT // download.CHUNK * download.CHUNK  # whole chunks
     mirrors = server.mirrors("silent", "stalls")
     known(monkeypatch, mirrors)
     assert refusal(tmp_path) == failure(
         tmp_path,
-        f"{mirrors[0]}images.gz: no answer within 1 s",
-        f"{mirrors[1]}images.gz: broke off after {kept} of {len(ARCHIVE['images'])} bytes; "
-        "the next try goes on from there",
+        f"{mirrors[0]}images.gz: no answer within 0.3 s",
+        f"{mirrors[1]}images.gz: interrupted after {kept} of {len(ARCHIVE['images'])} bytes; "
+        "the next attempt resumes from there",
     )
     assert listing(tmp_path / "small") == {"images.gz.part": ARCHIVE["images"][:kept]}
 
@@ -378,10 +379,10 @@ def test_a_broken_off_plain_file_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     known(monkeypatch, server.mirrors("cut", "cut"))
-    urls = [f"{mirror}images: broke off after" for mirror in server.mirrors("cut", "cut")]
+    urls = [f"{mirror}images: interrupted after" for mirror in server.mirrors("cut", "cut")]
     assert refusal(tmp_path, "plain") == (
-        f"images could not be fetched:\n  {urls[0]} {CUT} of 700000 bytes; the next try goes on from there\n"
-        f"  {urls[1]} {2 * CUT} of 700000 bytes; the next try goes on from there\n"
+        f"images could not be fetched:\n  {urls[0]} {CUT} of 700000 bytes; the next attempt resumes from there\n"
+        f"  {urls[1]} {2 * CUT} of 700000 bytes; the next attempt resumes from there\n"
         f"Without a network, put images into {tmp_path}/texts yourself; `fptt-dist data check` says whether it is right"
     )
     assert listing(tmp_path / "texts") == {"images.part": CONTENT["images"][: 2 * CUT]}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist.tasks import DataError, download
-from fptt_dist.tasks.cifar import read_cifar10
-from fptt_dist.tasks.datasets import DATASETS
-from fptt_dist.tasks.download import check, fetch
+from fptt_dist.tasks import DataError
+from fptt_dist.tasks.data import download
+from fptt_dist.tasks.data.cifar import read_cifar10
+from fptt_dist.tasks.data.datasets import DATASETS
+from fptt_dist.tasks.data.download import check, fetch
 from tests.tasks.test_cifar import NAMES, some_records
 from tests.tasks.test_download import CUT, OTHER, Server, listing, md5, server
 
@@ -101,7 +102,7 @@ def test_a_broken_off_archive_goes_on_where_it_stopped(
     for held in (CUT, 2 * CUT):
         assert refusal(tmp_path) == (
             f"{ARCHIVE} could not be fetched:\n"
-            f"  {url}: broke off after {held} of {len(USUAL)} bytes; the next try goes on from there\n"
+            f"  {url}: interrupted after {held} of {len(USUAL)} bytes; the next attempt resumes from there\n"
             f"Without a network, put {ARCHIVE} into {tmp_path}/{FOLDER} yourself; `fptt-dist data fetch` unpacks it"
         )
         assert listing(tmp_path / FOLDER) == {f"{ARCHIVE}.part": USUAL[:held]}

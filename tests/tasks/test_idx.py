@@ -6,13 +6,14 @@ import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fptt_dist.tasks import DataError
-from fptt_dist.tasks.idx import find_idx, read_idx, read_labelled_images
+from fptt_dist.tasks.data.idx import find_idx, read_idx, read_labelled_images
 
 IMAGES = (np.arange(3 * 4 * 5) % 256).astype(np.uint8).reshape(3, 4, 5)
 LABELS = np.array([7, 0, 9], dtype=np.uint8)
@@ -52,14 +53,14 @@ def without_the_rights_of_root() -> Iterator[None]:
             os.seteuid(0)
 
 
-@pytest.mark.parametrize("ending", ["", ".gz"])
-@pytest.mark.parametrize("array", [IMAGES, LABELS, IMAGES[:0]], ids=["images", "labels", "no images"])
-def test_what_was_written_is_read(tmp_path: Path, ending: str, array: np.ndarray) -> None:
-    found = read_idx(write(tmp_path / f"file{ending}", idx_bytes(array)), array.ndim)
-    assert found.dtype == np.uint8
-    assert found.shape == array.shape
-    assert np.array_equal(found, array)
-    assert found.flags.writeable, "torch.from_numpy warns of arrays that may not be written"
+def test_what_was_written_is_read(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for array, ending in product((IMAGES, LABELS, IMAGES[:0]), ("", ".gz")):
+        with subtests.test(shape=array.shape, ending=ending):
+            found = read_idx(write(tmp_path / f"file{ending}", idx_bytes(array)), array.ndim)
+            assert found.dtype == np.uint8
+            assert found.shape == array.shape
+            assert np.array_equal(found, array)
+            assert found.flags.writeable, "torch.from_numpy warns of arrays that may not be written"
 
 
 def test_a_split_is_its_images_and_labels(tmp_path: Path) -> None:
@@ -93,13 +94,15 @@ def test_a_missing_file(tmp_path: Path, in_the_way: str) -> None:
     )
 
 
-@pytest.mark.parametrize("ending", ["", ".gz"])
-@pytest.mark.parametrize(("dimensions", "header"), [(3, 16), (1, 8)])
-def test_a_header_cut_short(tmp_path: Path, ending: str, dimensions: int, header: int) -> None:
-    array = IMAGES if dimensions == 3 else LABELS
-    for size in (0, 3, header - 1):
-        path = write(tmp_path / f"file{ending}", idx_bytes(array)[:size])
-        assert refusal(path, dimensions) == (f"{path} is no IDX file: {size} bytes, and the header alone has {header}")
+def test_a_header_cut_short(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for (dimensions, header), ending in product(((3, 16), (1, 8)), ("", ".gz")):
+        with subtests.test(dimensions=dimensions, header=header, ending=ending):
+            array = IMAGES if dimensions == 3 else LABELS
+            for size in (0, 3, header - 1):
+                path = write(tmp_path / f"file{ending}", idx_bytes(array)[:size])
+                assert refusal(path, dimensions) == (
+                    f"{path} is no IDX file: {size} bytes, and the header alone has {header}"
+                )
 
 
 def test_another_magic_number(tmp_path: Path) -> None:

@@ -5,19 +5,20 @@ import itertools
 import json
 import math
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fptt_dist.algorithm.losses import SequenceLoss
 from fptt_dist.algorithm.windows import Window
-from fptt_dist.tasks import Batch, DataError, Language, Split, share
+from fptt_dist.tasks import Batch, DataError, Language, Split, rank_slice
 
 NUMBERED = 3000  # tokens of the training text whose ids count up, so that an id is a place in the text
 SPLITS = ("train", "validation", "test")
@@ -39,7 +40,9 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def language(text: Path, **options: Any) -> Language:
-    return Language(root=Path("nowhere"), text=text, **{"units": "characters", "streams": 3, "length": 10, **options})
+    return Language(
+        root=Path("nowhere"), text_dir=text, **{"token_level": "character", "streams": 3, "length": 10, **options}
+    )
 
 
 def epoch_batches(task: Language, epoch: int) -> list[Batch]:
@@ -55,7 +58,7 @@ def assert_follows(batches: list[Batch], column: int) -> Tensor:
     """Inputs of column b are its places one after another, targets the next place; gives the inputs' places (T, B)."""
     inputs, targets = (torch.cat([getattr(b, kind) for b in batches]) for kind in ("inputs", "targets"))
     assert inputs.dtype == targets.dtype == torch.int64
-    assert all(b.targets_in_time and b.inputs.shape == b.targets.shape for b in batches)
+    assert all(b.per_step_targets and b.inputs.shape == b.targets.shape for b in batches)
     assert torch.equal(targets, inputs + 1)
     places = inputs - torch.arange(inputs.shape[1]) * column
     assert torch.equal(places, places[:1, :1] + torch.arange(len(inputs)).unsqueeze(1).expand_as(inputs))
@@ -64,7 +67,6 @@ def assert_follows(batches: list[Batch], column: int) -> Tensor:
     return inputs
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     tokens=st.integers(60, NUMBERED),
     streams=st.integers(1, 7),
@@ -77,27 +79,26 @@ def test_fixed_lengths_are_a_piece_of_every_column_in_order(
 ) -> None:
     if tokens < streams * (length + 1):
         tokens = streams * (length + 1)
-    task = language(numbered, tokens=tokens, streams=streams, length=length, seed=seed)
+    task = language(numbered, train_tokens=tokens, streams=streams, length=length, seed=seed)
     column = tokens // streams
     batches = epoch_batches(task, epoch)
     assert task.train_examples == streams * ((column - 1) // length)
     assert {len(batch.inputs) for batch in batches} == {length}
     assert len(assert_follows(batches, column)) == (column - 1) // length * length
-    again = language(numbered, tokens=tokens, streams=streams, length=length, seed=seed)
+    again = language(numbered, train_tokens=tokens, streams=streams, length=length, seed=seed)
     assert all(same(one, other) for one, other in zip(batches, epoch_batches(again, epoch), strict=True))
 
 
 def test_what_fixed_lengths_leave_out_changes_from_epoch_to_epoch(numbered: Path) -> None:
-    task = language(numbered, tokens=300, length=12)  # columns of 100: 8 sequences, 3 tokens over
+    task = language(numbered, train_tokens=300, length=12)  # columns of 100: 8 sequences, 3 tokens over
     firsts = [task.train_batch(epoch, 0, 3, slice(0, 3)).inputs[0, 0].item() for epoch in range(60)]
     assert set(firsts) == {0, 1, 2, 3}
-    other = language(numbered, tokens=300, length=12, seed=1)
+    other = language(numbered, train_tokens=300, length=12, seed=1)
     assert firsts != [other.train_batch(epoch, 0, 3, slice(0, 3)).inputs[0, 0].item() for epoch in range(60)]
-    exact = language(numbered, tokens=3 * 97, length=12)
+    exact = language(numbered, train_tokens=3 * 97, length=12)
     assert {exact.train_batch(epoch, 0, 3, slice(0, 3)).inputs[0, 0].item() for epoch in range(9)} == {0}
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     tokens=st.integers(60, NUMBERED),
     streams=st.integers(1, 7),
@@ -112,8 +113,8 @@ def test_random_lengths_tile_every_column(
 ) -> None:
     shortest = max(5, windows)
     tokens = max(tokens, streams * (max(length, shortest) + 1))
-    options = {"streams": streams, "length": length, "deviation": deviation, "windows": windows, "seed": seed}
-    task = language(numbered, tokens=tokens, **options)
+    options = {"streams": streams, "length": length, "length_std": deviation, "windows": windows, "seed": seed}
+    task = language(numbered, train_tokens=tokens, **options)
     column = tokens // streams
     found = {}
     for epoch in epochs:
@@ -121,7 +122,7 @@ def test_random_lengths_tile_every_column(
         assert len(batches) * streams == task.train_examples  # as many in every epoch
         assert min(len(batch.inputs) for batch in batches) >= shortest
         assert len(assert_follows(batches, column)) == column - 1  # every prediction of every column
-    again = language(numbered, tokens=tokens, **options)
+    again = language(numbered, train_tokens=tokens, **options)
     for epoch in reversed(epochs):
         assert all(same(one, other) for one, other in zip(found[epoch], epoch_batches(again, epoch), strict=True))
 
@@ -132,9 +133,9 @@ def lengths(task: Language, epoch: int) -> list[int]:
 
 def test_random_lengths_are_spread_as_in_the_paper(tmp_path: Path) -> None:
     long = write(tmp_path, "ab" * 200_030 + "\n\n", "a\n", "b\n")
-    task = language(long, streams=2, length=70, deviation=5.0)
+    task = language(long, streams=2, length=70, length_std=5.0)
     found = np.array(lengths(task, 0))
-    assert task.scales_rate
+    assert task.scale_lr_by_length
     assert task.length == 70
     assert len(found) == 2931  # 200 030 / (0.975 · 70) = 2930.8
     near_half = found < 52
@@ -143,12 +144,12 @@ def test_random_lengths_are_spread_as_in_the_paper(tmp_path: Path) -> None:
     assert found[near_half].mean() == pytest.approx(35, abs=1.5)
     assert found[~near_half].std() == pytest.approx(5, abs=0.4)
     assert lengths(task, 1) != found.tolist()
-    assert lengths(language(long, streams=2, length=70, deviation=5.0, seed=1), 0) != found.tolist()
+    assert lengths(language(long, streams=2, length=70, length_std=5.0, seed=1), 0) != found.tolist()
 
 
 def test_lengths_are_drawn_between_the_shortest_and_twice_the_usual_one(tmp_path: Path) -> None:
     long = write(tmp_path, "ab" * 100_000 + "\n\n", "a\n", "b\n")
-    found = np.array(lengths(language(long, streams=1, length=20, deviation=20.0), 0))  # 10256 of them
+    found = np.array(lengths(language(long, streams=1, length=20, length_std=20.0), 0))  # 10256 of them
     at_longest = 0.95 * tail(39.5, mean=20.0) + 0.05 * tail(39.5, mean=10.0)
     assert (found >= found.max() - 1).mean() == pytest.approx(at_longest, abs=0.015)  # standard error 0.004
     at_shortest = 0.95 * (1 - tail(5.5, mean=20.0)) + 0.05 * (1 - tail(5.5, mean=10.0))
@@ -162,7 +163,7 @@ def tail(limit: float, *, mean: float) -> float:
 
 
 def test_equal_draws_at_the_shortest_length_are_spread_evenly(numbered: Path) -> None:
-    found = lengths(language(numbered, streams=3, length=4, deviation=0.01, tokens=3 * 104), 0)
+    found = lengths(language(numbered, streams=3, length=4, length_std=0.01, train_tokens=3 * 104), 0)
     assert len(found) == 103 // 5  # 26 of mean length 3.9 would not leave five each
     assert sum(found) == 103
     assert [place for place, length in enumerate(found, 1) if length == 6] == [4, 10, 17]  # 3·place/20 rounds up there
@@ -170,20 +171,22 @@ def test_equal_draws_at_the_shortest_length_are_spread_evenly(numbered: Path) ->
 
 
 def test_no_deviation_leaves_the_rate_alone(numbered: Path) -> None:
-    assert not language(numbered).scales_rate
+    assert not language(numbered).scale_lr_by_length
 
 
-@pytest.mark.parametrize("deviation", [0.0, 4.0])
-@pytest.mark.parametrize("world", [1, 2, 3, 6])
-def test_workers_parts_make_the_whole_batch(numbered: Path, deviation: float, world: int) -> None:
-    whole = language(numbered, streams=6, deviation=deviation)
-    workers = [language(numbered, streams=6, deviation=deviation) for _ in range(world)]
-    for epoch, cursor in itertools.product((3, 0), range(0, whole.train_examples, 6)):
-        batch = whole.train_batch(epoch, cursor, 6, slice(0, 6))
-        parts = [worker.train_batch(epoch, cursor, 6, share(6, r, world)) for r, worker in enumerate(workers)]
-        assert torch.equal(torch.cat([part.inputs for part in parts], 1), batch.inputs)
-        assert torch.equal(torch.cat([part.targets for part in parts], 1), batch.targets)
-        assert all(part.inputs.is_contiguous() and part.targets.is_contiguous() for part in parts)
+def test_workers_parts_make_the_whole_batch(subtests: pytest.Subtests, numbered: Path) -> None:
+    for world, deviation in product((1, 2, 3, 6), (0.0, 4.0)):
+        with subtests.test(world=world, deviation=deviation):
+            whole = language(numbered, streams=6, length_std=deviation)
+            workers = [language(numbered, streams=6, length_std=deviation) for _ in range(world)]
+            for epoch, cursor in itertools.product((3, 0), range(0, whole.train_examples, 6)):
+                batch = whole.train_batch(epoch, cursor, 6, slice(0, 6))
+                parts = [
+                    worker.train_batch(epoch, cursor, 6, rank_slice(6, r, world)) for r, worker in enumerate(workers)
+                ]
+                assert torch.equal(torch.cat([part.inputs for part in parts], 1), batch.inputs)
+                assert torch.equal(torch.cat([part.targets for part in parts], 1), batch.targets)
+                assert all(part.inputs.is_contiguous() and part.targets.is_contiguous() for part in parts)
 
 
 @pytest.mark.parametrize(("cursor", "size"), [(0, 2), (0, 6), (1, 3), (-3, 3), (297, 3)])
@@ -198,12 +201,11 @@ def test_batches_that_are_not_of_the_streams(numbered: Path, cursor: int, size: 
 @pytest.mark.parametrize("shards", ["fixed", "by_label"])
 def test_streams_cannot_be_dealt(numbered: Path, shards: Any) -> None:
     task = language(numbered)
-    task.deal("shuffled", 0, 2)
-    with pytest.raises(ValueError, match=f"the task language can only be shuffled, not dealt as {shards}"):
-        task.deal(shards, 0, 2)
+    task.set_partition("shuffled", 0, 2)
+    with pytest.raises(ValueError, match=f"the task language can only be shuffled, not partitioned as {shards}"):
+        task.set_partition(shards, 0, 2)
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     split=st.sampled_from(SPLITS),
     streams=st.integers(1, 40),
@@ -214,7 +216,7 @@ def test_streams_cannot_be_dealt(numbered: Path, shards: Any) -> None:
 def test_chunks_score_every_prediction_once(
     numbered: Path, split: Any, streams: int, steps: int, tokens: int, held_out: int
 ) -> None:
-    task = language(numbered, tokens=tokens, held_out=held_out)
+    task = language(numbered, train_tokens=tokens, eval_tokens=held_out)
     first, count = {"train": (0, tokens), "validation": (0, held_out), "test": (1000, held_out)}[split]
     chunks = list(task.chunks(split, streams=streams, steps=steps))
     assert {chunk.size for chunk in chunks} == {min(streams, count - 1)}
@@ -227,7 +229,7 @@ def test_chunks_score_every_prediction_once(
     # Stream after stream, the scored places are the whole text in order; streams end at most one step early.
     assert inputs.t()[scored.t()].tolist() == list(range(first, first + count - 1))
     assert scored[:-1].all()
-    assert all(chunk.targets_in_time and chunk.inputs.dtype == chunk.targets.dtype == torch.int64 for chunk in chunks)
+    assert all(chunk.per_step_targets and chunk.inputs.dtype == chunk.targets.dtype == torch.int64 for chunk in chunks)
     for half in (slice(0, streams // 2), slice(streams // 2, streams)):
         parts = list(task.chunks(split, streams=streams, steps=steps, part=half))
         wanted = [chunk.select(half) for chunk in chunks]
@@ -239,7 +241,7 @@ def test_chunks_score_every_prediction_once(
 
 @pytest.mark.parametrize("world", [1, 2, 3, 10, 13])
 def test_evaluation_is_ten_streams_in_chunks_of_64(numbered: Path, tmp_path: Path, world: int) -> None:
-    task = language(numbered, tokens=400)
+    task = language(numbered, train_tokens=400)
     whole = list(task.chunks("test", streams=10, steps=64))
     content = (numbered / "train.txt").read_text(encoding="utf-8")
     text = language(write(tmp_path, content, content[:50], content[500:1800]))
@@ -272,7 +274,7 @@ def test_carrying_the_state_through_chunks_reads_the_text_as_one(numbered: Path)
 
 
 def test_score_is_the_sum_of_negative_log_probabilities(numbered: Path) -> None:
-    task = language(numbered, tokens=400, held_out=96)
+    task = language(numbered, train_tokens=400, eval_tokens=96)
     batch = next(task.chunks("test", streams=6, steps=64))
     assert (batch.targets == -100).sum() == 1
     logits = torch.randn(*batch.inputs.shape, task.outputs, generator=torch.Generator().manual_seed(0)) * 5
@@ -285,25 +287,25 @@ def test_score_is_the_sum_of_negative_log_probabilities(numbered: Path) -> None:
     assert count == 95
     assert (total.dtype, total.shape) == (torch.float64, ())
     assert total.item() == pytest.approx(expected, rel=1e-12)
-    nothing = Batch(batch.inputs[:, :1], torch.full_like(batch.targets[:, :1], -100), targets_in_time=True)
+    nothing = Batch(batch.inputs[:, :1], torch.full_like(batch.targets[:, :1], -100), per_step_targets=True)
     assert [float(x) for x in task.score(logits[:, :1], nothing)] == [0.0, 0]
 
 
-@pytest.mark.parametrize("units", ["words", "characters"])
-def test_the_training_unigram_has_the_perplexity_that_numpy_computes(tmp_path: Path, units: Any) -> None:
-    rng, blank = np.random.default_rng(0), " " if units == "words" else ""
+@pytest.mark.parametrize("token_level", ["word", "character"])
+def test_the_training_unigram_has_the_perplexity_that_numpy_computes(tmp_path: Path, token_level: Any) -> None:
+    rng, blank = np.random.default_rng(0), " " if token_level == "word" else ""
     parts = [blank.join(rng.choice(list("aaaabbcd\n"), n)) for n in (3000, 900, 700)]
-    task = language(write(tmp_path, *parts), units=units)
+    task = language(write(tmp_path, *parts), token_level=token_level)
 
     def tokens(content: str) -> list[str]:
-        return list(content) if units == "characters" else (content + "\n").replace("\n", " <eos> ").split()
+        return list(content) if token_level == "character" else (content + "\n").replace("\n", " <eos> ").split()
 
     symbols, counts = np.unique(tokens(parts[0]), return_counts=True)
     assert len(symbols) == 5
     probability = dict(zip(symbols.tolist(), (counts / counts.sum()).tolist(), strict=True))
     known = tokens(parts[2])[1:]
     entropy = -np.log([probability[token] for token in known]).mean()
-    expected = np.exp(entropy) if units == "words" else entropy / np.log(2)
+    expected = np.exp(entropy) if token_level == "word" else entropy / np.log(2)
     unigram = torch.tensor([probability[symbol] for symbol in task.vocabulary], dtype=torch.float64).log()
     total, items = 0.0, 0
     for batch in task.evaluation_batches("test", 0, 1):
@@ -311,12 +313,12 @@ def test_the_training_unigram_has_the_perplexity_that_numpy_computes(tmp_path: P
         total, items = total + summed.item(), items + count
     assert items == len(known)
     assert task.value(total / items) == pytest.approx(expected, rel=1e-12)
-    assert task.metric == ("perplexity" if units == "words" else "bits_per_character")
+    assert task.metric == ("perplexity" if token_level == "word" else "bits_per_character")
 
 
 def test_values_of_the_metrics(tmp_path: Path) -> None:
     folder = write(tmp_path, "a a a a a b\n" * 9)
-    words, characters = language(folder, units="words"), language(folder)
+    words, characters = language(folder, token_level="word"), language(folder)
     assert words.value(0.0) == 1.0
     assert words.value(math.log(60.0)) == pytest.approx(60.0)
     assert words.value(1e4) == words.value(math.inf) == math.inf
@@ -326,9 +328,9 @@ def test_values_of_the_metrics(tmp_path: Path) -> None:
 
 
 def test_what_the_loop_sees(tmp_path: Path) -> None:
-    task = language(write(tmp_path, "a a a a a b\n" * 9), units="words")
+    task = language(write(tmp_path, "a a a a a b\n" * 9), token_level="word")
     assert (task.inputs, task.outputs, task.vocabulary_size) == (1, 3, 3)
-    assert task.carries_state
+    assert task.stateful
     assert not task.higher_is_better
     assert isinstance(task.loss, SequenceLoss)
     batch = task.train_batch(0, 0, 3, slice(0, 3))
@@ -337,7 +339,7 @@ def test_what_the_loop_sees(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_fits_its_own_text_alone(tmp_path: Path) -> None:
-    one = language(write(tmp_path / "one", "a a a b b c\n" * 9), units="words")
+    one = language(write(tmp_path / "one", "a a a b b c\n" * 9), token_level="word")
     state = one.state_dict()
     digest = hashlib.sha256(b"a\nb\n<eos>\nc").digest()
     assert one.vocabulary == ["a", "b", "<eos>", "c"]
@@ -345,13 +347,15 @@ def test_a_checkpoint_fits_its_own_text_alone(tmp_path: Path) -> None:
     assert (state["vocabulary"].dtype, state["vocabulary"].shape) == (torch.uint8, (32,))
     assert (state["symbols"].dtype, state["symbols"].shape, state["symbols"].item()) == (torch.int64, (), 4)
     again = write(tmp_path / "again", "a b a b a c\n" * 9, "b\n", "c\n")
-    language(again, units="words", streams=2).load_state_dict(state)  # another order and other parts, the same symbols
+    language(again, token_level="word", streams=2).load_state_dict(
+        state
+    )  # another order and other parts, the same symbols
     for name, train, size in (
         ("renamed", "a a a b b d\n", 4),
         ("swapped", "b b b a a c\n", 4),
         ("more", "a b c d\n", 5),
     ):
-        other = language(write(tmp_path / name, train * 12), units="words")
+        other = language(write(tmp_path / name, train * 12), token_level="word")
         with pytest.raises(DataError) as caught:
             other.load_state_dict(state)
         assert str(caught.value) == (
@@ -362,16 +366,16 @@ def test_a_checkpoint_fits_its_own_text_alone(tmp_path: Path) -> None:
 
 def test_the_description_of_the_inputs_names_every_symbol(tmp_path: Path) -> None:
     content = "the cat é\n" * 9
-    task = language(write(tmp_path, content, "cat\n", "é the\n"), units="words")
+    task = language(write(tmp_path, content, "cat\n", "é the\n"), token_level="word")
     known = json.loads(json.dumps(task.input_description()))
-    assert known["units"] == "words"
+    assert known["token_level"] == "word"
     expected = content.replace("\n", " <eos> ").split()
     batch = next(task.chunks("train", streams=1, steps=100))
     assert [known["vocabulary"][i] for i in batch.inputs[:, 0].tolist()] == expected[:-1]
 
 
 def test_tokens_limit_the_parts_and_not_the_vocabulary(numbered: Path) -> None:
-    few = language(numbered, tokens=100, held_out=50)
+    few = language(numbered, train_tokens=100, eval_tokens=50)
     assert few.outputs == NUMBERED
     assert few.train_examples == 9
     scored = {
@@ -383,8 +387,8 @@ def test_tokens_limit_the_parts_and_not_the_vocabulary(numbered: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "file", "found", "wanted"),
     [
-        ({"tokens": NUMBERED + 1}, "train.txt", NUMBERED, f"task.tokens={NUMBERED + 1}"),
-        ({"held_out": 102}, "valid.txt", 101, "task.held_out=102"),
+        ({"train_tokens": NUMBERED + 1}, "train.txt", NUMBERED, f"task.train_tokens={NUMBERED + 1}"),
+        ({"eval_tokens": 102}, "valid.txt", 101, "task.eval_tokens=102"),
     ],
 )
 def test_more_tokens_asked_for_than_there_are(
@@ -400,15 +404,15 @@ def test_more_tokens_asked_for_than_there_are(
     ("options", "needed", "steps"),
     [
         ({"length": 10, "streams": 3}, 33, 10),
-        ({"length": 7, "streams": 5, "deviation": 2.0}, 40, 7),
-        ({"length": 3, "streams": 4, "deviation": 2.0}, 24, 5),
-        ({"length": 8, "streams": 2, "deviation": 2.0, "windows": 9}, 20, 9),
+        ({"length": 7, "streams": 5, "length_std": 2.0}, 40, 7),
+        ({"length": 3, "streams": 4, "length_std": 2.0}, 24, 5),
+        ({"length": 8, "streams": 2, "length_std": 2.0, "windows": 9}, 20, 9),
     ],
 )
 def test_a_text_too_short_for_its_streams(numbered: Path, options: dict[str, Any], needed: int, steps: int) -> None:
-    assert language(numbered, tokens=needed, **options).train_examples == options["streams"]
+    assert language(numbered, train_tokens=needed, **options).train_examples == options["streams"]
     with pytest.raises(DataError) as caught:
-        language(numbered, tokens=needed - 1, **options)
+        language(numbered, train_tokens=needed - 1, **options)
     assert str(caught.value) == (
         f"{numbered}/train.txt: {needed - 1} tokens used for training are too few for task.length={options['length']} "
         f"and train.batch_size={options['streams']}: {options['streams']} streams of {steps} + 1 tokens need {needed}. "
@@ -428,7 +432,7 @@ def test_one_symbol_predicts_nothing(tmp_path: Path, where: str) -> None:
 
 @pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="needs FPTT_DATA, the folder that holds ptb/")
 def test_the_real_penn_treebank_is_read_whole() -> None:
-    task = Language(root=Path(os.environ["FPTT_DATA"]), streams=20, length=70, deviation=5.0)
+    task = Language(root=Path(os.environ["FPTT_DATA"]), streams=20, length=70, length_std=5.0)
     column = 929589 // 20
     assert (task.outputs, task.train_examples // 20) == (10000, round((column - 1) / 68.25))
     batches = epoch_batches(task, 0)

@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fptt_dist.algorithm.estimates import ClassMeanEstimate, ExampleEstimate, UniformEstimate
 from fptt_dist.algorithm.losses import TerminalLoss
+from fptt_dist.algorithm.target_estimates import ClassMeanEstimate, ExampleEstimate, UniformEstimate
 from fptt_dist.algorithm.windows import sequence_windows
-from fptt_dist.tasks import Batch, DataError, Pixels, Split, share
-from fptt_dist.tasks.download import check
-from fptt_dist.tasks.idx import read_labelled_images
+from fptt_dist.tasks import Batch, DataError, Pixels, Split, rank_slice
+from fptt_dist.tasks.data.download import check
+from fptt_dist.tasks.data.idx import read_labelled_images
 from fptt_dist.tasks.pixels import IMAGES, Dataset
 from tests.tasks.test_cifar import some_records, write_cifar
 
@@ -72,20 +73,20 @@ def names(batch: Batch) -> list[int]:
     return raw(batch)[:, 0].tolist()
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
-@pytest.mark.parametrize("step", [1, 7, 28, 784])
-def test_pixels_come_row_by_row_and_normalised(root: Path, dataset: Dataset, step: int) -> None:
-    task = pixels(root, dataset=dataset, pixels_per_step=step)
-    batch = next(task.evaluation_batches("test", 0, 1))
-    assert (task.inputs, task.outputs, task.length) == (step, 10, 784 // step)
-    assert batch.inputs.shape == (784 // step, TEST, step)
-    assert batch.inputs.dtype == torch.float32
-    assert batch.inputs.is_contiguous()
-    mean, deviation = (np.float32(constant) for constant in CONSTANTS[dataset])
-    values = (some_images(TEST, 1).astype(np.float32) / np.float32(255) - mean) / deviation
-    assert np.array_equal(batch.inputs.numpy(), values.reshape(TEST, 784 // step, step).transpose(1, 0, 2))
-    assert batch.targets.tolist() == list(range(9, -1, -1))
-    assert batch.targets.dtype == torch.int64
+def test_pixels_come_row_by_row_and_normalised(subtests: pytest.Subtests, root: Path) -> None:
+    for step, dataset in product((1, 7, 28, 784), ("mnist", "fashion-mnist")):
+        with subtests.test(step=step, dataset=dataset):
+            task = pixels(root, dataset=dataset, pixels_per_step=step)
+            batch = next(task.evaluation_batches("test", 0, 1))
+            assert (task.inputs, task.outputs, task.length) == (step, 10, 784 // step)
+            assert batch.inputs.shape == (784 // step, TEST, step)
+            assert batch.inputs.dtype == torch.float32
+            assert batch.inputs.is_contiguous()
+            mean, deviation = (np.float32(constant) for constant in CONSTANTS[dataset])
+            values = (some_images(TEST, 1).astype(np.float32) / np.float32(255) - mean) / deviation
+            assert np.array_equal(batch.inputs.numpy(), values.reshape(TEST, 784 // step, step).transpose(1, 0, 2))
+            assert batch.targets.tolist() == list(range(9, -1, -1))
+            assert batch.targets.dtype == torch.int64
 
 
 @pytest.mark.parametrize("step", [1, 28])
@@ -117,22 +118,22 @@ def cifar_planes(batch: int) -> np.ndarray:
     return np.frombuffer(some_records(8, batch), dtype=np.uint8).reshape(8, 3073)[:, 1:].reshape(8, 3, 1024)
 
 
-@pytest.mark.parametrize("step", [1, 32, 1024])
-@pytest.mark.parametrize("permutation", [None, 3])
-def test_the_channels_of_a_pixel_stand_together(colours: Path, step: int, permutation: int | None) -> None:
-    task = pixels(colours, dataset="cifar10", pixels_per_step=step, permutation=permutation)
-    order = np.arange(1024) if permutation is None else np.random.default_rng(permutation).permutation(1024)
-    batch = next(task.evaluation_batches("test", 0, 1))
-    assert (task.inputs, task.outputs, task.length) == (3 * step, 10, 1024 // step)
-    assert batch.inputs.shape == (1024 // step, 8, 3 * step)
-    assert batch.inputs.dtype == torch.float32
-    assert batch.inputs.is_contiguous()
-    planes, found = cifar_planes(5), batch.inputs.numpy()
-    for shown, pixel in enumerate(order):
-        for channel in range(3):
-            value = (planes[:, channel, pixel] / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-            assert np.array_equal(found[shown // step, :, 3 * (shown % step) + channel], value)
-    assert batch.targets.tolist() == list(range(8))
+def test_the_channels_of_a_pixel_stand_together(subtests: pytest.Subtests, colours: Path) -> None:
+    for permutation, step in product((None, 3), (1, 32, 1024)):
+        with subtests.test(permutation=permutation, step=step):
+            task = pixels(colours, dataset="cifar10", pixels_per_step=step, permutation=permutation)
+            order = np.arange(1024) if permutation is None else np.random.default_rng(permutation).permutation(1024)
+            batch = next(task.evaluation_batches("test", 0, 1))
+            assert (task.inputs, task.outputs, task.length) == (3 * step, 10, 1024 // step)
+            assert batch.inputs.shape == (1024 // step, 8, 3 * step)
+            assert batch.inputs.dtype == torch.float32
+            assert batch.inputs.is_contiguous()
+            planes, found = cifar_planes(5), batch.inputs.numpy()
+            for shown, pixel in enumerate(order):
+                for channel in range(3):
+                    value = (planes[:, channel, pixel] / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+                    assert np.array_equal(found[shown // step, :, 3 * (shown % step) + channel], value)
+            assert batch.targets.tolist() == list(range(8))
 
 
 def test_each_channel_has_its_own_constants(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +247,7 @@ def test_batches_are_slices_of_the_epochs_order_shared_out(root: Path, world: in
     task = pixels(root)
     everything, size = whole_epoch(task, 2), 8
     for cursor in range(0, task.train_examples, size):
-        parts = [task.train_batch(2, cursor, size, share(size, rank, world)) for rank in range(world)]
+        parts = [task.train_batch(2, cursor, size, rank_slice(size, rank, world)) for rank in range(world)]
         assert [part.size for part in parts] == [size // world] * world
         assert torch.equal(torch.cat([p.inputs for p in parts], 1), everything.inputs[:, cursor : cursor + size])
         assert torch.equal(torch.cat([p.targets for p in parts]), everything.targets[cursor : cursor + size])
@@ -258,16 +259,16 @@ def test_ids_name_the_examples_of_the_training_set(root: Path) -> None:
     assert dict(zip(ids(first), names(first), strict=True)) == dict(zip(ids(second), names(second), strict=True))
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-@pytest.mark.parametrize("world", [1, 2, 3, 16])
-def test_evaluation_covers_each_split_once(root: Path, split: Split, world: int) -> None:
-    task = pixels(root)
-    whole = next(task.evaluation_batches(split, 0, 1))
-    assert whole.size == (HELD_OUT if split == "validation" else TEST)
-    parts = [batch for rank in range(world) for batch in task.evaluation_batches(split, rank, world)]
-    assert torch.equal(torch.cat([part.inputs for part in parts], 1), whole.inputs)
-    assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
-    assert min(part.size for part in parts) > 0
+def test_evaluation_covers_each_split_once(subtests: pytest.Subtests, root: Path) -> None:
+    for world, split in product((1, 2, 3, 16), ("validation", "test")):
+        with subtests.test(world=world, split=split):
+            task = pixels(root)
+            whole = next(task.evaluation_batches(split, 0, 1))
+            assert whole.size == (HELD_OUT if split == "validation" else TEST)
+            parts = [batch for rank in range(world) for batch in task.evaluation_batches(split, rank, world)]
+            assert torch.equal(torch.cat([part.inputs for part in parts], 1), whole.inputs)
+            assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+            assert min(part.size for part in parts) > 0
 
 
 def test_large_sets_are_evaluated_500_at_a_time(tmp_path: Path) -> None:
@@ -326,16 +327,16 @@ def test_more_images_asked_for_than_there_are(root: Path) -> None:
         assert str(caught.value) == f"{root}/mnist has {TRAIN} training images, fewer than {text}: {smaller}"
 
 
-@pytest.mark.parametrize("shape", [(27, 28), (14, 56), (0, 28)])
-@pytest.mark.parametrize("wrong", ["train", "t10k"])
-def test_images_of_another_size(tmp_path: Path, shape: tuple[int, int], wrong: str) -> None:
-    for prefix in ("train", "t10k"):
-        images = np.zeros((TRAIN, *(shape if prefix == wrong else (28, 28))), dtype=np.uint8)
-        write_images(tmp_path / "mnist", prefix, images, np.zeros(TRAIN, dtype=np.uint8))
-    with pytest.raises(DataError) as caught:
-        pixels(tmp_path)
-    file = f"{tmp_path}/mnist/{wrong}-images-idx3-ubyte"
-    assert str(caught.value) == f"{file}: {shape[0]} × {shape[1]} pixels, expected 28 × 28"
+def test_images_of_another_size(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for wrong, shape in product(("train", "t10k"), ((27, 28), (14, 56), (0, 28))):
+        with subtests.test(wrong=wrong, shape=shape):
+            for prefix in ("train", "t10k"):
+                images = np.zeros((TRAIN, *(shape if prefix == wrong else (28, 28))), dtype=np.uint8)
+                write_images(tmp_path / "mnist", prefix, images, np.zeros(TRAIN, dtype=np.uint8))
+            with pytest.raises(DataError) as caught:
+                pixels(tmp_path)
+            file = f"{tmp_path}/mnist/{wrong}-images-idx3-ubyte"
+            assert str(caught.value) == f"{file}: {shape[0]} × {shape[1]} pixels, expected 28 × 28"
 
 
 @pytest.mark.parametrize("missing", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
@@ -365,17 +366,17 @@ def test_score_and_window_metric_count_right_labels(root: Path, steps: int) -> N
     assert metric.item() == pytest.approx(right.mean())
 
 
-@pytest.mark.parametrize("reads", ["last", "every"])
+@pytest.mark.parametrize("reads", ["last", "all"])
 @pytest.mark.parametrize(
     ("name", "kind"), [("uniform", UniformEstimate), ("class_mean", ClassMeanEstimate), ("example", ExampleEstimate)]
 )
 def test_each_estimate_gives_its_loss(root: Path, name: str, kind: type, reads: str) -> None:
-    task = pixels(root, estimate=name, reads=reads, windows=3, examples=12)
+    task = pixels(root, target_estimate=name, loss_steps=reads, windows=3, examples=12)
     assert isinstance(task.loss, TerminalLoss)
     assert type(task.loss.estimate) is kind
     assert task.loss.terminal
-    assert task.loss.reads == reads
-    assert task.loss.divergence == "sum"
+    assert task.loss.loss_steps == reads
+    assert task.loss.kl_reduction == "sum"
     shapes = {key: tuple(tensor.shape) for key, tensor in task.loss.state_dict().items()}
     assert (
         shapes
@@ -393,12 +394,12 @@ def test_the_divergence_is_the_losss(root: Path) -> None:
     logs = output[0].double().log_softmax(-1)
     label, uniform = -logs[torch.arange(5), labels].mean(), -logs.mean(-1).mean()
     for divergence, share_of_it in (("sum", 1.0), ("mean", 0.1)):
-        loss = pixels(root, divergence=divergence).loss(output, labels, window)
+        loss = pixels(root, kl_reduction=divergence).loss(output, labels, window)
         torch.testing.assert_close(loss.double(), 0.5 * label + 0.5 * uniform * share_of_it, rtol=1e-6, atol=0)
 
 
 def test_the_example_estimate_is_kept_by_the_ids_of_the_batches(root: Path) -> None:
-    task = pixels(root, estimate="example", windows=2, pixels_per_step=28)
+    task = pixels(root, target_estimate="example", windows=2, pixels_per_step=28)
     assert isinstance(task.loss, TerminalLoss)
     windows, generator = sequence_windows(task.length, 2), torch.Generator().manual_seed(0)
     said = {}
@@ -417,6 +418,7 @@ def test_the_example_estimate_is_kept_by_the_ids_of_the_batches(root: Path) -> N
         torch.testing.assert_close(task.loss.estimate(window.index, later.targets, later.examples), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="needs FPTT_DATA, the folder that holds mnist/")
 def test_the_real_mnist() -> None:
     folder = Path(os.environ["FPTT_DATA"])

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fptt_dist.tasks import Adding, Batch, Copying, Pixels, Task, share
-from fptt_dist.tasks.shards import Shard, Shards
+from fptt_dist.tasks import Adding, Batch, Copying, Pixels, Task, rank_slice
+from fptt_dist.tasks.partition import Partition, Shards
 
 TRAIN, HELD_OUT = 40, 8
 EXAMPLES = TRAIN - HELD_OUT
@@ -66,18 +66,18 @@ def own(task: Task, rank: int, world: int, epoch: int = 0, size: int | None = No
     total = task.train_examples
     size = total if size is None else size
     sizes = [min(size, total - cursor) for cursor in range(0, total, size)]
-    return [task.train_batch(epoch, index * size, n, share(n, rank, world)) for index, n in enumerate(sizes)]
+    return [task.train_batch(epoch, index * size, n, rank_slice(n, rank, world)) for index, n in enumerate(sizes)]
 
 
 def dealt(make: Makers, name: str, shards: Shards, rank: int, world: int, **options: Any) -> Task:
     task = make(name, **options)
-    task.deal(shards, rank, world)
+    task.set_partition(shards, rank, world)
     return task
 
 
 def shown(batch: Batch) -> dict[int, tuple[bytes, bytes]]:
     """The sequences, by id."""
-    targets = batch.targets.T if batch.targets_in_time else batch.targets
+    targets = batch.targets.T if batch.per_step_targets else batch.targets
     pairs = zip(batch.inputs.unbind(1), targets.unbind(0), strict=True)
     return {i: (x.numpy().tobytes(), y.numpy().tobytes()) for i, (x, y) in zip(ids(batch), pairs, strict=True)}
 
@@ -103,19 +103,19 @@ def test_every_dealt_example_is_shown_once_an_epoch_by_one_worker(
     examples: int, world: int, own_size: int, seed: int, epochs: list[int], by_label: bool
 ) -> None:
     if examples < world:
-        with pytest.raises(ValueError, match=f"^{examples} training examples are too few to deal to {world} workers$"):
-            Shard(examples, 0, world, seed=seed)
+        with pytest.raises(ValueError, match=f"^{examples} training examples are too few for {world} workers$"):
+            Partition(examples, 0, world, seed=seed)
         return
     labels = torch.arange(examples) * 7 % 5 if by_label else None
-    shards = [Shard(examples, rank, world, seed=seed, labels=labels) for rank in range(world)]
-    assert {shard.dealt for shard in shards} == {examples // world * world}
-    total, size = shards[0].dealt, own_size * world
+    shards = [Partition(examples, rank, world, seed=seed, labels=labels) for rank in range(world)]
+    assert {shard.num_examples for shard in shards} == {examples // world * world}
+    total, size = shards[0].num_examples, own_size * world
     seen: list[list[list[int]]] = []
     for epoch in epochs:
         seen.append([[] for _ in shards])
         for cursor in range(0, total, size):
             n = min(size, total - cursor)
-            parts = [shard.batch(epoch, cursor, n, share(n, rank, world)) for rank, shard in enumerate(shards)]
+            parts = [shard.batch(epoch, cursor, n, rank_slice(n, rank, world)) for rank, shard in enumerate(shards)]
             assert [len(part) for part in parts] == [n // world] * world
             for shown_by, part in zip(seen[-1], parts, strict=True):
                 shown_by += part.tolist()
@@ -140,19 +140,19 @@ def test_what_the_workers_cannot_share_equally_is_refused(
 ) -> None:
     size, wrong = own_size * world, min(wrong, world - 1)
     rank = data.draw(st.integers(0, world - 1))
-    shard = Shard(batches * size, rank, world, seed=0)
-    assert len(shard.batch(0, 0, size, share(size, rank, world))) == own_size
+    shard = Partition(batches * size, rank, world, seed=0)
+    assert len(shard.batch(0, 0, size, rank_slice(size, rank, world))) == own_size
     message = f"the batch size must be a multiple of {world}$"
     for cursor, asked, part in (
-        (0, size + wrong, share(size + wrong, rank, world)),
-        (wrong, size, share(size, rank, world)),
+        (0, size + wrong, rank_slice(size + wrong, rank, world)),
+        (wrong, size, rank_slice(size, rank, world)),
         (0, size, slice(0, own_size + wrong)),
         (0, size, slice(0, size)),
     ):
         with pytest.raises(ValueError, match=message):
             shard.batch(0, cursor, asked, part)
     with pytest.raises(ValueError, match=f"beyond the {batches * size} examples of an epoch$"):
-        shard.batch(0, batches * size, size, share(size, rank, world))
+        shard.batch(0, batches * size, size, rank_slice(size, rank, world))
 
 
 @pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0)])
@@ -166,7 +166,7 @@ def test_each_worker_shuffles_in_its_own_way() -> None:
     """How the places of one epoch move to the next is another permutation for each worker and each pair of epochs."""
     moves = []
     for rank in range(2):
-        shard = Shard(2000, rank, 2, seed=0)
+        shard = Partition(2000, rank, 2, seed=0)
         orders = [shard.batch(epoch, 0, 2000, slice(0, 1000)).tolist() for epoch in (0, 1, 2)]
         moves += [[before.index(example) for example in after] for before, after in pairwise(orders)]
     for one, first in enumerate([*moves, list(range(1000))]):
@@ -194,7 +194,7 @@ def test_a_worker_keeps_its_examples_and_their_order_changes(
         assert [batch.size for batch in batches[:-1]] == [2] * (len(batches) - 1)
         assert [i for batch in batches for i in ids(batch)] == ids(whole[rank][1])
         assert torch.equal(torch.cat([batch.inputs for batch in batches], 1), whole[rank][1].inputs)
-        in_time = batches[0].targets_in_time
+        in_time = batches[0].per_step_targets
         assert in_time == (name == "copying")
         assert torch.equal(torch.cat([b.targets for b in batches], 1 if in_time else 0), whole[rank][1].targets)
 
@@ -235,7 +235,7 @@ def test_dealing_again_begins_afresh(make: Makers, name: str, shards: Shards) ->
     """As after a restart with another number of workers."""
     task = dealt(make, name, shards, 0, 5)
     assert task.train_examples == 30
-    task.deal(shards, 1, 2)
+    task.set_partition(shards, 1, 2)
     assert task.train_examples == EXAMPLES
     assert ids(own(task, 1, 2)[0]) == ids(own(dealt(make, name, shards, 1, 2), 1, 2)[0])
 
@@ -245,8 +245,8 @@ def test_dealing_again_begins_afresh(make: Makers, name: str, shards: Shards) ->
 def test_shuffled_is_what_it_is_without_being_asked_for(make: Makers, name: str, before: Shards | None) -> None:
     plain, asked = make(name), make(name)
     if before:
-        asked.deal(before, 2, 3)
-    asked.deal("shuffled", 2, 3)
+        asked.set_partition(before, 2, 3)
+    asked.set_partition("shuffled", 2, 3)
     assert asked.train_examples == plain.train_examples == EXAMPLES
     for at in ((0, 0, 7, slice(1, 4)), (3, 5, 8, slice(0, 8)), (1, 16, 5, slice(4, 5))):
         one, other = plain.train_batch(*at), asked.train_batch(*at)
@@ -308,7 +308,7 @@ def test_generated_sequences_are_dealt_from_one_set(make: Makers, name: str, wor
 
 @pytest.mark.parametrize("name", ["adding", "copying"])
 def test_generated_sequences_have_no_labels(make: Makers, name: str) -> None:
-    with pytest.raises(ValueError, match=f"^the sequences of the task {name} have no labels to be dealt by"):
+    with pytest.raises(ValueError, match=f"^the sequences of the task {name} have no labels to partition by"):
         dealt(make, name, "by_label", 0, 2)
 
 
@@ -316,14 +316,14 @@ def test_generated_sequences_have_no_labels(make: Makers, name: str) -> None:
 def test_a_task_refuses_what_the_workers_cannot_share(make: Makers, name: str, shards: Shards) -> None:
     task = dealt(make, name, shards, 0, 3)
     with pytest.raises(ValueError, match=r"the batch size must be a multiple of 3$"):
-        task.train_batch(0, 0, 8, share(8, 0, 3))
-    with pytest.raises(ValueError, match=f"^{EXAMPLES} training examples are too few to deal to 33 workers$"):
-        task.deal(shards, 0, 33)
+        task.train_batch(0, 0, 8, rank_slice(8, 0, 3))
+    with pytest.raises(ValueError, match=f"^{EXAMPLES} training examples are too few for 33 workers$"):
+        task.set_partition(shards, 0, 33)
 
 
 def test_a_task_that_cannot_be_dealt_says_so(make: Makers) -> None:
     task = make("adding")
-    Task.deal(task, "shuffled", 0, 2)
+    Task.set_partition(task, "shuffled", 0, 2)
     for shards in DEALT:
-        with pytest.raises(ValueError, match=f"task adding can only be shuffled, not dealt as {shards}$"):
-            Task.deal(task, shards, 0, 2)
+        with pytest.raises(ValueError, match=f"task adding can only be shuffled, not partitioned as {shards}$"):
+            Task.set_partition(task, shards, 0, 2)

@@ -3,16 +3,17 @@
 import logging
 import os
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fptt_dist.tasks import DataError
-from fptt_dist.tasks import text as reading
-from fptt_dist.tasks.text import FILES, PENN_TREEBANK, Text, Units, own_text, penn_treebank
+from fptt_dist.tasks.data import text as reading
+from fptt_dist.tasks.data.text import FILES, PENN_TREEBANK, Text, TokenLevel, own_text, penn_treebank
 
 
 def write(folder: Path, train: str | bytes, valid: str | bytes, test: str | bytes) -> Path:
@@ -28,7 +29,7 @@ def symbols(text: Text) -> list[list[str]]:
 
 def test_words_are_split_at_white_space_and_lines_end(tmp_path: Path) -> None:
     folder = write(tmp_path, " the cat\tsat \n\nthe end\r\n", "cat\n  ", "sat the")
-    text = own_text(folder, "words")
+    text = own_text(folder, "word")
     assert symbols(text) == [
         ["the", "cat", "sat", "<eos>", "<eos>", "the", "end", "<eos>"],
         ["cat", "<eos>"],  # blanks after the last newline are no line
@@ -40,12 +41,11 @@ def test_words_are_split_at_white_space_and_lines_end(tmp_path: Path) -> None:
 
 def test_characters_stand_as_they_are(tmp_path: Path) -> None:
     train = "aé𝔘 a\r\n日\n\n"
-    text = own_text(write(tmp_path, train, "日a", "\ufeff𝔘é"), "characters")
+    text = own_text(write(tmp_path, train, "日a", "\ufeff𝔘é"), "character")
     assert symbols(text) == [list(train), ["日", "a"], ["𝔘", "é"]]  # a byte order mark is no character
     assert text.vocabulary == ["\n", "a", "\r", " ", "é", "日", "𝔘"]
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     lines=st.lists(st.lists(st.sampled_from(["a", "b", "é", "aa", "<unk>", "𝔘"]), max_size=6), min_size=1, max_size=12),
     piece=st.integers(0, 20),
@@ -60,8 +60,8 @@ def test_ids_fall_in_frequency_whatever_the_pieces_are(
     whole = reading.PIECE
     reading.PIECE = piece
     try:
-        text = own_text(folder, "words")
-        letters = own_text(write(folder, content, content[-2:], content[-2:]), "characters")
+        text = own_text(folder, "word")
+        letters = own_text(write(folder, content, content[-2:], content[-2:]), "character")
     finally:
         reading.PIECE = whole
     for read, wanted in ((text, expected), (letters, list(content))):
@@ -72,22 +72,22 @@ def test_ids_fall_in_frequency_whatever_the_pieces_are(
 
 
 def test_the_vocabulary_is_the_training_parts_alone(tmp_path: Path) -> None:
-    text = own_text(write(tmp_path, "a a b <unk>\n", "b b b b\n", "b c d\n"), "words")
+    text = own_text(write(tmp_path, "a a b <unk>\n", "b b b b\n", "b c d\n"), "word")
     assert text.vocabulary == ["a", "<eos>", "<unk>", "b"]
     assert symbols(text)[1:] == [["b", "b", "b", "b", "<eos>"], ["b", "<unk>", "<unk>", "<eos>"]]
 
 
 def test_unknown_symbols_with_an_unk_are_no_reason_to_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="fptt_dist"):
-        own_text(write(tmp_path, "a <unk>\n", "a\n", "z\n"), "words")
-        own_text(write(tmp_path, "a b\n", "a\n", "b\n"), "words")
+        own_text(write(tmp_path, "a <unk>\n", "a\n", "z\n"), "word")
+        own_text(write(tmp_path, "a b\n", "a\n", "b\n"), "word")
     assert caplog.records == []
 
 
 def test_without_an_unk_rare_symbols_become_it_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write(tmp_path, "a a b b b once a rare new\nb\n", "x once y x a\n", "b y <unk>\n")
     with caplog.at_level(logging.WARNING, logger="fptt_dist"):
-        text = own_text(folder, "words")
+        text = own_text(folder, "word")
     assert text.vocabulary == ["b", "<unk>", "a", "<eos>"]  # 4, 1 + 1 + 1, 3 and 2 times
     assert symbols(text) == [
         ["a", "a", "b", "b", "b", "<unk>", "a", "<unk>", "<unk>", "<eos>", "b", "<eos>"],
@@ -104,30 +104,30 @@ def test_without_an_unk_rare_symbols_become_it_everywhere(tmp_path: Path, caplog
 
 def test_rare_characters_become_one_unknown_symbol(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write(tmp_path, "aabbaq", "ab", "aZ")
-    text = own_text(folder, "characters")
+    text = own_text(folder, "character")
     assert symbols(text) == [["a", "a", "b", "b", "a", "<unk>"], ["a", "b"], ["a", "<unk>"]]
     (record,) = caplog.records
     assert f"1 symbols of {folder}/test.txt are not in" in record.getMessage()
 
 
 @pytest.mark.parametrize(
-    ("units", "train", "other", "symbol", "line"),
+    ("token_level", "train", "other", "symbol", "line"),
     [
-        ("words", "a b\na b\n", "a\n\nb b z y\n", "'z'", 3),
-        ("words", "a b\na b\n", "<unk>\n", "'<unk>'", 1),
-        ("characters", "ab\nab\n", "a\nZ", "'Z'", 2),
-        ("characters", "abab", "ab\n", r"'\n'", 1),
+        ("word", "a b\na b\n", "a\n\nb b z y\n", "'z'", 3),
+        ("word", "a b\na b\n", "<unk>\n", "'<unk>'", 1),
+        ("character", "ab\nab\n", "a\nZ", "'Z'", 2),
+        ("character", "abab", "ab\n", r"'\n'", 1),
     ],
 )
 @pytest.mark.parametrize("where", [1, 2])
 def test_unknown_symbols_that_nothing_teaches(
-    tmp_path: Path, units: Units, train: str, other: str, symbol: str, line: int, where: int
+    tmp_path: Path, token_level: TokenLevel, train: str, other: str, symbol: str, line: int, where: int
 ) -> None:
     parts = [train, train, train]
     parts[where] = other
     folder = write(tmp_path, *parts)
     with pytest.raises(DataError) as caught:
-        own_text(folder, units)
+        own_text(folder, token_level)
     assert str(caught.value).startswith(
         f"{folder}/{FILES[where]}: {symbol} in line {line} is not in {folder}/train.txt, which has no <unk> to read it "
     )
@@ -137,8 +137,8 @@ def test_unknown_symbols_that_nothing_teaches(
 def test_a_missing_file_is_named(tmp_path: Path, missing: str) -> None:
     (write(tmp_path, "a\n", "a\n", "a\n") / missing).unlink()
     with pytest.raises(DataError) as caught:
-        own_text(tmp_path, "words")
-    expected = "type task.text=… for a folder that holds train.txt, valid.txt and test.txt"
+        own_text(tmp_path, "word")
+    expected = "type task.text_dir=… for a folder that holds train.txt, valid.txt and test.txt"
     assert str(caught.value) == f"{tmp_path} has no {missing}: {expected}"
 
 
@@ -148,22 +148,23 @@ def test_a_missing_folder_is_named(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         folder.write_text("a\n")
     with pytest.raises(DataError) as caught:
-        own_text(folder, "words")
-    expected = "type task.text=… for a folder that holds train.txt, valid.txt and test.txt"
+        own_text(folder, "word")
+    expected = "type task.text_dir=… for a folder that holds train.txt, valid.txt and test.txt"
     assert str(caught.value) == f"{folder} is no folder: {expected}"
 
 
-@pytest.mark.parametrize("units", ["words", "characters"])
-@pytest.mark.parametrize("content", ["", " ", "\n\n", "\t \r\n", "\ufeff"])
-@pytest.mark.parametrize("where", [0, 1, 2])
-def test_an_empty_file_is_named(tmp_path: Path, units: Units, content: str, where: int) -> None:
-    parts = ["a \n", "a \n", "a \n"]
-    parts[where] = content
-    with pytest.raises(DataError) as caught:
-        own_text(write(tmp_path, *parts), units)
-    size = len(content.encode())
-    expected = f"{tmp_path}/{FILES[where]} has {size} bytes and no text: expected more than white space"
-    assert str(caught.value) == expected
+def test_an_empty_file_is_named(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for where, content, token_level in product(
+        (0, 1, 2), ("", " ", "\n\n", "\t \r\n", "\ufeff"), ("word", "character")
+    ):
+        with subtests.test(where=where, content=content, token_level=token_level):
+            parts = ["a \n", "a \n", "a \n"]
+            parts[where] = content
+            with pytest.raises(DataError) as caught:
+                own_text(write(tmp_path, *parts), token_level)
+            size = len(content.encode())
+            expected = f"{tmp_path}/{FILES[where]} has {size} bytes and no text: expected more than white space"
+            assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize(
@@ -172,47 +173,48 @@ def test_an_empty_file_is_named(tmp_path: Path, units: Units, content: str, wher
 )
 def test_what_is_not_utf8_is_named_with_its_byte(tmp_path: Path, content: bytes, place: int, byte: str) -> None:
     with pytest.raises(DataError) as caught:
-        own_text(write(tmp_path, "a\n", content, "a\n"), "characters")
+        own_text(write(tmp_path, "a\n", content, "a\n"), "character")
     assert str(caught.value).startswith(f"{tmp_path}/valid.txt is not UTF-8: byte {place} ({byte}), ")
 
 
-@pytest.mark.parametrize("units", ["words", "characters"])
-def test_the_penn_treebank_must_be_there(tmp_path: Path, units: Units) -> None:
+@pytest.mark.parametrize("token_level", ["word", "character"])
+def test_the_penn_treebank_must_be_there(tmp_path: Path, token_level: TokenLevel) -> None:
     with pytest.raises(DataError) as caught:
-        penn_treebank(tmp_path, units)
-    first = next(iter(PENN_TREEBANK[units]))
+        penn_treebank(tmp_path, token_level)
+    first = next(iter(PENN_TREEBANK[token_level]))
     assert str(caught.value) == (
         f"{tmp_path}/ptb has no {first}. Get the Penn Treebank with: fptt-dist data fetch ptb --root {tmp_path}; or "
-        "type data.root=… for the folder that holds ptb/, or task.text=… for a folder with a text of your own"
+        "type data.root=… for the folder that holds ptb/, or task.text_dir=… for a folder with a text of your own"
     )
 
 
 @pytest.mark.parametrize(("more", "guess"), [(-1, "truncated?"), (1, "another text?")])
 def test_the_penn_treebank_must_be_whole(tmp_path: Path, more: int, guess: str) -> None:
     (tmp_path / "ptb").mkdir()
-    for name, size in PENN_TREEBANK["words"].items():
+    for name, size in PENN_TREEBANK["word"].items():
         with (tmp_path / "ptb" / name).open("wb") as file:
             file.truncate(size + (more if name == "ptb.valid.txt" else 0))
     with pytest.raises(DataError) as caught:
-        penn_treebank(tmp_path, "words")
+        penn_treebank(tmp_path, "word")
     assert str(caught.value) == (
         f"{tmp_path}/ptb/ptb.valid.txt has {399782 + more} bytes, expected 399782 ({guess}). "
         f"Get it with: fptt-dist data fetch ptb --root {tmp_path}"
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("FPTT_DATA" not in os.environ, reason="needs FPTT_DATA, the folder that holds ptb/")
 @pytest.mark.parametrize(
-    ("units", "size", "tokens", "first"),
+    ("token_level", "size", "tokens", "first"),
     [
-        ("words", 10000, [929589, 73760, 82430], ["the", "<unk>", "<eos>", "N", "of", "to", "a", "in"]),
-        ("characters", 50, [5017482, 393042, 442423], ["_", "e", "t", "a", "n", "o", "i", "s"]),
+        ("word", 10000, [929589, 73760, 82430], ["the", "<unk>", "<eos>", "N", "of", "to", "a", "in"]),
+        ("character", 50, [5017482, 393042, 442423], ["_", "e", "t", "a", "n", "o", "i", "s"]),
     ],
 )
 def test_the_real_penn_treebank(
-    caplog: pytest.LogCaptureFixture, units: Units, size: int, tokens: list[int], first: list[str]
+    caplog: pytest.LogCaptureFixture, token_level: TokenLevel, size: int, tokens: list[int], first: list[str]
 ) -> None:
-    text = penn_treebank(Path(os.environ["FPTT_DATA"]), units)
+    text = penn_treebank(Path(os.environ["FPTT_DATA"]), token_level)
     assert caplog.records == []
     assert len(text.vocabulary) == len(set(text.vocabulary)) == size
     assert [len(ids) for ids in text.ids] == tokens

@@ -16,9 +16,9 @@ from torch import Tensor
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.training.build import build_device
-from fptt_dist.training.run_folder import RunFolder
-from fptt_dist.training.signals import Interrupted, StopFlag
+from fptt_dist.training.process.signals import Interrupted, StopFlag
+from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.setup.factory import build_device
 from fptt_dist.training.trainer import Trainer
 
 TINY: dict[str, Any] = {
@@ -30,8 +30,8 @@ TINY: dict[str, Any] = {
     "fptt.windows": 3,
     "optimizer.lr": 1e-2,
     "train.batch_size": 4,
-    "telemetry.every": 1,
-    "telemetry.tensorboard": False,
+    "logging.every_batches": 1,
+    "logging.tensorboard": False,
     "device": "cpu",
 }
 CLOCK = ("time", "seconds", "sequences_per_second", "memory_bytes", "peak_memory_bytes", "run_id")
@@ -41,7 +41,7 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a folder that need
 
 def tiny(folder: Path, overrides: Overrides | None = None, *, batches: int = 10) -> Config:
     """A run of a second in `folder`."""
-    base = Config(train=TrainSection(batches=batches))
+    base = Config(train=TrainSection(max_batches=batches))
     return apply_overrides(base, {**TINY, "run.dir": str(folder), **(overrides or {})})
 
 
@@ -78,12 +78,12 @@ class StopAt(StopFlag):
 
     @property
     def number(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return signal.SIGTERM if self.trainer.position.batch >= self.batch else None
+        return signal.SIGTERM if self.trainer.state.position.batch >= self.batch else None
 
 
 def trainer_for(config: Config) -> Trainer:
     """The trainer of a run that starts or goes on, before its first batch."""
-    folder = RunFolder(config)
+    folder = RunDirectory(config)
     trainer = Trainer(folder, LaunchEnvironment(), build_device(config, LaunchEnvironment()))
     folder.open()
     newest = trainer.store.newest()
@@ -92,17 +92,14 @@ def trainer_for(config: Config) -> Trainer:
     return trainer
 
 
-def train_until(config: Config, batch: int, *, late: int = 0) -> str:
-    """Start or go on with a run, and interrupt it after `batch`; the message a user reads.
-
-    `late`: the signal arrives so many batches earlier.
-    """
+def train_until(config: Config, batch: int) -> str:
+    """Start or go on with a run, and interrupt it after `batch`; the message a user reads."""
     torch.set_flush_denormal(True)
     trainer = trainer_for(config)
     try:
-        trainer.fit(StopAt(trainer, batch - late))
+        trainer.fit(StopAt(trainer, batch))
     except Interrupted as interrupted:
-        assert trainer.position.batch == batch
+        assert trainer.state.position.batch == batch
         return str(interrupted)
     raise AssertionError(f"the run was not interrupted at batch {batch}")
 

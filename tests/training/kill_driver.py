@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from fptt_dist import train
-from fptt_dist.training import checkpoint
+from fptt_dist.training.checkpoint import store
 from tests.training.helpers import content, differing, result, resumed, tiny, without_clock
 
-OFTEN = {"checkpoint.every": 2, "evaluate.every": 2, "checkpoint.keep_last": 1}
+OFTEN = {"checkpoint.every_batches": 2, "evaluate.every_batches": 2, "checkpoint.keep_last": 1}
 CASES: dict[str, dict[str, Any]] = {
     "single": OFTEN,
-    "consensus": {**OFTEN, "parallel.strategy": "consensus", "parallel.dual": "worker"},
+    "consensus": {**OFTEN, "parallel.strategy": "consensus", "parallel.dual": "local"},
 }
 BATCHES = 4
 SAVE = 2  # the save that is killed: there is an earlier checkpoint, and this one is the best and the last
@@ -35,10 +35,10 @@ class Steps:
         self.kill_at = kill_at
         self.saves = 0
         self.seen: list[str] = []
-        self._wrap(checkpoint, "write_tensors", self._write_tensors)
+        self._wrap(store, "write_tensors", self._write_tensors)
         self._wrap(os, "link", lambda real, source, target: self._step(f"link {Path(target).name}"))
-        self._wrap(checkpoint.os, "replace", lambda real, source, target: self._step(f"rename {Path(target).name}"))
-        self._wrap(checkpoint.shutil, "rmtree", lambda real, path, **more: self._rmtree(Path(path)))
+        self._wrap(store.os, "replace", lambda real, source, target: self._step(f"rename {Path(target).name}"))
+        self._wrap(store.shutil, "rmtree", lambda real, path, **more: self._rmtree(Path(path)))
         self._wrap(Path, "write_text", self._write_text)
 
     def _wrap(self, owner: Any, name: str, before: Callable[..., Any]) -> None:

@@ -1,6 +1,6 @@
 """Processes that take one lock again and again, some killed while they have it; says what they saw as JSON on stdout.
 
-Run as a program with a folder, one of `MODES` and seconds, because only a process without other threads may fork.
+Run as a program with a folder and the seconds of each mode, because only a process without other threads may fork.
 """
 
 import errno
@@ -14,8 +14,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from fptt_dist.training import lock
-from fptt_dist.training.lock import DirectoryLock, HeldError
+from fptt_dist.training.lock import directory_lock as lock
+from fptt_dist.training.lock.directory_lock import DirectoryLock, HeldError
 
 MODES = ("posix", "no posix locks", "no posix locks, no hard links")
 PROCESSES = 8
@@ -47,10 +47,11 @@ def work(folder: Path, log: int, until: float) -> None:
             pass
 
 
-def main(folder: Path, mode: str, seconds: float) -> None:
+def seen(mode: str, folder: Path, seconds: float) -> dict[str, Any]:
     lock.ENDING = 0.0
     lock.KERNEL_LOCKS = mode == "posix"
     os.link = refuse if "no hard links" in mode else late
+    folder.mkdir(parents=True)
     inside, errors = folder.parent / "inside", folder.parent / "errors"
     log = os.open(inside, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     until = time.monotonic() + seconds
@@ -77,15 +78,14 @@ def main(folder: Path, mode: str, seconds: float) -> None:
             running.add(start())
     lines = inside.read_text().splitlines()
     wrong = sum(one.replace("in", "out") != other for one, other in zip(lines[::2], lines[1::2], strict=True))
-    report = {
+    return {
         "taken": len(lines) // 2,
         "killed": killed,
         "wrong": wrong,
         "errors": errors.read_text() if errors.is_file() else "",
         "left": sorted(path.name for path in folder.iterdir()),
     }
-    print(json.dumps(report))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    print(json.dumps({mode: seen(mode, Path(sys.argv[1]) / mode / "folder", float(sys.argv[2])) for mode in MODES}))

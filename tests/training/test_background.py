@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from fptt_dist.training import checkpoint
-from fptt_dist.training.background import BackgroundStore
-from fptt_dist.training.checkpoint import CheckpointStore, Files, problem_of, read_tensors, read_values
-from fptt_dist.training.contents import contents_of
+from fptt_dist.training.checkpoint import store as checkpoint
+from fptt_dist.training.checkpoint.async_store import AsyncCheckpointStore
+from fptt_dist.training.checkpoint.store import CheckpointStore, Files, read_tensors, read_values, validate
 from tests.training.helpers import resumed, tiny, train_until, trainer_for
 
 SECONDS = 60.0  # until a test has failed that waits for something that does not come
@@ -34,7 +33,7 @@ class Gate:
         self._write(path, content)
 
 
-class Opening(BackgroundStore):
+class Opening(AsyncCheckpointStore):
     """Opens the gate when somebody waits for the save that it holds, and not before."""
 
     gate: Gate
@@ -86,24 +85,25 @@ def awkward(folder: Path) -> tuple[Files, Files]:
 def of_a_run(folder: Path) -> tuple[Files, Files]:
     config = tiny(folder, batches=6)
     train_until(config, 3)
-    return contents_of(trainer_for(resumed(config)))
+    trainer = trainer_for(resumed(config))
+    return trainer.state.collect(trainer.folder.run_id)
 
 
 @pytest.mark.parametrize("given", [awkward, of_a_run])
 def test_the_files_are_the_same(given: Callable[[Path], tuple[Files, Files]], tmp_path: Path) -> None:
     shared, own = given(tmp_path / "run")
-    stores = [CheckpointStore(tmp_path / "now"), BackgroundStore(tmp_path / "behind")]
+    stores = [CheckpointStore(tmp_path / "now"), AsyncCheckpointStore(tmp_path / "behind")]
     for store in stores:
         assert store.save(7, shared, own, best=True) == store.root / "step-00000007"
         store.wait()
-    assert problem_of(stores[1].at(7)) is None
+    assert validate(stores[1].path_of(7)) is None
     now, behind = (files(store.root) for store in stores)
     assert behind == now
     assert {"step-00000007/manifest.json", "latest", "best"} < now.keys()
 
 
 def test_what_changes_after_save_returned_is_not_written(tmp_path: Path, gate: Gate) -> None:
-    store = BackgroundStore(tmp_path)
+    store = AsyncCheckpointStore(tmp_path)
     shared, own = contents()
     folder = store.save(1, shared, own)
     assert gate.reached.wait(SECONDS)
@@ -121,8 +121,8 @@ def test_what_changes_after_save_returned_is_not_written(tmp_path: Path, gate: G
     assert files(tmp_path / "now" / folder.name) == files(folder)
     store.save(2, shared, own)
     store.wait()
-    assert read_tensors(store.at(2), "model.safetensors")["w"].tolist() == [2.0] * 3
-    assert read_values(store.at(2), "rank/0/state.json") == {"random": [1.0, 3.0]}
+    assert read_tensors(store.path_of(2), "model.safetensors")["w"].tolist() == [2.0] * 3
+    assert read_values(store.path_of(2), "rank/0/state.json") == {"random": [1.0, 3.0]}
 
 
 def test_one_save_at_a_time(tmp_path: Path, gate: Gate) -> None:
@@ -133,18 +133,18 @@ def test_one_save_at_a_time(tmp_path: Path, gate: Gate) -> None:
     assert gate.reached.wait(SECONDS)
     assert names == ["checkpoint begins"]
     save(store, 2)
-    assert problem_of(store.at(1)) is None
+    assert validate(store.path_of(1)) is None
     for step in range(3, 6):
         save(store, step)
-        assert store.saved == store.at(step - 1) or store.saved == store.at(step)
+        assert store.saved == store.path_of(step - 1) or store.saved == store.path_of(step)
     store.wait()
     assert names == ["checkpoint begins", "checkpoint written", "checkpoint done"] * 5
 
 
 LOOKS: dict[str, Callable[[CheckpointStore], Path | None]] = {
     "newest": lambda store: store.newest(),
-    "pointed": lambda store: store.pointed("latest"),
-    "point": lambda store: store.point("latest", store.at(1)),
+    "pointed": lambda store: store.resolve_pointer("latest"),
+    "point": lambda store: store.set_pointer("latest", store.path_of(1)),
 }
 
 
@@ -154,8 +154,8 @@ def test_who_looks_waits_and_leaves_the_error(look: str, tmp_path: Path, gate: G
     store.gate = gate
     save(store, 1)
     seen = LOOKS[look](store)
-    assert store.saved == store.at(1)
-    assert look == "point" or seen == store.at(1)
+    assert store.saved == store.path_of(1)
+    assert look == "point" or seen == store.path_of(1)
     assert (tmp_path / "latest").read_text() == "step-00000001\n"
     (tmp_path / "step-00000002.tmp").write_text("in the way")
     save(store, 2)
@@ -166,7 +166,7 @@ def test_who_looks_waits_and_leaves_the_error(look: str, tmp_path: Path, gate: G
 
 @pytest.mark.parametrize("next_call", ["wait", "save"])
 def test_an_error_is_said_as_if_it_were_now_and_once(next_call: str, tmp_path: Path) -> None:
-    store = BackgroundStore(tmp_path)
+    store = AsyncCheckpointStore(tmp_path)
     save(store, 1, best=True)
     store.wait()
     before = files(tmp_path)
@@ -182,11 +182,11 @@ def test_an_error_is_said_as_if_it_were_now_and_once(next_call: str, tmp_path: P
     (tmp_path / "step-00000002.tmp").unlink()
     assert files(tmp_path) == before  # the third was not begun either
     save(store, 4)
-    assert store.newest() == store.at(4)
+    assert store.newest() == store.path_of(4)
 
 
 def test_no_error_is_lost(tmp_path: Path) -> None:
-    store = BackgroundStore(tmp_path)
+    store = AsyncCheckpointStore(tmp_path)
     store.save(1, {"state.json": {"no JSON": object()}}, {})
     with pytest.raises(TypeError, match="not JSON serializable"):
         store.wait()
@@ -195,14 +195,14 @@ def test_no_error_is_lost(tmp_path: Path) -> None:
 
 
 def test_a_context_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with CheckpointStore(tmp_path) as plain, BackgroundStore(tmp_path) as store:
+    with CheckpointStore(tmp_path) as plain, AsyncCheckpointStore(tmp_path) as store:
         save(plain, 1)
         save(store, 2)
-    assert problem_of(store.at(2)) is None
+    assert validate(store.path_of(2)) is None
     (tmp_path / "step-00000003.tmp").write_text("in the way")
-    with pytest.raises(OSError, match=r"step-00000003 could not be written"), BackgroundStore(tmp_path) as store:
+    with pytest.raises(OSError, match=r"step-00000003 could not be written"), AsyncCheckpointStore(tmp_path) as store:
         save(store, 3)
-    with pytest.raises(ZeroDivisionError), BackgroundStore(tmp_path) as store:
+    with pytest.raises(ZeroDivisionError), AsyncCheckpointStore(tmp_path) as store:
         _ = save(store, 3), 1 / 0
     assert "step-00000003 could not be written, earlier ones are untouched" in caplog.messages[-1]
     assert caplog.records[-1].levelno == logging.WARNING
@@ -210,11 +210,11 @@ def test_a_context_waits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
 
 @pytest.mark.parametrize(("keep_last", "kept"), [(1, [2, 7]), (2, [2, 6, 7]), (9, [1, 2, 3, 4, 5, 6, 7])])
 def test_the_newest_and_the_best_are_kept(keep_last: int, kept: list[int], tmp_path: Path) -> None:
-    store = BackgroundStore(tmp_path, keep_last=keep_last)
+    store = AsyncCheckpointStore(tmp_path, keep_last=keep_last)
     for step in range(1, 8):
         save(store, step, best=step == 2)
-    assert store.pointed("best") == store.at(2)
-    assert store.pointed("latest") == store.newest() == store.at(7)
+    assert store.resolve_pointer("best") == store.path_of(2)
+    assert store.resolve_pointer("latest") == store.newest() == store.path_of(7)
     assert sorted(int(folder.name[5:]) for folder in tmp_path.glob("step-*")) == kept
 
 
@@ -237,7 +237,7 @@ import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
 large = {"model.safetensors": {"w": torch.ones(1000)}}, {}
-for store in CheckpointStore(root), BackgroundStore(root):
+for store in CheckpointStore(root), AsyncCheckpointStore(root):
     save(store, 1)
     store.wait()
     before = files(root)
@@ -260,7 +260,7 @@ def test_a_process_ends_without_its_save(tmp_path: Path) -> None:
     code = """
 gate = Gate(pytest.MonkeyPatch())
 gate.opened.set()
-store = BackgroundStore(root)
+store = AsyncCheckpointStore(root)
 save(store, 1)
 store.wait()
 gate.opened.clear()
@@ -270,4 +270,6 @@ assert gate.reached.wait(SECONDS)
 """
     run_code(code, tmp_path)
     assert CheckpointStore(tmp_path).newest() == tmp_path / "step-00000001"
-    save(BackgroundStore(tmp_path), 2)
+    with AsyncCheckpointStore(tmp_path) as store:
+        save(store, 2)
+    assert CheckpointStore(tmp_path).newest() == tmp_path / "step-00000002"

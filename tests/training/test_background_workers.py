@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fptt_dist.parallel import LaunchEnvironment, LostWorkerError, lost
-from fptt_dist.parallel.collectives import GroupCommunicator
-from fptt_dist.training.background import BackgroundStore
-from fptt_dist.training.checkpoint import CheckpointStore, problem_of, read_tensors, read_values
+from fptt_dist.parallel import LaunchEnvironment, LostWorkerError
+from fptt_dist.parallel.comm import errors
+from fptt_dist.parallel.comm.communicator import GroupCommunicator
+from fptt_dist.training.checkpoint.async_store import AsyncCheckpointStore
+from fptt_dist.training.checkpoint.store import CheckpointStore, read_tensors, read_values, validate
 from tests.parallel.pool import Pool
 from tests.training.test_background import Gate, save
 
@@ -25,7 +26,7 @@ def save_while_summing(environment: LaunchEnvironment, root: Path, sums: int) ->
     rank = environment.rank
     with pytest.MonkeyPatch.context() as monkeypatch:
         gate = Gate(monkeypatch)
-        store = BackgroundStore(root, rank=rank, world=2, wait_for_all=lambda name: savers.barrier(name=name))
+        store = AsyncCheckpointStore(root, rank=rank, world=2, wait_for_all=lambda name: savers.barrier(name=name))
         weights = torch.zeros(4)
         seen = []
         for step in (1, 2):
@@ -39,8 +40,8 @@ def save_while_summing(environment: LaunchEnvironment, root: Path, sums: int) ->
             assert step == 2 or store.saved is None
             gate.opened.set()
         store.wait()
-        assert store.pointed("best") == store.at(1)
-        assert store.pointed("latest") == store.newest() == store.saved == store.at(2)
+        assert store.resolve_pointer("best") == store.path_of(1)
+        assert store.resolve_pointer("latest") == store.newest() == store.saved == store.path_of(2)
     return seen
 
 
@@ -49,7 +50,7 @@ def test_workers_save_while_they_train(pool: Pool, tmp_path: Path) -> None:
     assert seen == [[1.5 * (n + 1) for n in range(40)]] * 2
     for step, value in ((1, 0.0), (2, 30.0)):
         folder = tmp_path / f"step-{step:08d}"
-        assert problem_of(folder) is None
+        assert validate(folder) is None
         assert read_values(folder, "manifest.json")["world"] == 2
         assert read_tensors(folder, "model.safetensors")["w"].tolist() == [value] * 4
         for rank in (0, 1):
@@ -61,11 +62,13 @@ def save_alone(environment: LaunchEnvironment, root: Path) -> tuple[str, list[in
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=1.0))
     assert isinstance(group, dist.ProcessGroup)
     savers = GroupCommunicator([0, 1], group, CPU)
-    store = BackgroundStore(root, rank=environment.rank, world=2, wait_for_all=lambda name: savers.barrier(name=name))
+    store = AsyncCheckpointStore(
+        root, rank=environment.rank, world=2, wait_for_all=lambda name: savers.barrier(name=name)
+    )
     found = None
     if environment.rank == 0:
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(lost, "GRACE", 0.2)
+            monkeypatch.setattr(errors, "GRACE", 0.2)
             save(store, 1)
             with pytest.raises(LostWorkerError) as caught:
                 store.wait()

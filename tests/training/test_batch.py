@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fptt_dist.algorithm import FPTT, PROCEDURES, TerminalLoss
-from fptt_dist.algorithm.estimates import UniformEstimate
+from fptt_dist.algorithm import FPTT, SCHEMES, TerminalLoss
+from fptt_dist.algorithm.target_estimates import UniformEstimate
 from fptt_dist.models import Network, recurrent_layer
-from fptt_dist.parallel import Single
 from fptt_dist.tasks import Adding, Batch
-from fptt_dist.training.batch import WindowLoop
+from fptt_dist.training.window_loop import WindowLoop
+from tests.parallel.toys import single_worker
 
 LENGTH, SIZE, CLASSES = 12, 6, 3
 
@@ -32,12 +32,12 @@ class Labelled(Adding):
 
 def loop(procedure: str = "fptt", **options: Any) -> WindowLoop:
     torch.manual_seed(0)
-    net = Network(recurrent_layer("lstm", 1, 4), 4, CLASSES, reads="last")
-    strategy = Single()
-    strategy.prepare(net)
+    net = Network(recurrent_layer("lstm", 1, 4), 4, CLASSES, output_steps="last")
+    engine = single_worker()
+    engine.prepare(net)
     optimizer = FPTT(torch.optim.Adam(net.parameters(), lr=0.01, foreach=True), alpha=0.5, max_norm=1.0)
-    strategy.attach(optimizer)
-    return WindowLoop(net, Labelled(), strategy, optimizer, PROCEDURES[procedure], windows=4, **options)
+    engine.attach(optimizer)
+    return WindowLoop(net, Labelled(), engine, optimizer, SCHEMES[procedure], windows=4, **options)
 
 
 def batch() -> Batch:
@@ -59,11 +59,11 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("procedure", ["fptt", "online", "tbptt", "bptt_aux", "bptt"])
-def test_forward_and_backward_read_nothing_on_the_host(procedure: str) -> None:
+@pytest.mark.parametrize("procedure", ["fptt", "tbptt", "tbptt_accumulated", "bptt_aux", "bptt"])
+def test_forward_and_backward_read_nothing_on_the_host(procedure: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a window can be captured in a CUDA graph: no number is read, and none is made from Python's."""
     trained = loop(procedure)
-    trained.strategy.step = lambda closure=None, *, measure=False: {}
+    monkeypatch.setattr(trained.engine, "step", lambda closure=None, *, measure=None: {})
     with Calls() as calls:
         trained.run(batch())
     assert calls.count["detach"] > 0
@@ -80,7 +80,7 @@ def test_the_metric_is_read_where_it_is_asked_for() -> None:
     assert norms["gradient"] > 0.0
 
 
-@pytest.mark.parametrize("procedure", ["fptt", "bptt_aux", "tbptt"])
+@pytest.mark.parametrize("procedure", ["fptt", "bptt_aux", "tbptt_accumulated"])
 def test_micro_batches_of_unequal_sizes_weigh_by_their_sequences(procedure: str) -> None:
     """6 sequences in 4 parts: 1, 2, 1 and 2."""
     whole, parts = loop(procedure), loop(procedure, micro_batches=4)

@@ -1,4 +1,4 @@
-"""Every cell in a run: resumed it is the run that went straight on, and it learns."""
+"""Every cell in a run: resumed it is the run that went straight on; one cell of each kind learns."""
 
 from pathlib import Path
 from typing import Any
@@ -9,34 +9,34 @@ from fptt_dist import train
 from fptt_dist.models.recurrent import LAYERS
 from tests.training.helpers import assert_same_run, resumed, tiny, train_until
 
-SLOW_LEARNERS: dict[str, dict[str, Any]] = {
-    # Its own state turns sign at each step: at a rate that stays it learns here or there, as the processor rounds.
-    "incremental": {"train.batches": 1000, "fptt.alpha": 0.1, "schedule.name": "cosine"},
-    "cornn": {"model.hidden": 64, "model.step_size": 0.5, "model.frequency": 1.0, "model.damping": 1.0},
-    "lif": {"model.hidden": 64, "model.threshold": 0.3},
-    "alif": {"model.hidden": 64},
+LEARNING: dict[str, tuple[str, int, dict[str, Any]]] = {  # by kind: the algorithm, the batches and what else it needs
+    "lstm": ("fptt", 200, {}),
+    "fastgrnn": ("bptt", 200, {}),
+    "orthogonal": ("fptt", 200, {}),
+    "trellis": ("bptt", 200, {}),
+    "lru": ("fptt", 200, {}),
+    "alif": ("fptt", 400, {"model.hidden": 64}),
 }
-EACH = pytest.mark.parametrize("cell", LAYERS)
 
 
-@EACH
-def test_interrupted_is_uninterrupted(cell: str, tmp_path: Path) -> None:
-    overrides = {"model.cell": cell, "model.layers": 2, "model.dropout": 0.3}
-    train(tiny(tmp_path / "straight", overrides, batches=4))
-    parts = tiny(tmp_path / "parts", overrides, batches=4)
-    train_until(parts, 2)
-    train(resumed(parts))
-    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+def test_interrupted_is_uninterrupted(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for cell in LAYERS:
+        with subtests.test(cell=cell):
+            overrides = {"model.layer": cell, "model.layers": 2, "model.dropout": 0.3, "task.validation": 4}
+            straight, parts = tmp_path / cell / "straight", tiny(tmp_path / cell / "parts", overrides, batches=2)
+            train(tiny(straight, overrides, batches=2))
+            train_until(parts, 1)
+            train(resumed(parts))
+            assert_same_run(straight, tmp_path / cell / "parts")
 
 
 @pytest.mark.slow
-@EACH
-@pytest.mark.parametrize("algorithm", ["bptt", "fptt"])
-def test_it_learns(cell: str, algorithm: str, tmp_path: Path) -> None:
-    batches = SLOW_LEARNERS[cell].get("train.batches", 400) if cell in SLOW_LEARNERS else 200
+@pytest.mark.parametrize("cell", LEARNING)
+def test_it_learns(cell: str, tmp_path: Path) -> None:
+    algorithm, batches, more = LEARNING[cell]
     overrides: dict[str, Any] = {
         "algorithm": algorithm,
-        "model.cell": cell,
+        "model.layer": cell,
         "model.hidden": 16,
         "task.length": 8,
         "task.examples": 32 * batches,
@@ -45,8 +45,8 @@ def test_it_learns(cell: str, algorithm: str, tmp_path: Path) -> None:
         "fptt.alpha": 0.5,
         "fptt.metric": "preconditioned",
         "train.batch_size": 32,
-        "checkpoint.every": batches,
-        "evaluate.every": batches,
-        **SLOW_LEARNERS.get(cell, {}),
+        "checkpoint.every_batches": batches,
+        "evaluate.every_batches": batches,
+        **more,
     }
     assert train(tiny(tmp_path, overrides, batches=batches)).value < 0.12, "who predicts the mean has 1/6"

@@ -15,9 +15,11 @@ import torch
 import fptt_dist
 from fptt_dist import train
 from fptt_dist.config import ConfigError
-from fptt_dist.training import build
-from fptt_dist.training.checkpoint import MANIFEST, CheckpointStore, problem_of
+from fptt_dist.training.checkpoint import store as checkpoint_module
+from fptt_dist.training.checkpoint.run_state import RunState
+from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, validate
 from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.setup import factory
 from tests.training.helpers import (
     assert_same_checkpoint,
     checkpoints,
@@ -27,6 +29,7 @@ from tests.training.helpers import (
     steps,
     tiny,
     train_until,
+    trainer_for,
 )
 from tests.training.toys import Stream
 
@@ -34,10 +37,10 @@ WEIGHTS = {"model.safetensors", "optimizer.safetensors"}
 FILES = {
     "rank/0/loss.safetensors",
     "task.safetensors",
-    "strategy.safetensors",
+    "sync.safetensors",
     "state.json",
     "rank/0/random.safetensors",
-    "rank/0/strategy.safetensors",
+    "rank/0/sync.safetensors",
     "rank/0/carried.safetensors",
     "rank/0/state.json",
 }
@@ -69,7 +72,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary_manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\x00\xfe"), "manifest.json cannot be read"),
     "list_manifest": (lambda f: (f / MANIFEST).write_text("[]"), "manifest.json cannot be read"),
     "null_manifest": (lambda f: (f / MANIFEST).write_text("null"), "manifest.json cannot be read"),
-    "no_files": (lambda f: (f / MANIFEST).write_text('{"schema_version": 3}'), "manifest.json cannot be read"),
+    "no_files": (lambda f: (f / MANIFEST).write_text('{"schema_version": 5}'), "manifest.json cannot be read"),
     "list_files": (lambda f: edit_manifest(f, files=[]), "manifest.json cannot be read"),
     "strange_file": (lambda f: edit_manifest(f, files={"model.safetensors": 3}), "manifest.json cannot be read"),
     "half_file": (lambda f: edit_manifest(f, files={"state.json": {"bytes": 3}}), "manifest.json cannot be read"),
@@ -77,18 +80,24 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_skipped(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    harm, problem = DAMAGE[damage]
-    train(tiny(tmp_path / "straight", batches=6))
-    parts = tiny(tmp_path / "parts", {"checkpoint.every": 2}, batches=6)
+def test_a_damaged_checkpoint_is_skipped(
+    subtests: pytest.Subtests, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = tiny(tmp_path / "parts", {"checkpoint.every_batches": 2}, batches=6)
     train_until(parts, 4)
-    harm(checkpoints(tmp_path / "parts")[-1])
-    with caplog.at_level(logging.WARNING):
-        train(resumed(parts))
-    warnings = [record.getMessage() for record in caplog.records]
-    assert any(re.search(rf"step-00000004 is skipped, the previous one is used: {problem}", text) for text in warnings)
-    assert any(text.endswith("step-00000002") and text.startswith("resumed from") for text in warnings)
+    for damage, (harm, problem) in DAMAGE.items():
+        with subtests.test(damage=damage):
+            found = CheckpointStore(Path(shutil.copytree(tmp_path / "parts" / "checkpoints", tmp_path / damage)))
+            harm(found.path_of(4))
+            caplog.clear()
+            assert found.newest() == found.path_of(2)
+            (said,) = caplog.messages
+            assert re.search(rf"step-00000004 is skipped, the previous one is used: {problem}", said)
+    flip(checkpoints(tmp_path / "parts")[-1] / "model.safetensors")
+    caplog.clear()
+    train(resumed(parts))
+    assert any(text.endswith("step-00000002") and text.startswith("resumed from") for text in caplog.messages)
+    train(tiny(tmp_path / "straight", batches=6))
     assert_same_checkpoint(tmp_path / "straight", tmp_path / "parts")
 
 
@@ -100,7 +109,7 @@ def test_every_byte_of_a_manifest_may_be_wrong(tmp_path: Path) -> None:
     for place in range(len(whole)):
         flip(folder / MANIFEST, place)
         try:
-            if problem_of(folder) is None:
+            if validate(folder) is None:
                 unnoticed.append(place)
         except ConfigError as error:
             # only for another version number
@@ -113,7 +122,7 @@ def test_every_byte_of_a_manifest_may_be_wrong(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
-    parts = tiny(tmp_path / "run", {"checkpoint.every": 2}, batches=6)
+    parts = tiny(tmp_path / "run", {"checkpoint.every_batches": 2}, batches=6)
     train_until(parts, 3)
     left = tmp_path / "run" / "checkpoints" / "step-00000004.tmp"
     shutil.copytree(checkpoints(tmp_path / "run")[-1], left)
@@ -132,10 +141,10 @@ def test_all_damaged_starts_again(tmp_path: Path) -> None:
         truncate(folder / "model.safetensors")
     train(resumed(parts))
     assert_same_checkpoint(tmp_path / "straight", tmp_path / "parts")
-    assert all(problem_of(folder) is None for folder in checkpoints(tmp_path / "parts"))
+    assert all(validate(folder) is None for folder in checkpoints(tmp_path / "parts"))
 
 
-@pytest.mark.parametrize("version", [4, 10])
+@pytest.mark.parametrize("version", [6, 11])
 def test_a_newer_schema_is_refused(version: int, tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=6)
     train_until(parts, 3)
@@ -145,12 +154,12 @@ def test_a_newer_schema_is_refused(version: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
     assert str(caught.value) == (
-        f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to 3: update fptt_dist"
+        f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to 5: update fptt_dist"
     )
     assert differing(content(folder), before) == []
 
 
-@pytest.mark.parametrize("version", [2, 0])
+@pytest.mark.parametrize("version", [4, 0])
 def test_an_older_schema_is_refused(version: int, tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=6)
     train_until(parts, 3)
@@ -160,15 +169,15 @@ def test_an_older_schema_is_refused(version: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
     assert str(caught.value) == (
-        f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads 3: go on with the version "
-        "in versions.json, or type run.dir=… for a new run"
+        f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads 5: continue with the "
+        "version in versions.json, or type run.dir=… for a new run"
     )
     assert differing(content(folder), before) == []
 
 
 def test_an_older_schema_is_no_damage_that_may_be_skipped(tmp_path: Path) -> None:
     """Earlier whole checkpoints do not save a folder of another version; a folder that is not whole is only skipped."""
-    parts = tiny(tmp_path / "run", {"checkpoint.every": 2}, batches=6)
+    parts = tiny(tmp_path / "run", {"checkpoint.every_batches": 2}, batches=6)
     train_until(parts, 4)
     edit_manifest(checkpoints(tmp_path / "run")[-1], schema_version=1)
     with pytest.raises(ConfigError, match=r"step-00000004 has checkpoint schema 1 of an earlier fptt_dist"):
@@ -177,13 +186,13 @@ def test_an_older_schema_is_no_damage_that_may_be_skipped(tmp_path: Path) -> Non
         evaluate_run(tmp_path / "run", "latest")
 
 
-@pytest.mark.parametrize("strategy", ["single", "gradient", "consensus", "hierarchical"])
+@pytest.mark.parametrize("strategy", ["single", "data_parallel", "consensus", "hierarchical"])
 def test_the_manifest_is_written_last_and_lists_the_rest(strategy: str, tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", {"parallel.strategy": strategy}, batches=2))
     (folder,) = checkpoints(tmp_path / "run")
     manifest = json.loads((folder / MANIFEST).read_text())
     assert {key: manifest[key] for key in ("schema_version", "step", "world")} == {
-        "schema_version": 3,
+        "schema_version": 5,
         "step": 2,
         "world": 1,
     }
@@ -223,8 +232,8 @@ def test_the_newest_and_the_best_are_kept(keep_last: int, kept: list[int], tmp_p
     for step in range(1, 8):
         save(checkpoint_store, step, best=step == 2)
     assert sorted(int(folder.name[5:]) for folder in tmp_path.glob("step-*")) == kept
-    assert checkpoint_store.pointed("best") == checkpoint_store.at(2)
-    assert checkpoint_store.pointed("latest") == checkpoint_store.newest() == checkpoint_store.at(7)
+    assert checkpoint_store.resolve_pointer("best") == checkpoint_store.path_of(2)
+    assert checkpoint_store.resolve_pointer("latest") == checkpoint_store.newest() == checkpoint_store.path_of(7)
 
 
 def test_a_damaged_later_folder_does_not_push_out_the_one_just_written(tmp_path: Path) -> None:
@@ -233,7 +242,7 @@ def test_a_damaged_later_folder_does_not_push_out_the_one_just_written(tmp_path:
     save(checkpoint_store, 8)
     truncate(tmp_path / "step-00000008" / "model.safetensors")
     save(checkpoint_store, 5)
-    assert checkpoint_store.newest() == checkpoint_store.at(5)
+    assert checkpoint_store.newest() == checkpoint_store.path_of(5)
 
 
 def test_a_whole_checkpoint_is_not_written_twice(tmp_path: Path) -> None:
@@ -242,7 +251,7 @@ def test_a_whole_checkpoint_is_not_written_twice(tmp_path: Path) -> None:
     before = (tmp_path / "step-00000003" / MANIFEST).stat().st_mtime_ns
     save(checkpoint_store, 3, best=True)
     assert (tmp_path / "step-00000003" / MANIFEST).stat().st_mtime_ns == before
-    assert checkpoint_store.pointed("best") == checkpoint_store.at(3)
+    assert checkpoint_store.resolve_pointer("best") == checkpoint_store.path_of(3)
 
 
 def test_another_models_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -271,7 +280,7 @@ def test_another_cells_checkpoint_is_refused(tmp_path: Path) -> None:
 def as_if_by_three(folder: Path) -> None:
     """Make one process's checkpoint one of three, whose shares of the batch were 2, 1 and 1 of 4 sequences."""
     values = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps({**values, "shares": [0.5, 0.25, 0.25], "voices": 3}))
+    (folder / "state.json").write_text(json.dumps({**values, "shares": [0.5, 0.25, 0.25], "num_replicas": 3}))
     for rank in (1, 2):
         shutil.copytree(folder / "rank/0", folder / f"rank/{rank}")
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST]
@@ -283,7 +292,7 @@ def as_if_by_three(folder: Path) -> None:
         for path in files
     }
     edit_manifest(folder, world=3, files=described)
-    assert problem_of(folder) is None
+    assert validate(folder) is None
 
 
 def test_the_number_of_processes_may_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -296,7 +305,7 @@ def test_the_number_of_processes_may_change(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.WARNING):
         train(resumed(parts))
     assert (
-        f"{folder} was written by 3 processes, this run has 1: weights and moments are theirs, random "
+        f"{folder} was written by 3 workers, this run has 1: weights and optimizer state are theirs, random "
         "streams start afresh"
     ) in caplog.text
     one, other = (content(checkpoints(tmp_path / name)[-1]) for name in ("straight", "parts"))
@@ -310,7 +319,7 @@ def test_the_number_of_processes_may_change(tmp_path: Path, caplog: pytest.LogCa
 def test_states_that_go_on_from_batch_to_batch_cannot_be_dealt_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "build_task", lambda config: Stream())
+    monkeypatch.setattr(factory, "build_task", lambda config: Stream())
     parts = tiny(tmp_path / "run", batches=8)
     train_until(parts, 3)
     folder = checkpoints(tmp_path / "run")[-1]
@@ -318,14 +327,34 @@ def test_states_that_go_on_from_batch_to_batch_cannot_be_dealt_anew(
     with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
     assert str(caught.value) == (
-        f"{folder} was written by 3 processes, this run has 1, and the recurrent states that go from batch to batch "
-        "cannot be dealt anew: start 3, or save at an epoch's end, where there are none"
+        f"{folder} was written by 3 workers, this run has 1, and the recurrent states carried from batch to batch "
+        "cannot be redistributed: start 3, or save at an epoch's end, where there are none"
     )
 
 
 def test_at_an_epochs_end_there_are_no_such_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "build_task", lambda config: Stream())
+    monkeypatch.setattr(factory, "build_task", lambda config: Stream())
     parts = tiny(tmp_path / "run", batches=8)
     train_until(parts, 5)
     as_if_by_three(checkpoints(tmp_path / "run")[-1])
     assert train(resumed(parts)).batches == 8
+
+
+def test_each_byte_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a save, and by a resume, also where the checkpoint is the best one too."""
+    hashed: list[Path] = []
+    real = checkpoint_module._checksum
+    monkeypatch.setattr(checkpoint_module, "_checksum", lambda path: hashed.append(path) or real(path))
+    collected: list[int] = []
+    collect = RunState.collect
+    monkeypatch.setattr(RunState, "collect", lambda self, run_id: collected.append(1) or collect(self, run_id))
+    config = tiny(tmp_path / "run", {"checkpoint.every_batches": 3, "evaluate.every_batches": 3}, batches=6)
+    train_until(config, 3)
+    (folder,) = checkpoints(tmp_path / "run")
+    files = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    assert sorted(path.name for path in hashed) == files
+    assert (folder.parent / "best").read_text().strip() == folder.name
+    assert collected == [1]
+    hashed.clear()
+    trainer_for(resumed(config))
+    assert sorted(path.name for path in hashed) == files

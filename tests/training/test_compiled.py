@@ -1,4 +1,4 @@
-"""Runs with train.compile=true: the same to rounding, resumed bit for bit, and what cannot be compiled."""
+"""Runs with train.compile_update=true: the same to rounding, resumed bit for bit, and what cannot be compiled."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,15 @@ import pytest
 from fptt_dist import train
 from tests.training.helpers import assert_same_run, resumed, tiny, train_until, trainer_for
 
-COMPILED = {"train.compile": True}
+COMPILED = {"train.compile_update": True}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "keys",
     [
-        {},
-        {"algorithm": "online", "optimizer.name": "sgd"},
-        {"fptt.metric": "preconditioned", "fptt.clip": "gradient", "optimizer.name": "adamw"},
+        {"algorithm": "tbptt", "optimizer.name": "sgd"},
+        {"fptt.metric": "preconditioned", "fptt.clip_scope": "gradient", "optimizer.name": "adamw"},
         {"fptt.reset_weights": True, "fptt.reset_dual": True, "fptt.schedule.name": "linear"},
     ],
     ids=str,
@@ -36,5 +35,8 @@ def test_a_compiled_run_is_the_plain_one_and_resumes_exactly(keys: dict[str, Any
 def test_what_cannot_be_compiled_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = {"optimizer.name": "rmsprop", **COMPILED}
     trainer = trainer_for(tiny(tmp_path, keys))
-    assert not trainer.optimizer.fused
-    assert "train.compile=true leaves the update as it is: SGD, Adam and AdamW can be fused, not RMSprop" in caplog.text
+    assert trainer.optimizer.fused_update is None
+    assert (
+        "train.compile_update=true leaves the update as it is: SGD, Adam and AdamW can be fused, not RMSprop"
+        in caplog.text
+    )

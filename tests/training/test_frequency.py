@@ -10,31 +10,31 @@ from tests.training.helpers import checkpoints, content, differing, records, tin
 
 BASE: dict[str, Any] = {"model.layers": 2, "model.dropout": 0.5, "fptt.metric": "preconditioned"}
 CASES: dict[str, dict[str, Any]] = {
-    "validation": {"evaluate.every": 1},
-    "rare_validation": {"evaluate.every": 100},
+    "validation": {"evaluate.every_batches": 1},
+    "rare_validation": {"evaluate.every_batches": 100},
     "weights": {"evaluate.weights": "weights"},
-    "checkpoints": {"checkpoint.every": 1, "checkpoint.keep_last": 1},
-    "rare_checkpoints": {"checkpoint.every": 100},
-    "telemetry": {"telemetry.every": 100},
-    "tensorboard": {"telemetry.tensorboard": True},
+    "checkpoints": {"checkpoint.every_batches": 1, "checkpoint.keep_last": 1},
+    "rare_checkpoints": {"checkpoint.every_batches": 100},
+    "logging": {"logging.every_batches": 100},
+    "tensorboard": {"logging.tensorboard": True},
     "sizes": {"task.validation": 5, "task.test": 7},
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_changes_no_weight(case: str, tmp_path: Path) -> None:
-    train(tiny(tmp_path / "base", BASE, batches=7))
-    train(tiny(tmp_path / "other", {**BASE, **CASES[case]}, batches=7))
-    one, other = (content(checkpoints(tmp_path / name)[-1]) for name in ("base", "other"))
-    for values in (one, other):
-        del values["state.json"]["best"]
-    assert differing(one, other) == []
+def test_changes_no_weight(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    found = {}
+    for case, keys in {"base": {}, **CASES}.items():
+        with subtests.test(case=case):
+            train(tiny(tmp_path / case, {**BASE, **keys}, batches=7))
+            found[case] = content(checkpoints(tmp_path / case)[-1])
+            del found[case]["state.json"]["best"]
+            assert differing(found["base"], found[case]) == []
 
 
 def test_plateau_looks_at_epochs_ends_alone(tmp_path: Path) -> None:
     plateau = {"schedule.name": "plateau", "optimizer.lr": 1e-6}  # so small that validation gets no better
     train(tiny(tmp_path / "base", plateau, batches=20))
-    train(tiny(tmp_path / "often", {**plateau, "evaluate.every": 1}, batches=20))
+    train(tiny(tmp_path / "often", {**plateau, "evaluate.every_batches": 1}, batches=20))
     rates = [[record["lr"] for record in records(tmp_path / name, "train")] for name in ("base", "often")]
     assert rates[0] == rates[1]
     falls = [batch for batch, (one, other) in enumerate(zip(rates[0], rates[0][1:], strict=False), 1) if one != other]
@@ -44,7 +44,11 @@ def test_plateau_looks_at_epochs_ends_alone(tmp_path: Path) -> None:
 
 def test_the_gradient_strategy_on_one_process_is_the_single_one(tmp_path: Path) -> None:
     train(tiny(tmp_path / "single", {"parallel.strategy": "single"}, batches=7))
-    train(tiny(tmp_path / "gradient", {"parallel.strategy": "gradient"}, batches=7))
+    train(tiny(tmp_path / "gradient", {"parallel.strategy": "data_parallel"}, batches=7))
     one, other = (content(checkpoints(tmp_path / name)[-1]) for name in ("single", "gradient"))
-    assert [values["state.json"].pop("strategy") for values in (one, other)] == ["Single", "GradientAveraging"]
+    kinds = [values["state.json"].pop("engine") for values in (one, other)]
+    assert kinds == [
+        "Replicated NoSync",
+        "Replicated GradientSync",
+    ]
     assert differing(one, other) == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fptt_dist import train
-from fptt_dist.training.dynamic import evaluate_dynamically
+from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 from tests.training.helpers import assert_same_run, checkpoints, content, differing, resumed, tiny, train_until
 from tests.training.test_language_runs import CASES
 from tests.training.texts import AWD, tiny_text
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("algorithm", ["fptt", "bptt"])
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_a_run_on_the_gpu_resumes_exactly(algorithm: str, cell: str, tmp_path: Path) -> None:
-    keys = {"device": "cuda", "algorithm": algorithm, "model": {"cell": cell, "layers": 2, "dropout": 0.3}}
+    keys = {"device": "cuda", "algorithm": algorithm, "model": {"layer": cell, "layers": 2, "dropout": 0.3}}
     train(tiny(tmp_path / "straight", keys))
     parts = tiny(tmp_path / "parts", keys)
     train_until(parts, 4)
@@ -54,21 +54,27 @@ def test_dynamic_evaluation_differentiates_cudnns_layers(tmp_path: Path) -> None
     assert found["validation"] <= found["static_validation"]
 
 
-@pytest.mark.parametrize("keys", [{}, {"algorithm": "online"}, {"algorithm": "bptt"}, {"model.dropout": 0.3}], ids=str)
+@pytest.mark.parametrize("keys", [{}, {"algorithm": "tbptt"}, {"algorithm": "bptt"}, {"model.dropout": 0.3}], ids=str)
 def test_a_captured_run_is_the_run_itself(
     keys: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Weights, moments, W̄, u and the metric of a run whose batches are replayed, against one window after another."""
-    fast = {"device": "cuda", "model.layers": 2, "telemetry.every": 4, "train.compile": True, **keys}
+    fast = {"device": "cuda", "model.layers": 2, "logging.every_batches": 4, "train.compile_update": True, **keys}
     for name, captured in (("graph", True), ("eager", False)):
-        train(tiny(tmp_path / name, {**fast, "train.graph": captured}, batches=20))
+        train(tiny(tmp_path / name, {**fast, "train.cuda_graph": captured}, batches=20))
     newest = [checkpoints(tmp_path / name)[-1] for name in ("graph", "eager")]
     assert differing(content(newest[0]), content(newest[1])) == []
     assert "not captured" not in caplog.text
 
 
 def test_a_captured_run_resumes_exactly(tmp_path: Path) -> None:
-    keys = {"device": "cuda", "telemetry.every": 4, "train.compile": True, "train.graph": True, "model.cell": "gru"}
+    keys = {
+        "device": "cuda",
+        "logging.every_batches": 4,
+        "train.compile_update": True,
+        "train.cuda_graph": True,
+        "model.layer": "gru",
+    }
     train(tiny(tmp_path / "straight", keys, batches=20))
     parts = tiny(tmp_path / "parts", keys, batches=20)
     train_until(parts, 9)
@@ -81,6 +87,6 @@ def test_a_captured_run_resumes_exactly(tmp_path: Path) -> None:
 def test_the_compiled_update_is_the_plain_one(optimizer: str, tmp_path: Path) -> None:
     values = {}
     for compiled in (True, False):
-        keys = {"device": "cuda", "optimizer.name": optimizer, "optimizer.lr": 1e-3, "train.compile": compiled}
+        keys = {"device": "cuda", "optimizer.name": optimizer, "optimizer.lr": 1e-3, "train.compile_update": compiled}
         values[compiled] = train(tiny(tmp_path / str(compiled), keys)).value
     assert values[True] == pytest.approx(values[False], rel=1e-4)

@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from fptt_dist.algorithm import kernel
+from fptt_dist.algorithm.fused import kernel
 from fptt_dist.config import Config
 from fptt_dist.models import hidden_of
-from fptt_dist.parallel import Single
-from fptt_dist.training import graph
-from fptt_dist.training.graph import FIRST, BatchGraph
+from fptt_dist.parallel import Replicated
+from fptt_dist.training import cuda_graph as graph
+from fptt_dist.training.cuda_graph import FIRST, BatchGraph
+from tests.parallel.toys import single_worker, told
 
 from .helpers import tiny, trainer_for
 from .recorder import NotCapturableError, Recorder
 from .texts import AWD, tiny_text
 
-COMPILED = {"train.compile": True}
+COMPILED = {"train.compile_update": True}
 Run = dict[str, Any]
 
 
@@ -54,9 +55,9 @@ def train(
         epoch, cursor = divmod(4 * number, trainer.task.train_examples)
         batch = trainer.task.train_batch(epoch, cursor, 4, slice(0, 4))
         result, norms = runner.run(batch, states, measure=number in measured)
-        assert trainer.strategy.healthy()
+        assert told(trainer.engine).all_finite()
         assert bool(norms) == (number in measured)
-        if trainer.task.carries_state:
+        if trainer.task.stateful:
             states = [hidden_of(state) for state in result.states]
         said.append(result.window_losses.clone())
     tensors = {name: t.clone() for name, t in trainer.network.state_dict().items()}
@@ -65,7 +66,7 @@ def train(
             own = value.clone() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             tensors[f"{name}/{key}"] = own
     tensors |= {f"estimate/{key}": value for key, value in trainer.task.loss.state_dict().items()}
-    assert trainer.strategy.window == batches * trainer.loop.updates
+    assert trainer.engine.control.updates == batches * trainer.loop.updates
     return {"losses": said, "tensors": tensors, "recorder": recorder, "runner": runner}
 
 
@@ -81,15 +82,11 @@ def same(left: Run, right: Run) -> None:
     "overrides",
     [
         {},
-        {"algorithm": "online", "optimizer": {"name": "sgd", "momentum": 0.9}},
-        {"algorithm": "bptt"},
-        {"algorithm": "tbptt"},
-        {"algorithm": "bptt_aux"},
-        {"train.micro_batch_size": 2},
+        {"algorithm": "tbptt", "optimizer": {"name": "sgd", "momentum": 0.9}, "parallel.strategy": "data_parallel"},
+        {"algorithm": "bptt", "model.layer": "antisymmetric"},
+        {"algorithm": "tbptt_accumulated", "train.micro_batch_size": 2},
+        {"algorithm": "bptt_aux", "model.layer": "gru", "model.layers": 2},
         {"train.max_norm": None, "fptt.metric": "preconditioned", "optimizer.name": "adamw"},
-        {"model.cell": "gru", "model.layers": 2},
-        {"model.cell": "antisymmetric"},
-        {"parallel.strategy": "gradient"},
     ],
     ids=str,
 )
@@ -109,7 +106,7 @@ def test_a_batch_that_is_measured_runs_as_it_is(tmp_path: Path) -> None:
 
 def test_dropout_is_drawn_anew_at_each_replay(tmp_path: Path) -> None:
     ends = [
-        train(tmp_path / str(c), {"model.layers": 2, "model.dropout": 0.5, "model.cell": "gru"}, captured=c)
+        train(tmp_path / str(c), {"model.layers": 2, "model.dropout": 0.5, "model.layer": "gru"}, captured=c)
         for c in (True, False)
     ]
     same(*ends)
@@ -141,7 +138,7 @@ def test_what_cannot_be_captured_runs_as_it_is(tmp_path: Path, caplog: pytest.Lo
         runner = BatchGraph(trainer.loop, Recorder()) if captured else trainer.loop
         for number in range(7):
             runner.run(trainer.task.train_batch(0, 4 * number % 20, 4, slice(0, 4)))
-        assert trainer.strategy.window == 7 * trainer.loop.updates
+        assert trainer.engine.control.updates == 7 * trainer.loop.updates
         ends.append({name: t.clone() for name, t in trainer.network.state_dict().items()})
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     messages = [r.getMessage() for r in caplog.records if r.name == "fptt_dist"]
@@ -151,13 +148,13 @@ def test_what_cannot_be_captured_runs_as_it_is(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_without_a_gpu_it_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer = trainer_for(tiny(tmp_path, {**COMPILED, "train.graph": True}))
+    trainer = trainer_for(tiny(tmp_path, {**COMPILED, "train.cuda_graph": True}))
     assert trainer.runner is trainer.loop
-    assert "train.graph=true has no effect: a graph is CUDA's, and the device is cpu" in caplog.text
+    assert "train.cuda_graph=true has no effect: a graph is CUDA's, and the device is cpu" in caplog.text
 
 
 def test_who_can_be_captured(tmp_path: Path) -> None:
     trainer = trainer_for(tiny(tmp_path))
-    assert graph.refusal(Single(), torch.device("cuda")) is None
-    trainer.strategy.__class__ = type("Elsewhere", (Single,), {})
-    assert "Elsewhere looks at numbers" in str(graph.refusal(trainer.strategy, torch.device("cuda")))
+    assert graph.refusal(single_worker(), torch.device("cuda")) is None
+    trainer.engine.placement.__class__ = type("Elsewhere", (Replicated,), {})
+    assert "Elsewhere NoSync reads values" in str(graph.refusal(trainer.engine, torch.device("cuda")))

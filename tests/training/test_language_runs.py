@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError, apply_overrides
 from fptt_dist.models import hidden_of
 from fptt_dist.tasks import DataError, Language
-from fptt_dist.training.dry_run import dry_run
 from fptt_dist.training.evaluation import evaluate
-from fptt_dist.training.memory import MOMENTS
+from fptt_dist.training.tools.dry_run import dry_run
+from fptt_dist.training.tools.memory_model import MOMENTS
 from fptt_dist.training.trainer import Trainer
 from tests.training.helpers import (
     checkpoints,
@@ -34,24 +35,29 @@ NT_ASGD: dict[str, Any] = {
     "optimizer.name": "nt_asgd",
     "optimizer.lr": 3.0,
     "optimizer.patience": 1,
-    "evaluate.every": 2,
+    "evaluate.every_batches": 2,
     "fptt.alpha": 0.05,
 }
 CASES: dict[str, dict[str, Any]] = {
-    "fptt": {},
-    "random_lengths": {"task.deviation": 2.0},
-    "characters": {"task.units": "characters", "model.dropout": 0.3, "model.embedding": 3},
-    "micro_batches": {"train.micro_batch_size": 2, "model.dropout": 0.3},
+    "random_lengths": {"task.length_std": 2.0},
+    "characters": {
+        "task.token_level": "character",
+        "model.dropout": 0.3,
+        "model.embedding": 3,
+        "train.micro_batch_size": 2,
+    },
     "awd": AWD,
-    "awd_masks_of_windows": {**AWD, "model.masks": "window"},
-    "awd_experts": {**AWD, "model.experts": 3, "model.last_hidden": 7, "model.dropout_latent": 0.3},
-    "awd_algorithm2": {**AWD, "fptt.update": "algorithm2"},
-    "awd_tbptt": {**AWD, "algorithm": "tbptt"},
-    "nt_asgd": {**NT_ASGD, "task.deviation": 2.0},
+    "awd_masks_of_windows": {
+        **AWD,
+        "model.dropout_mask_scope": "window",
+        "algorithm": "tbptt_accumulated",
+        "train.precision": "bf16",
+    },
+    "awd_experts": {**AWD, "model.num_experts": 3, "model.last_hidden": 7, "model.dropout_latent": 0.3},
+    "awd_second_gradient": {**AWD, "fptt.update_rule": "second_gradient"},
+    "nt_asgd": {**NT_ASGD, "task.length_std": 2.0},
     "nt_asgd_reset": {**NT_ASGD, "fptt.reset_weights": True, "fptt.reset_dual": True},
-    "antisymmetric": {"model.cell": "antisymmetric", "model.layers": 2},
-    "bf16": {**AWD, "train.precision": "bf16"},
-    "consensus": {"parallel.strategy": "consensus"},
+    "consensus": {"parallel.strategy": "consensus", "model.layer": "antisymmetric", "model.layers": 2},
 }
 
 
@@ -59,20 +65,20 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records(run, "train")]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_interrupted_twice_is_uninterrupted(case: str, tmp_path: Path) -> None:
-    late = int(case == "consensus")
-    straight, parts = tmp_path / "straight", tmp_path / "parts"
-    train(tiny_text(straight, CASES[case], batches=15))
-    config = tiny_text(parts, CASES[case], batches=15)
-    train_until(config, 5, late=late)  # the state is carried
-    train_until(resumed(config), 12, late=late)
-    train(resumed(config))
-    one, other = content(checkpoints(straight)[-1]), content(checkpoints(parts)[-1])
-    assert differing(one, other) == []
-    assert losses(straight) == losses(parts)
-    assert without_clock(records(straight, "evaluation")) == without_clock(records(parts, "evaluation"))
-    assert without_clock(result(straight)) == without_clock(result(parts))
+def test_interrupted_twice_is_uninterrupted(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for case, overrides in CASES.items():
+        with subtests.test(case=case):
+            straight, parts = tmp_path / case / "straight", tmp_path / case / "parts"
+            train(tiny_text(straight, overrides, batches=14))
+            config = tiny_text(parts, overrides, batches=14)
+            train_until(config, 5)  # the state is carried
+            train_until(resumed(config), 12)
+            train(resumed(config))
+            one, other = content(checkpoints(straight)[-1]), content(checkpoints(parts)[-1])
+            assert differing(one, other) == []
+            assert losses(straight) == losses(parts)
+            assert without_clock(records(straight, "evaluation")) == without_clock(records(parts, "evaluation"))
+            assert without_clock(result(straight)) == without_clock(result(parts))
 
 
 class Calls:
@@ -108,15 +114,14 @@ def batches(trainer: Trainer, number: int) -> Iterator[None]:
 
 
 def plain(state: Any) -> list[Tensor]:
-    hidden = hidden_of(state)
-    return [hidden] if isinstance(hidden, Tensor) else [t for part in hidden for t in plain(part)]
+    return tree_leaves(hidden_of(state))
 
 
 @pytest.mark.parametrize("overrides", [{}, AWD], ids=["lstm", "awd"])
 def test_every_step_goes_through_the_network_once_and_the_state_is_carried(
     overrides: dict[str, Any], tmp_path: Path
 ) -> None:
-    trainer = trainer_for(tiny_text(tmp_path / "run", {**overrides, "task.deviation": 2.0}))
+    trainer = trainer_for(tiny_text(tmp_path / "run", {**overrides, "task.length_std": 2.0}))
     calls = Calls(trainer.network)
     lengths = []
     for _ in batches(trainer, 4):
@@ -143,7 +148,9 @@ def test_the_state_begins_with_zeros_at_an_epoch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("masks", ["sequence", "window"])
 def test_masks_are_drawn_once_a_sequence_or_once_a_window(masks: str, tmp_path: Path) -> None:
-    trainer = trainer_for(tiny_text(tmp_path / "run", {**AWD, "model.masks": masks, "model.activation_penalty": 0}))
+    trainer = trainer_for(
+        tiny_text(tmp_path / "run", {**AWD, "model.dropout_mask_scope": masks, "model.activation_penalty": 0})
+    )
     calls = Calls(trainer.network)
     for _ in batches(trainer, 2):
         pass
@@ -158,7 +165,7 @@ def test_masks_are_drawn_once_a_sequence_or_once_a_window(masks: str, tmp_path: 
 
 
 def test_the_second_gradient_of_algorithm2_sees_the_first_ones_masks(tmp_path: Path) -> None:
-    trainer = trainer_for(tiny_text(tmp_path / "run", {**AWD, "fptt.update": "algorithm2"}))
+    trainer = trainer_for(tiny_text(tmp_path / "run", {**AWD, "fptt.update_rule": "second_gradient"}))
     calls = Calls(trainer.network)
     for _ in batches(trainer, 2):
         pass
@@ -172,7 +179,7 @@ def test_the_second_gradient_of_algorithm2_sees_the_first_ones_masks(tmp_path: P
 
 
 def test_the_rate_is_in_proportion_to_the_length(tmp_path: Path) -> None:
-    overrides = {"task.deviation": 2.0, "optimizer.name": "sgd", "optimizer.lr": 0.5, "algorithm": "online"}
+    overrides = {"task.length_std": 2.0, "optimizer.name": "sgd", "optimizer.lr": 0.5, "algorithm": "tbptt"}
     trainer = trainer_for(tiny_text(tmp_path / "run", {**overrides, "train.max_norm": None}))
     rates: list[float] = []
     trainer.optimizer.register_step_pre_hook(lambda *_: rates.append(trainer.optimizer.param_groups[0]["lr"]))
@@ -217,7 +224,7 @@ def test_penalties_join_the_objective_and_not_the_loss(tmp_path: Path) -> None:
     assert norms[0] != norms[1]
 
 
-@pytest.mark.parametrize("algorithm", ["tbptt", "bptt", "bptt_aux", "online"])
+@pytest.mark.parametrize("algorithm", ["tbptt_accumulated", "bptt", "bptt_aux", "tbptt"])
 def test_a_penalty_counts_once_a_sequence_for_every_baseline(algorithm: str, tmp_path: Path) -> None:
     """A network without dropout: the gradient of loss + penalty, computed here over the windows of one sequence."""
     silent = {f"model.{name}": 0.0 for name in ("weight_drop", *(f"dropout_{n}" for n in DROPPED))}
@@ -236,15 +243,15 @@ def test_a_penalty_counts_once_a_sequence_for_every_baseline(algorithm: str, tmp
             p.copy_(w)
     trainer.network.zero_grad()
     trainer.network.train()
-    first = slice(0, 4) if algorithm == "online" else slice(0, 12)
+    first = slice(0, 4) if algorithm == "tbptt" else slice(0, 12)
     state, objective = None, torch.zeros(())
-    parts = [first] if algorithm in ("online", "bptt") else [slice(0, 4), slice(4, 8), slice(8, 12)]
+    parts = [first] if algorithm in ("tbptt", "bptt") else [slice(0, 4), slice(4, 8), slice(8, 12)]
     for part in parts:
         output, state = trainer.network(batch.inputs[part], state)
         target = batch.targets[part]
         log = output.log_softmax(-1).gather(-1, target.unsqueeze(-1))
         objective = objective + (-log.mean() + hidden_penalty(trainer, batch.inputs, part)) / len(parts)
-        if algorithm == "tbptt":
+        if algorithm == "tbptt_accumulated":
             state = tuple((h.detach(), c.detach()) for h, c in hidden_of(state))
     objective.backward()
     expected = torch.cat([g.flatten() for g in gradients(trainer.network)])
@@ -261,7 +268,7 @@ DROPPED = ("embedding", "input", "hidden", "output")
 def hidden_penalty(trainer: Trainer, inputs: Tensor, part: slice) -> Tensor:
     """2 · mean h² of the last layer over the window, from the layers themselves, the state cut as the run cuts it."""
     network: Any = trainer.network
-    cut = trainer.config.algorithm == "tbptt"
+    cut = trainer.config.algorithm == "tbptt_accumulated"
     h = network.embedding(inputs[: part.stop])
     for layer in network.recurrent:
         if cut and part.start:
@@ -286,7 +293,7 @@ def test_evaluation_goes_through_the_text_with_one_state(tmp_path: Path) -> None
     trainer = trainer_for(tiny_text(tmp_path / "run"))
     task = trainer.task
     assert isinstance(task, Language)
-    found = evaluate(trainer.network, task, trainer.strategy, "validation", trainer.device)
+    found = evaluate(trainer.network, task, trainer.engine.everyone, "validation", trainer.device)
     (whole,) = task.chunks("validation", streams=10, steps=10**6)
     with torch.no_grad():
         output, _ = trainer.network.eval()(whole.inputs)
@@ -318,8 +325,8 @@ def test_a_text_too_short_says_what_is_needed(tmp_path: Path) -> None:
 
 
 def test_dealing_streams_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.shards=fixed does not go with task\.name=language"):
-        apply_overrides(tiny_text(tmp_path / "run"), {"data.shards": "fixed"})
+    with pytest.raises(ConfigError, match=r"data\.partition=fixed does not go with task\.name=language"):
+        apply_overrides(tiny_text(tmp_path / "run"), {"data.partition": "fixed"})
 
 
 def test_a_dry_run_counts_the_average(tmp_path: Path) -> None:

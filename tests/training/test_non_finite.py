@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fptt_dist import train
-from fptt_dist.training import build
-from fptt_dist.training.trainer import NonFiniteError
+from fptt_dist.training.non_finite import NonFiniteError
+from fptt_dist.training.setup import factory
 from tests.training.helpers import checkpoints, content, records, steps, tiny
 from tests.training.toys import Majority, Overflowing
 
@@ -23,22 +23,21 @@ def assert_only_finite(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "step", "where"),
+    ("strategy", "algorithm", "step", "where"),
     [
-        ("fptt", 0, "window 1 of 3 of batch 3, epoch 0"),
-        ("fptt", 11, "window 3 of 3 of batch 3, epoch 0"),
-        ("online", 5, "window 2 of 3 of batch 3, epoch 0"),
-        ("bptt", 0, "the update of batch 3, epoch 0"),
-        ("bptt_aux", 5, "the update of batch 3, epoch 0"),
-        ("tbptt", 11, "the update of batch 3, epoch 0"),
+        ("single", "fptt", 0, "window 1 of 3 of batch 3, epoch 0"),
+        ("data_parallel", "fptt", 11, "window 3 of 3 of batch 3, epoch 0"),
+        ("consensus", "tbptt", 5, "window 2 of 3 of batch 3, epoch 0"),
+        ("single", "bptt", 0, "the update of batch 3, epoch 0"),
+        ("data_parallel", "bptt_aux", 5, "the update of batch 3, epoch 0"),
+        ("consensus", "tbptt_accumulated", 11, "the update of batch 3, epoch 0"),
     ],
 )
-@pytest.mark.parametrize("strategy", ["single", "gradient", "consensus"])
 def test_the_place_is_named(
-    algorithm: str, step: int, where: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    strategy: str, algorithm: str, step: int, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "build_task", lambda config: Overflowing(3, step, length=12, examples=20, test=16))
-    overrides = {"algorithm": algorithm, "parallel.strategy": strategy, "checkpoint.every": 1}
+    monkeypatch.setattr(factory, "build_task", lambda config: Overflowing(3, step, length=12, examples=20, test=16))
+    overrides = {"algorithm": algorithm, "parallel.strategy": strategy, "checkpoint.every_batches": 1}
     with pytest.raises(NonFiniteError) as caught:
         train(tiny(tmp_path / "run", overrides))
     newest = tmp_path / "run" / "checkpoints" / "step-00000002"
@@ -53,14 +52,19 @@ def test_the_place_is_named(
 DIVERGING: dict[str, dict[str, Any]] = {
     "adam": {"optimizer.lr": 1e30},
     "bptt": {"optimizer.lr": 1e30, "algorithm": "bptt"},
-    "sgd": {"optimizer.name": "sgd", "optimizer.lr": 1e25, "algorithm": "online"},
-    "algorithm2": {"optimizer.lr": 1e30, "fptt.update": "algorithm2"},
+    "sgd": {"optimizer.name": "sgd", "optimizer.lr": 1e25, "algorithm": "tbptt"},
+    "second_gradient": {"optimizer.lr": 1e30, "fptt.update_rule": "second_gradient"},
 }
 
 
 @pytest.mark.parametrize("case", DIVERGING)
 def test_a_learning_rate_too_large(case: str, tmp_path: Path) -> None:
-    overrides = {**DIVERGING[case], "train.max_norm": None, "checkpoint.every": 1, "evaluate.every": 100}
+    overrides = {
+        **DIVERGING[case],
+        "train.max_norm": None,
+        "checkpoint.every_batches": 1,
+        "evaluate.every_batches": 100,
+    }
     with pytest.raises(NonFiniteError, match=r"Lower optimizer.lr \(now .*\) or set train.max_norm=1"):
         train(tiny(tmp_path / "run", overrides))
     assert_only_finite(tmp_path / "run")
@@ -74,8 +78,8 @@ def test_a_validation_that_is_not_a_number_is_no_best(tmp_path: Path, monkeypatc
             self.calls += 1
             return math.nan if self.calls == 1 else mean
 
-    monkeypatch.setattr(build, "build_task", lambda config: Undefined(config.windows))
-    outcome = train(tiny(tmp_path / "run", {"evaluate.every": 1}, batches=3))
+    monkeypatch.setattr(factory, "build_task", lambda config: Undefined(config.windows))
+    outcome = train(tiny(tmp_path / "run", {"evaluate.every_batches": 1}, batches=3))
     assert outcome.best_batch > 1
     assert not math.isnan(outcome.validation)
     assert [line["best"] for line in records(tmp_path / "run", "evaluation")[:2]] == [True, True]
@@ -83,7 +87,12 @@ def test_a_validation_that_is_not_a_number_is_no_best(tmp_path: Path, monkeypatc
 
 def test_a_center_that_overflows_in_the_last_update_is_not_saved(tmp_path: Path) -> None:
     # W moves by 3e38, which float32 holds; W̄ is renewed by W − u, twice as far away, which it does not.
-    overrides = {"optimizer.lr": 3e38, "optimizer.betas": [0.0, 0.999], "fptt.windows": 1, "checkpoint.every": 1}
+    overrides = {
+        "optimizer.lr": 3e38,
+        "optimizer.betas": [0.0, 0.999],
+        "fptt.windows": 1,
+        "checkpoint.every_batches": 1,
+    }
     with pytest.raises(NonFiniteError, match=r"/center is not finite after batch 1. The newest checkpoint is none."):
         train(tiny(tmp_path / "run", overrides))
     assert steps(tmp_path / "run") == []

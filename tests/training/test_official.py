@@ -30,10 +30,10 @@ def official(root: Path, folder: Path) -> Trainer:
     """As the row of the paper, tiny, without the dropped outputs (chance is tested elsewhere)."""
     settings = {
         "task": {"pixels_per_step": 16, "examples": 32, "validation": 8},
-        "model": {"hidden": 5, "logit_dropout": 0.0},
+        "model": {"hidden": 5, "output_dropout": 0.0},
         "fptt.windows": PARTS,
-        "train": {"batch_size": 16, "epochs": 2},
-        "telemetry.tensorboard": False,
+        "train": {"batch_size": 16, "max_epochs": 2},
+        "logging.tensorboard": False,
         "data.root": str(root),
         "run.dir": str(folder),
         "device": "cpu",
@@ -105,7 +105,7 @@ def test_it_moves_the_weights_as_the_released_code_does(root: Path, tmp_path: Pa
             reference.train(batch.inputs.double(), batch.targets)
             trainer._train_batch(Nothing())  # pyright: ignore[reportArgumentType]
         reference.end_epoch()
-    assert trainer.position.updates == reference.updates == 2 * 2 * (PARTS + 1)
+    assert trainer.state.position.updates == reference.updates == 2 * 2 * (PARTS + 1)
     for name, p, w, first in zip(
         *(
             [name for name, _ in trainer.network.named_parameters()],
@@ -135,7 +135,7 @@ def test_it_runs_as_many_updates_as_the_released_code(root: Path) -> None:
 def test_outputs_are_dropped_in_training_alone(root: Path, tmp_path: Path) -> None:
     trainer = official(root, tmp_path / "run")
     assert isinstance(trainer.network, Network)
-    trainer.network.logit_dropout = 0.5
+    trainer.network.output_dropout = 0.5
     x = trainer.task.train_batch(0, 0, 16, slice(0, 16)).inputs
     trainer.network.eval()
     one, other = trainer.network(x)[0], trainer.network(x)[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist.training.orphan import GET_SIGNAL, STARTED_BY, ended_with_parent
+from fptt_dist.training.process.orphan import GET_SIGNAL, STARTED_BY, ended_with_parent
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ input()
 """
 SECOND = """
 import os, signal, sys, time
-from fptt_dist.training.orphan import ended_with_parent
+from fptt_dist.training.process.orphan import ended_with_parent
 def told(number, frame):
     print("told", flush=True)
     os._exit(0)

@@ -11,8 +11,8 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError, load
-from fptt_dist.training.export import export_run
 from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.tools.export import export_run
 from tests.program import ROOT
 from tests.training.helpers import assert_same_run, resumed, tiny, train_until
 from tests.training.texts import tiny_text
@@ -26,7 +26,7 @@ def cell(tmp_path: Path) -> Path:
 
 
 def own(cell: Path, **keys: Any) -> dict[str, Any]:
-    return {"model.cell": f"{cell}:GatedCell", "model.hidden": 4, **keys}
+    return {"model.layer": f"{cell}:GatedCell", "model.hidden": 4, **keys}
 
 
 def test_interrupted_is_uninterrupted(cell: Path, tmp_path: Path) -> None:
@@ -43,14 +43,14 @@ def test_the_file_is_kept_and_a_change_is_said(cell: Path, tmp_path: Path, caplo
     assert (tmp_path / "run" / "own_cell.py").read_text() == text
     cell.write_text(f"{text}\n# another line\n")
     train(resumed(config))
-    assert f"model.cell={cell}:GatedCell has changed since the run began: {tmp_path}/run/own_cell.py is" in caplog.text
+    assert f"model.layer={cell}:GatedCell has changed since the run began: {tmp_path}/run/own_cell.py is" in caplog.text
     assert (tmp_path / "run" / "own_cell.py").read_text() == text
 
 
 def test_a_run_is_evaluated_from_anywhere(cell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = train(tiny(tmp_path / "run", own(Path("mine.py"))))
-    assert load(tmp_path / "run" / "config.yaml").model.cell == f"{cell}:GatedCell"
+    assert load(tmp_path / "run" / "config.yaml").model.layer == f"{cell}:GatedCell"
     monkeypatch.chdir("/")
     assert evaluate_run(tmp_path / "run")["test"] == result.value
 
@@ -63,26 +63,25 @@ def test_a_language_model_has_an_embedding(cell: Path, tmp_path: Path) -> None:
 
 def test_it_is_not_exported(cell: Path, tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", own(cell), batches=2))
-    with pytest.raises(ConfigError, match=r"an exported network is made of this package's cells"):
+    with pytest.raises(ConfigError, match=r"an exported network is made of this package's layers"):
         export_run(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_mistake_leaves_no_folder(cell: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"^model.cell=.*mine.py:Nobody: .*mine.py has no Nobody; its modules are Gat"
+        ConfigError, match=r"^model.layer=.*mine.py:Nobody: .*mine.py has no Nobody; its modules are Gat"
     ):
-        train(tiny(tmp_path / "run", {"model.cell": f"{cell}:Nobody"}))
+        train(tiny(tmp_path / "run", {"model.layer": f"{cell}:Nobody"}))
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["train"], ["launch", "--nproc", "2"]], ids=["alone", "two processes"])
-def test_the_example_runs_from_a_folder_of_its_own(words: list[str], cell: Path, tmp_path: Path) -> None:
+def test_the_example_runs_on_two_processes_from_a_folder_of_its_own(cell: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "fptt_dist", *words, "add_task", "model.cell=mine.py:GatedCell"),
-            *("model.hidden=64", "task.length=20", "task.examples=64000", "train.batches=200", "device=cpu"),
+            *(sys.executable, "-m", "fptt_dist", "launch", "--nproc", "2", "add_task", "model.layer=mine.py:GatedCell"),
+            *("model.hidden=64", "task.length=20", "task.examples=64000", "train.max_batches=200", "device=cpu"),
             "run.dir=run",
         ],
         cwd=tmp_path,

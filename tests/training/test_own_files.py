@@ -5,11 +5,12 @@ import os
 import pwd
 import stat
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 
-from fptt_dist.training.own_files import create_closed, doubt_above, doubt_inside
+from fptt_dist.training.process.own_files import create_closed, doubt_above, doubt_inside
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes files of other users: needs root")
 OTHER, GROUP = 54321, 54322  # of nobody on this machine
@@ -47,18 +48,17 @@ def test_of_another_user(name: str, state: Path) -> None:
     assert doubt_inside(state) == f"{state / name} belongs to user {OTHER}: type"
 
 
-@pytest.mark.parametrize("name", [".", "tuner.pkl", "000", "000/error.pkl"])
-@pytest.mark.parametrize(
-    ("mode", "group", "who"), [(0o666, 0, "everybody (mode 0666)"), (0o660, GROUP, f"its group {GROUP} (mode 0660)")]
-)
-def test_writable_by_others(name: str, mode: int, group: int, who: str, state: Path) -> None:
-    os.chown(state / name, -1, group)
-    (state / name).chmod(mode)
-    said, typed = str(doubt_inside(state)).split(", and type ")
-    assert said == f"{state / name} is writable by {who}: look whether all in {state} is your own"
-    assert typed == f"chmod -R go-w {state}, or"
-    os.system(typed.removesuffix(", or"))
-    assert doubt_inside(state) is None
+def test_writable_by_others(subtests: pytest.Subtests, state: Path) -> None:
+    modes = (0o666, 0, "everybody (mode 0666)"), (0o660, GROUP, f"its group {GROUP} (mode 0660)")
+    for (mode, group, who), name in product(modes, (".", "tuner.pkl", "000", "000/error.pkl")):
+        with subtests.test(who=who, name=name):
+            os.chown(state / name, -1, group)
+            (state / name).chmod(mode)
+            said, typed = str(doubt_inside(state)).split(", and type ")
+            assert said == f"{state / name} is writable by {who}: look whether all in {state} is your own"
+            assert typed == f"chmod -R go-w {state}, or"
+            os.system(typed.removesuffix(", or"))
+            assert doubt_inside(state) is None
 
 
 def test_in_a_closed_folder_nobody_else_writes(tmp_path: Path) -> None:

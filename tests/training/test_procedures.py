@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fptt_dist import train
 from fptt_dist.tasks import Adding
-from fptt_dist.training import build
+from fptt_dist.training.setup import factory
 from tests.training.helpers import checkpoints, content, records, tiny
 from tests.training.toys import Stream
 
@@ -69,7 +69,9 @@ def bptt_aux(layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update:
     return [*(loss.item() for loss in losses), update()]
 
 
-def tbptt(layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update: Callable[[], float]) -> list[float]:
+def tbptt_accumulated(
+    layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update: Callable[[], float]
+) -> list[float]:
     state, losses = None, []
     for k, (start, stop) in enumerate(EDGES, 1):
         hidden, state = layer(x[start:stop], state)
@@ -79,7 +81,7 @@ def tbptt(layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update: Ca
     return [*(loss.item() for loss in losses), update()]
 
 
-def online(layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update: Callable[[], float]) -> list[float]:
+def tbptt(layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update: Callable[[], float]) -> list[float]:
     state, losses, norm = None, [], 0.0
     for k, (start, stop) in enumerate(EDGES, 1):
         hidden, state = layer(x[start:stop], state)
@@ -91,7 +93,7 @@ def online(layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update: C
     return [*losses, norm]
 
 
-def tbptt_of_a_stream(
+def tbptt_accumulated_of_a_stream(
     layer: nn.Module, readout: nn.Module, x: Tensor, y: Tensor, update: Callable[[], float]
 ) -> list[float]:
     state, losses = None, []
@@ -114,8 +116,10 @@ def assert_run_is(run: Path, weights: dict[str, Tensor], log: Log) -> None:
     assert [line["gradient_norm"] for line in lines] == pytest.approx(log.norms, rel=1e-6)
 
 
-@pytest.mark.parametrize("max_norm", [1.0, 0.05, 1e9])
-@pytest.mark.parametrize("step", [bptt, bptt_aux, tbptt, online])
+@pytest.mark.parametrize(
+    ("step", "max_norm"),
+    [(bptt, 1.0), (bptt, 1e9), (bptt_aux, 0.05), (tbptt_accumulated, 1e9), (tbptt, 1.0), (tbptt, 0.05)],
+)
 def test_is_the_loop_written_by_hand(step: Step, max_norm: float, tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", {"algorithm": step.__name__, "train.max_norm": max_norm}, batches=BATCHES))
     assert_run_is(tmp_path / "run", *by_hand(step, max_norm=max_norm))
@@ -126,10 +130,14 @@ def test_clipping_makes_a_difference() -> None:
     assert not torch.equal(loose, tight)
 
 
-def test_tbptt_of_sequences_weighs_windows_by_their_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "build_task", lambda config: Stream(carries_state=False))
-    train(tiny(tmp_path / "run", {"algorithm": "tbptt"}, batches=BATCHES))
-    assert_run_is(tmp_path / "run", *by_hand(tbptt_of_a_stream, max_norm=1.0, inputs=3, outputs=3, stream=True))
+def test_tbptt_accumulated_of_sequences_weighs_windows_by_their_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(factory, "build_task", lambda config: Stream(carries_state=False))
+    train(tiny(tmp_path / "run", {"algorithm": "tbptt_accumulated"}, batches=BATCHES))
+    assert_run_is(
+        tmp_path / "run", *by_hand(tbptt_accumulated_of_a_stream, max_norm=1.0, inputs=3, outputs=3, stream=True)
+    )
 
 
 def model_tensors(run: Path) -> dict[str, Tensor]:
@@ -142,11 +150,10 @@ def assert_equal_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
-def test_fptt_without_force_is_online(optimizer: str, tmp_path: Path) -> None:
-    train(tiny(tmp_path / "fptt", {"fptt.alpha": 0.0, "optimizer.name": optimizer}, batches=BATCHES))
-    train(tiny(tmp_path / "online", {"algorithm": "online", "optimizer.name": optimizer}, batches=BATCHES))
-    assert_equal_weights(tmp_path / "fptt", tmp_path / "online")
+def test_fptt_without_force_is_tbptt(tmp_path: Path) -> None:
+    train(tiny(tmp_path / "fptt", {"fptt.alpha": 0.0}, batches=BATCHES))
+    train(tiny(tmp_path / "tbptt", {"algorithm": "tbptt"}, batches=BATCHES))
+    assert_equal_weights(tmp_path / "fptt", tmp_path / "tbptt")
 
 
 def test_fptt_without_force_and_with_one_window_is_bptt(tmp_path: Path) -> None:
@@ -155,8 +162,17 @@ def test_fptt_without_force_and_with_one_window_is_bptt(tmp_path: Path) -> None:
     assert_equal_weights(tmp_path / "fptt", tmp_path / "bptt")
 
 
-def test_fptt_with_force_is_not_online(tmp_path: Path) -> None:
+def test_a_length_of_the_windows_is_their_number(tmp_path: Path) -> None:
+    length = {"fptt.windows": None, "fptt.window_length": LENGTH // WINDOWS}
+    train(tiny(tmp_path / "windows", batches=BATCHES))
+    train(tiny(tmp_path / "length", length, batches=BATCHES))
+    train(tiny(tmp_path / "append", {**length, "fptt.window_remainder": "append"}, batches=BATCHES))
+    assert_equal_weights(tmp_path / "length", tmp_path / "windows")
+    assert_equal_weights(tmp_path / "append", tmp_path / "windows")
+
+
+def test_fptt_with_force_is_not_tbptt(tmp_path: Path) -> None:
     train(tiny(tmp_path / "fptt", batches=BATCHES))
-    train(tiny(tmp_path / "online", {"algorithm": "online"}, batches=BATCHES))
+    train(tiny(tmp_path / "tbptt", {"algorithm": "tbptt"}, batches=BATCHES))
     with pytest.raises(AssertionError):
-        assert_equal_weights(tmp_path / "fptt", tmp_path / "online")
+        assert_equal_weights(tmp_path / "fptt", tmp_path / "tbptt")

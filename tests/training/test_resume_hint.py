@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fptt_dist.parallel import LaunchEnvironment, resolve_environment
-from fptt_dist.parallel.environment import FROM_RAY
-from fptt_dist.training.resume_hint import RESUME, hint_of_workers, restart_hint, resume_hint, resuming
+from fptt_dist.parallel.comm.environment import FROM_RAY
+from fptt_dist.training.process.resume_hint import RESUME, hint_of_workers, restart_hint, resume_hint, resuming
 from tests.parallel.test_environment import ONE_NODE, SALLOC, STEP, TORCHRUN
 
 RUN = Path("runs/a run")
@@ -20,9 +20,8 @@ ASKED_FOR_GPUS = {**ON_GPUS, "SLURM_GPUS_PER_TASK": "1"}
 LAUNCHED = f"fptt-dist launch {CONFIG} --nproc 2"
 
 
-@pytest.mark.parametrize(
-    ("environ", "hint"),
-    [
+def test_the_command(subtests: pytest.Subtests) -> None:
+    for environ, hint in (
         ({}, f"resume with: fptt-dist train {CONFIG}"),
         (SALLOC, f"resume with: fptt-dist train {CONFIG}"),
         ({**BY_HAND, "WORLD_SIZE": "1"}, f"resume with: fptt-dist train {CONFIG}"),
@@ -53,11 +52,10 @@ LAUNCHED = f"fptt-dist launch {CONFIG} --nproc 2"
             {**TORCHRUN, RESUME: "sbatch slurm/train_torchrun.sbatch add_task"},
             "resume with: sbatch slurm/train_torchrun.sbatch add_task",
         ),
-    ],
-)
-def test_the_command(environ: dict[str, str], hint: str) -> None:
-    environment = resolve_environment("auto", {"MASTER_ADDR": "n0", **environ})
-    assert resume_hint(RUN, environment, environ) == hint
+    ):
+        with subtests.test(environ=environ):
+            environment = resolve_environment("auto", {"MASTER_ADDR": "n0", **environ})
+            assert resume_hint(RUN, environment, environ) == hint
 
 
 def test_workers_of_a_program_of_ones_own_on_ray() -> None:

@@ -10,11 +10,13 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError, load
-from fptt_dist.training import lock
-from fptt_dist.training.holder import Holder
-from fptt_dist.training.lock import LostLockError
-from fptt_dist.training.position import Progress
-from fptt_dist.training.run_folder import RunFolder, job_of
+from fptt_dist.history import read_runs
+from fptt_dist.training.lock import directory_lock as lock
+from fptt_dist.training.lock.directory_lock import LostLockError
+from fptt_dist.training.lock.holder import Holder
+from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.run_dir import RunDirectory, job_of
+from fptt_dist.training.train_state import Progress
 from tests.training.helpers import assert_same_run, records, result, resumed, steps, tiny, train_until
 
 
@@ -25,7 +27,7 @@ def test_an_occupied_folder_is_refused_with_both_ways_out(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         train(config)
     assert str(caught.value) == (
-        f"run.dir={tmp_path / 'run'} holds a run already: type resume=auto to go on with it, or run.dir=… for another "
+        f"run.dir={tmp_path / 'run'} holds a run already: type resume=auto to resume it, or run.dir=… for another "
         "folder"
     )
     assert (tmp_path / "run" / "result.json").read_bytes() == before
@@ -77,9 +79,9 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     head, *lines, tail = str(caught.value).splitlines()
     assert head == f"resume=auto: run.dir={tmp_path / 'run'} holds a run with another configuration:"
     assert tail == (
-        "Only train.batches, train.epochs, checkpoint.*, telemetry.*, data.root, parallel.launcher, "
-        "parallel.timeout and, among single, gradient, fsdp and deepspeed, parallel.strategy may change: give the old "
-        "values, or run.dir=… for a new run"
+        "Only train.max_batches, train.max_epochs, checkpoint.*, logging.*, data.root, parallel.launcher, "
+        "parallel.timeout_seconds and, among single, data_parallel, fsdp and deepspeed, parallel.strategy may change: "
+        "give the old values, or run.dir=… for a new run"
     )
     assert {
         "  seed: 0 there, 1 now",
@@ -92,44 +94,45 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
-STRATEGIES = ("single", "gradient", "fsdp", "deepspeed", "consensus", "hierarchical", "auto")
+STRATEGIES = ("single", "data_parallel", "fsdp", "deepspeed", "consensus", "hierarchical", "auto")
 
 
-@pytest.mark.parametrize("old", STRATEGIES)
-@pytest.mark.parametrize("new", STRATEGIES)
-def test_who_holds_what_may_change_where_the_updates_are_the_same(tmp_path: Path, old: str, new: str) -> None:
-    RunFolder(tiny(tmp_path / "run", {"parallel": {"strategy": old}})).open()
-    now = RunFolder(resumed(tiny(tmp_path / "run", {"parallel": {"strategy": new}})))
-    if new == old or {new, old} <= set(STRATEGIES[:4]):
-        assert now.check()
-    else:
-        with pytest.raises(ConfigError, match=f"  parallel.strategy: {old} there, {new} now"):
-            now.check()
+def test_who_holds_what_may_change_where_the_updates_are_the_same(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    for old in STRATEGIES:
+        RunDirectory(tiny(tmp_path / old, {"parallel": {"strategy": old}})).open()
+        for new in STRATEGIES:
+            with subtests.test(old=old, new=new):
+                now = RunDirectory(resumed(tiny(tmp_path / old, {"parallel": {"strategy": new}})))
+                if new == old or {new, old} <= set(STRATEGIES[:4]):
+                    assert now.check()
+                else:
+                    with pytest.raises(ConfigError, match=f"  parallel.strategy: {old} there, {new} now"):
+                        now.check()
 
 
 def test_a_machines_workers_may_hold_parts_from_now_on(tmp_path: Path) -> None:
-    inside = {"parallel.strategy": "hierarchical", "parallel.inside": "gradient"}
-    RunFolder(tiny(tmp_path / "run", inside)).open()
-    assert RunFolder(resumed(tiny(tmp_path / "run", {**inside, "parallel.inside": "fsdp"}))).check()
+    inside = {"parallel.strategy": "hierarchical", "parallel.intra_node": "data_parallel"}
+    RunDirectory(tiny(tmp_path / "run", inside)).open()
+    assert RunDirectory(resumed(tiny(tmp_path / "run", {**inside, "parallel.intra_node": "fsdp"}))).check()
 
 
 def test_what_may_change(tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=5)
     train_until(parts, 2)
     changed = {
-        "train.batches": 4,
-        "train.epochs": 9,
-        "checkpoint.every": 1,
+        "train.max_batches": 4,
+        "train.max_epochs": 9,
+        "checkpoint.every_batches": 1,
         "checkpoint.keep_last": 7,
-        "telemetry.every": 2,
-        "telemetry.tensorboard": True,
-        "parallel.timeout": 9.0,
+        "logging.every_batches": 2,
+        "logging.tensorboard": True,
+        "parallel.timeout_seconds": 9.0,
         "parallel.launcher": "single",
         "data.root": "elsewhere",
     }
     assert train(resumed(parts, **changed)).batches == 4
     assert steps(tmp_path / "run") == [2, 3, 4]
-    assert load(tmp_path / "run" / "config.yaml").train.batches == 4
+    assert load(tmp_path / "run" / "config.yaml").train.max_batches == 4
 
 
 def test_a_moved_run_goes_on(tmp_path: Path) -> None:
@@ -147,41 +150,46 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.Lo
         assert train(resumed(config)) == first
     assert f"nothing left to do: {tmp_path / 'run'} is finished (batch 3)" in caplog.text
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics
-    assert train(resumed(config, **{"train.batches": 4})).batches == 4
+    assert train(resumed(config, **{"train.max_batches": 4})).batches == 4
 
 
 def test_the_shorter_of_batches_and_epochs_ends_the_run(tmp_path: Path) -> None:
-    assert train(tiny(tmp_path / "one", {"train.epochs": 1}, batches=7)).batches == 5
-    assert train(tiny(tmp_path / "two", {"train.epochs": 2}, batches=7)).batches == 7
-    assert train(tiny(tmp_path / "three", {"train.epochs": 2, "train.batches": None})).batches == 10
+    assert train(tiny(tmp_path / "one", {"train.max_epochs": 1}, batches=7)).batches == 5
+    assert train(tiny(tmp_path / "two", {"train.max_epochs": 2}, batches=7)).batches == 7
+    assert train(tiny(tmp_path / "three", {"train.max_epochs": 2, "train.max_batches": None})).batches == 10
 
 
 def test_the_run_keeps_its_identity(tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=4)
     train_until(parts, 2)
-    identity = RunFolder(parts).run_id
+    identity = RunDirectory(parts).run_id
     outcome = train(resumed(parts))
-    assert outcome.run_id == RunFolder(parts).run_id == identity
+    assert outcome.run_id == RunDirectory(parts).run_id == identity
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json").read_text())
     assert state["run_id"] == identity
     assert train(tiny(tmp_path / "other", batches=1)).run_id != identity
 
 
-@pytest.mark.parametrize(
-    "rest",
-    [
-        *(b'{"kind": "train", "bat', b"{}\n", b"null\n[]\n", b'"half', b"\n\n"),
-        *(b'{"batch": 1\xff}\n', b'{"batch": 1e999}\n', b'{"batch": "late"}\n', b"\0" * 64, b"[" * 100_000),
-    ],
-)
-def test_metrics_are_cut_back_to_the_checkpoint(rest: bytes, tmp_path: Path) -> None:
-    overrides = {"checkpoint.every": 2, "evaluate.every": 2}
+RESTS = [
+    *(b'{"kind": "train", "bat', b"{}\n", b"null\n[]\n", b'"half', b"\n\n"),
+    *(b'{"batch": 1\xff}\n', b'{"batch": 1e999}\n', b'{"batch": "late"}\n', b"\0" * 64, b"[" * 100_000),
+]
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(subtests: pytest.Subtests, tmp_path: Path) -> None:
+    overrides = {"checkpoint.every_batches": 2, "evaluate.every_batches": 2}
     train(tiny(tmp_path / "straight", overrides, batches=6))
     parts = tiny(tmp_path / "parts", overrides, batches=6)
     train_until(parts, 4)
-    late = [json.dumps({"kind": "train", "batch": batch}) for batch in (5, 6, 7)]  # of a run that was killed
-    with (tmp_path / "parts" / "metrics.jsonl").open("ab") as metrics:
-        metrics.write(("\n".join(late) + "\n").encode() + rest)
+    late = "".join(json.dumps({"kind": "train", "batch": batch}) + "\n" for batch in (5, 6, 7)).encode()
+    folder = RunDirectory(parts)
+    whole = folder.metrics.read_bytes()
+    for rest in RESTS:  # of a run that was killed
+        with subtests.test(rest=rest[:20]):
+            folder.metrics.write_bytes(whole + late + rest)
+            folder.cut_metrics(4)
+            assert folder.metrics.read_bytes() == whole
+    folder.metrics.write_bytes(whole + late + RESTS[0])
     train(resumed(parts))
     assert [record["batch"] for record in records(tmp_path / "parts", "train")] == [1, 2, 3, 4, 5, 6]
     assert_same_run(tmp_path / "straight", tmp_path / "parts")
@@ -189,7 +197,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(rest: bytes, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("end", [b"\n", b"", b'\n{"batch": 2\xff}\n{"batch": 2}\n'])
 def test_metrics_are_cut_in_place(end: bytes, tmp_path: Path) -> None:
-    folder = RunFolder(tiny(tmp_path))
+    folder = RunDirectory(tiny(tmp_path))
     folder.cut_metrics(2)
     assert not folder.metrics.exists()
     folder.metrics.write_bytes(b'{"batch": 1}\n{"batch": 2}' + end)
@@ -203,13 +211,13 @@ def test_metrics_are_cut_in_place(end: bytes, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_held_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", batches=3)
-    with RunFolder(config).alone() as held:
+    with RunDirectory(config).alone() as held:
         for resume in ("never", "auto"):
             with pytest.raises(ConfigError, match=rf"^run.dir={tmp_path / 'run'} is in use by pid {os.getpid()} on "):
                 train(tiny(tmp_path / "run", {"resume": resume}, batches=3))
         held.check()
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
-        RunFolder(config).check()
+        RunDirectory(config).check()
     train(config)
     with pytest.raises(ConfigError, match="holds a run already"):
         train(config)
@@ -217,24 +225,23 @@ def test_a_folder_that_is_held_is_refused_and_left_as_it_is(tmp_path: Path) -> N
 
 
 def test_a_mistake_that_is_found_under_the_lock_releases_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(folder: RunFolder) -> None:
+    def refuse(folder: RunDirectory) -> None:
         raise ConfigError("no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(RunFolder, "open", refuse)
+        patched.setattr(RunDirectory, "open", refuse)
         with pytest.raises(ConfigError, match=r"^no$"):
             train(tiny(tmp_path / "run", batches=1))
     assert train(tiny(tmp_path / "run", batches=1)).batches == 1
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-@pytest.mark.parametrize("how", ["taken over", "deleted"])
+@pytest.mark.parametrize(("how", "asynchronous"), [("taken over", False), ("taken over", True), ("deleted", True)])
 def test_a_run_that_lost_its_folder_writes_nothing_more(
     how: str, asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lock, "BEAT", 0.0)  # every record asks
     run = tmp_path / "run"
-    often = {"evaluate.every": 2, "checkpoint.every": 2, "checkpoint.asynchronous": asynchronous}
+    often = {"evaluate.every_batches": 2, "checkpoint.every_batches": 2, "checkpoint.async_save": asynchronous}
 
     def lose(progress: Progress) -> None:
         if progress.batch == 4:
@@ -245,7 +252,7 @@ def test_a_run_that_lost_its_folder_writes_nothing_more(
                 (run / ".lock").unlink()
 
     with pytest.raises(LostLockError) as caught:
-        train(tiny(run, often), lose)
+        train(tiny(run, often, batches=6), lose)
     said = {"taken over": "was taken over by pid 7 on other (", "deleted": f"{run / '.lock'} is gone, so nothing more"}
     assert said[how] in str(caught.value)
     assert "so nothing more is written" in str(caught.value)
@@ -254,8 +261,8 @@ def test_a_run_that_lost_its_folder_writes_nothing_more(
     assert {record["batch"] for record in records(run, "evaluation")} == {2, 4}
     assert (run / ".lock").exists() is (how == "taken over")
     (run / ".lock").unlink(missing_ok=True)
-    train(resumed(tiny(run, often)))
-    train(tiny(tmp_path / "straight", often))
+    train(resumed(tiny(run, often, batches=6)))
+    train(tiny(tmp_path / "straight", often, batches=6))
     assert_same_run(tmp_path / "straight", run)
 
 
@@ -265,10 +272,31 @@ def test_the_configuration_comes_back(tmp_path: Path) -> None:
     assert load(tmp_path / "run" / "config.yaml") == config
 
 
+def test_a_run_of_another_schema_is_refused_and_not_read_anew(tmp_path: Path) -> None:
+    """Its `algorithm: tbptt` was another algorithm."""
+    config = tiny(tmp_path / "run", {"algorithm": "tbptt"}, batches=1)
+    train(config)
+    versions = tmp_path / "run" / "versions.json"
+    values = json.loads(versions.read_text())
+    del values["schema_version"]
+    versions.write_text(json.dumps(values))
+    for read in (
+        lambda: train(resumed(config)),
+        lambda: evaluate_run(tmp_path / "run"),
+        lambda: read_runs([tmp_path / "run"]),
+    ):
+        with pytest.raises(ConfigError, match=r"run has run schema 1 of another fptt_dist, this one reads 2: use the"):
+            read()
+    values["schema_version"] = 3
+    versions.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="run has run schema 3 of another"):
+        read_runs([tmp_path / "run"])
+
+
 def test_the_folder_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train(tiny(Path("x"), {"run.dir": None, "seed": 3, "algorithm": "online"}, batches=1))
-    run = Path("runs/adding-online-seed3")
+    train(tiny(Path("x"), {"run.dir": None, "seed": 3, "algorithm": "tbptt"}, batches=1))
+    run = Path("runs/adding-tbptt-seed3")
     assert load(run / "config.yaml").run.dir == str(run)
     assert {path.name for path in run.iterdir()} == {
         "checkpoints",
@@ -284,7 +312,7 @@ def test_the_folder_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     ("overrides", "message"),
     [
         ({"train.batch_size": 21}, "train.batch_size=21 is more than the 20 training sequences of an epoch"),
-        ({"task.length": 2, "fptt.windows": 1, "model.initialisation": "chrono"}, "chrono needs at least 3 steps"),
+        ({"task.length": 2, "fptt.windows": 1, "model.init": "chrono"}, "chrono needs at least 3 steps"),
         ({"device": "cuda"}, "device=cuda, but torch finds no usable GPU"),
     ],
 )
@@ -295,7 +323,7 @@ def test_a_mistake_leaves_no_folder_behind(overrides: dict[str, object], message
 
 
 def test_a_job_that_waits_leaves_the_folder_free(tmp_path: Path) -> None:
-    folder = RunFolder(tiny(tmp_path / "run", batches=1))
+    folder = RunDirectory(tiny(tmp_path / "run", batches=1))
     folder.logs.mkdir(parents=True)
     (folder.logs / "12_submitted.pkl").touch()
     folder.note_job("12", log="/somewhere/12_0_log.out")
@@ -318,7 +346,7 @@ def test_the_job_is_noted(variables: dict[str, str], job: str, tmp_path: Path, m
     config = tiny(tmp_path / "run", batches=1)
     train(config)
     assert job_of(tmp_path / "run") == {"job": job}
-    RunFolder(config).note_job(job, log="/its/log")  # as submit does, which may come after the start
+    RunDirectory(config).note_job(job, log="/its/log")  # as submit does, which may come after the start
     train(resumed(config))
     assert job_of(tmp_path / "run") == {"job": job, "log": "/its/log"}
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "20")

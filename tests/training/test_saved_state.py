@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fptt_dist.parallel import Piece
-from fptt_dist.parallel.pieces import whole
-from fptt_dist.training.saved_state import MODEL, OPTIMIZER, PIECES, SavedState
-from fptt_dist.training.snapshot import joined
+from fptt_dist.parallel import ParameterShard
+from fptt_dist.parallel.placement.shard import full_shard
+from fptt_dist.training.checkpoint.reader import MODEL, OPTIMIZER, PIECES, SavedState
+from fptt_dist.training.checkpoint.state_dict import joined
 
 
 def written(folder: Path, weight: Tensor, start: int, buffer: Tensor) -> Path:
@@ -33,20 +33,20 @@ def test_any_run_of_elements_is_read_from_any_parts(tmp_path: Path) -> None:
     saved = SavedState([parts], [1.0])
     for start in range(12):
         for stop in range(start, 13):
-            piece = Piece("w", (4, 3), start, torch.zeros(stop - start), slice(0, stop - start))
+            piece = ParameterShard("w", (4, 3), start, torch.zeros(stop - start), slice(0, stop - start))
             assert torch.equal(saved.weight(piece), w.reshape(-1)[start:stop])
             entries = dict(saved.entries(piece))
             assert torch.equal(entries["center"], 10.0 * w.reshape(-1)[start:stop])
             assert entries["step"] == 3.0
-    assert torch.equal(saved.weight(whole("b", b)).view(2, 3), b)
+    assert torch.equal(saved.weight(full_shard("b", b)).view(2, 3), b)
 
 
 def test_copies_are_averaged_by_their_shares_buffers_too(tmp_path: Path) -> None:
     w, b = torch.ones(4), torch.ones(2)
     copies = [[written(tmp_path / str(i), (i + 1) * w, 0, (i + 1) * b)] for i in range(2)]
     saved = SavedState(copies, [0.25, 0.75])
-    assert torch.equal(saved.weight(whole("w", w)), torch.full((4,), 1.75))
-    assert torch.equal(saved.weight(whole("b", b)), torch.full((2,), 1.75))
+    assert torch.equal(saved.weight(full_shard("w", w)), torch.full((4,), 1.75))
+    assert torch.equal(saved.weight(full_shard("b", b)), torch.full((2,), 1.75))
 
 
 def test_plain_values_of_other_parts_and_copies_are_joined() -> None:

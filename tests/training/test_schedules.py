@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fptt_dist import train
-from fptt_dist.training.lr_schedule import cosine_factor
+from fptt_dist.training.schedulers import cosine_factor
 from tests.training.helpers import records, tiny
 
 LR, N = 0.01, 12
@@ -28,7 +28,7 @@ def test_step_falls_after_its_epochs(tmp_path: Path) -> None:
 
 
 def test_cosine_warms_up_and_ends_at_its_final_share(tmp_path: Path) -> None:
-    overrides = {"schedule.name": "cosine", "schedule.warmup": 3, "schedule.final": 0.2}
+    overrides = {"schedule.name": "cosine", "schedule.warmup_batches": 3, "schedule.final_lr_ratio": 0.2}
     values = rates(tmp_path, overrides, "lr")
     rise = [LR * n / 4 for n in (1, 2, 3)]
     fall = [LR * (0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * n / 8))) for n in range(9)]
@@ -48,7 +48,7 @@ def test_plateau_falls_when_validation_stands_still(patience: int, falls: list[i
     # Without a step to speak of, validation never gets better after the first epoch.
     start = 1e-6
     overrides = {"schedule.name": "plateau", "schedule.factor": 0.5, "schedule.patience": patience}
-    overrides = {**overrides, "optimizer.name": "sgd", "optimizer.lr": start, "evaluate.every": 3}
+    overrides = {**overrides, "optimizer.name": "sgd", "optimizer.lr": start, "evaluate.every_batches": 3}
     values = rates(tmp_path, overrides, "lr", batches=24)
     expected = [start * 0.5 ** sum(batch > fall for fall in falls) for batch in range(1, 25)]
     assert values == pytest.approx(expected)

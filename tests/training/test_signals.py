@@ -16,10 +16,22 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import dump
-from fptt_dist.training.signals import HANDLED, Interrupted, StopFlag, hand_on, hangup_blocked, stop_on_signal
+from fptt_dist.training.process.signals import (
+    HANDLED,
+    Interrupted,
+    StopFlag,
+    forward_to_requeue_handler,
+    hangup_blocked,
+    stop_on_signal,
+)
 from tests.training.helpers import assert_same_run, checkpoints, resumed, steps, tiny, train_until
 
-LONG = {"evaluate.every": 100000, "checkpoint.every": 100000, "telemetry.every": 1, "task.examples": 400000}
+LONG = {
+    "evaluate.every_batches": 100000,
+    "checkpoint.every_batches": 100000,
+    "logging.every_batches": 1,
+    "task.examples": 400000,
+}
 
 
 @contextmanager
@@ -72,12 +84,14 @@ def test_a_signal_saves_and_the_printed_command_goes_on(number: signal.Signals, 
     (batch,) = steps(run)
     assert f"fptt-dist: stopped by a signal after batch {batch} of 100000, saved in {checkpoints(run)[-1]}\n" in stderr
     assert (run / "metrics.jsonl").read_text().count("\n") == batch
+    if number != signal.SIGTERM:  # it is saved and printed alike for all
+        return
     (command,) = [line.removeprefix("resume with: ") for line in stderr.splitlines() if "resume with: " in line]
     words = shlex.split(command)
     assert words[0] == "fptt-dist"
     total = batch + 3
     again = subprocess.run(
-        [sys.executable, "-m", "fptt_dist", *words[1:], f"train.batches={total}"],
+        [sys.executable, "-m", "fptt_dist", *words[1:], f"train.max_batches={total}"],
         check=False,
         capture_output=True,
         text=True,
@@ -142,14 +156,16 @@ def test_the_job_is_handed_on_once_it_is_saved() -> None:
 
     usual = signal.signal(signal.SIGUSR2, handle)
     try:
-        hand_on(Interrupted("saved", 143, requeue=False), rank=0)
+        forward_to_requeue_handler(Interrupted("saved", 143, requeue=False), rank=0)
         assert handed == []
         with pytest.raises(SystemExit) as left:
-            hand_on(Interrupted("saved", 140, requeue=True), rank=0)
+            forward_to_requeue_handler(Interrupted("saved", 140, requeue=True), rank=0)
         assert (left.value.code, handed) == (3, [signal.SIGUSR2])
     finally:
         signal.signal(signal.SIGUSR2, usual)
-    hand_on(Interrupted("saved", 140, requeue=True), rank=0)  # nobody handles it: what called goes on
+    forward_to_requeue_handler(
+        Interrupted("saved", 140, requeue=True), rank=0
+    )  # nobody handles it: what called goes on
 
 
 def test_the_handlers_come_back_after_an_error() -> None:
@@ -167,7 +183,7 @@ def test_a_worker_that_got_no_signal_itself_ends_as_if_by_sigterm() -> None:
 def test_a_forked_child_dies_of_a_signal_as_usual() -> None:
     driver = (
         "import os, signal, time\n"
-        "from fptt_dist.training.signals import stop_on_signal\n"
+        "from fptt_dist.training.process.signals import stop_on_signal\n"
         "with stop_on_signal() as stop:\n"
         "    ready, ends = os.pipe()\n"
         "    child = os.fork()\n"
@@ -201,7 +217,7 @@ def test_a_signal_in_the_last_batch_does_not_keep_the_run_from_ending(tmp_path: 
 def test_interrupted_then_told_to_end_there(tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=5)
     train_until(parts, 3)
-    outcome = train(resumed(parts, **{"train.batches": 3}))
+    outcome = train(resumed(parts, **{"train.max_batches": 3}))
     assert (outcome.batches, outcome.best_batch) == (3, 3)
     train(tiny(tmp_path / "straight", batches=3))
     assert outcome.value == train(tiny(tmp_path / "again", batches=3)).value

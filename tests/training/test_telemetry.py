@@ -15,9 +15,9 @@ from fptt_dist.config import Config
 from fptt_dist.models import Network, recurrent_layer
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.tasks import Adding
-from fptt_dist.training.dry_run import dry_run
 from fptt_dist.training.run import evaluate_run
-from fptt_dist.training.run_folder import RunFolder
+from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.tools.dry_run import dry_run
 from fptt_dist.training.trainer import Trainer
 from tests.parallel.pool import Pool
 from tests.parallel.runs import train as train_on_workers
@@ -25,7 +25,16 @@ from tests.training.helpers import checkpoints, content, records, result, tiny
 
 FIELDS = {
     *("kind", "batch", "epoch", "cursor", "updates", "sequences", "seconds", "loss", "window_losses", "gradient_norm"),
-    *("force_ratio", "center_distance", "dual_norm", "lr", "alpha", "sequences_per_second", "memory_bytes", "time"),
+    *(
+        "regularizer_ratio",
+        "center_distance",
+        "dual_norm",
+        "lr",
+        "alpha",
+        "sequences_per_second",
+        "memory_bytes",
+        "time",
+    ),
 }
 ALPHA = 0.7
 
@@ -36,7 +45,7 @@ def norm(tensors: list[Tensor]) -> float:
 
 def test_a_record_is_what_it_says(tmp_path: Path) -> None:
     # With one window, the norms before batch n's update belong to the checkpoint of batch n − 1.
-    overrides = {"fptt.windows": 1, "fptt.alpha": ALPHA, "checkpoint.every": 1, "checkpoint.keep_last": 99}
+    overrides = {"fptt.windows": 1, "fptt.alpha": ALPHA, "checkpoint.every_batches": 1, "checkpoint.keep_last": 99}
     run = tmp_path / "run"
     train(tiny(run, overrides, batches=7))
     lines = records(run, "train")
@@ -44,7 +53,7 @@ def test_a_record_is_what_it_says(tmp_path: Path) -> None:
     assert all(set(line) >= FIELDS for line in lines)
     assert [(line["epoch"], line["cursor"]) for line in lines] == [(n // 5, n % 5 * 4 + 4) for n in range(7)]
     assert [(line["updates"], line["sequences"]) for line in lines] == [(n, 4 * n) for n in range(1, 8)]
-    network = Network(recurrent_layer("lstm", 2, 4), 4, 1, reads="last")
+    network = Network(recurrent_layer("lstm", 2, 4), 4, 1, output_steps="last")
     names = [name for name, _ in network.named_parameters()]
     task = Adding(length=12, examples=20)
     for folder, line in zip(checkpoints(run)[1:-1], lines[2:], strict=True):
@@ -62,14 +71,14 @@ def test_a_record_is_what_it_says(tmp_path: Path) -> None:
         assert line["gradient_norm"] == pytest.approx(gradient, rel=1e-5)
         assert line["center_distance"] == pytest.approx(norm([weights[n] - center[n] for n in names]), rel=1e-5)
         assert line["dual_norm"] == pytest.approx(norm([ALPHA * dual[name] for name in names]), rel=1e-5)
-        assert line["force_ratio"] == pytest.approx(force / gradient, rel=1e-4)
+        assert line["regularizer_ratio"] == pytest.approx(force / gradient, rel=1e-4)
         assert force > 0
 
 
 TRAFFIC = {"collectives", "bytes_sent", "blocked_seconds", "blocked_share"}
 
 
-@pytest.mark.parametrize("strategy", ["single", "gradient", "consensus"])
+@pytest.mark.parametrize("strategy", ["single", "data_parallel", "consensus"])
 def test_one_worker_has_no_traffic(strategy: str, tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", {"parallel.strategy": strategy}, batches=3))
     for line in records(tmp_path / "run", "train"):
@@ -94,23 +103,22 @@ def planned(pool: Pool, run: Path, overrides: dict[str, Any]) -> list[list[str]]
 
 
 def traffic_of_dry_run(environment: LaunchEnvironment, config: Config) -> list[str]:
-    return dry_run(Trainer(RunFolder(config), environment, torch.device("cpu"))).traffic
+    return dry_run(Trainer(RunDirectory(config), environment, torch.device("cpu"))).traffic
 
 
 # bytes a batch of K = 3 windows, by the collectives' names: P parameters, of 6 tensors
 P, TENSORS = lstm_parameters(4), 6
 RATES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, int]]]] = {
-    "gradient": ({"parallel.strategy": "gradient"}, {"gradients": (3, 3 * 4 * (P + TENSORS + 2))}),
-    "auto": ({}, {"agreement": (1, 4 * (3 * P + 2))}),
-    "each window": ({"parallel.strategy": "consensus", "parallel.every": 1}, {"agreement": (3, 3 * 4 * (P + 2))}),
-    "center": ({"parallel.strategy": "consensus", "parallel.weights": "center"}, {"agreement": (1, 4 * (2 * P + 2))}),
-    "bf16": ({"parallel.strategy": "consensus", "parallel.payload": "bf16"}, {"agreement": (1, 2 * (3 * P + 2))}),
-    "worker": ({"parallel.strategy": "consensus", "parallel.dual": "worker"}, {"agreement": (1, 4 * (P + 3))}),
-    "by tensor": (
-        {"parallel.strategy": "consensus", "parallel.dual": "worker", "parallel.scale": "tensor"},
-        {"agreement": (1, 4 * (P + TENSORS + 2))},
+    "gradient": ({"parallel.strategy": "data_parallel"}, {"gradients": (3, 3 * 4 * (P + TENSORS + 2))}),
+    "auto": ({}, {"sync": (1, 4 * (3 * P + 2))}),
+    "each window": ({"parallel.strategy": "consensus", "parallel.sync_every": 1}, {"sync": (3, 3 * 4 * (P + 2))}),
+    "center": (
+        {"parallel.strategy": "consensus", "parallel.weight_sync": "center"},
+        {"sync": (1, 4 * (2 * P + 2))},
     ),
-    "baseline": ({"parallel.strategy": "consensus", "algorithm": "tbptt"}, {"agreement": (1, 4 * (P + 2))}),
+    "bf16": ({"parallel.strategy": "consensus", "parallel.sync_dtype": "bf16"}, {"sync": (1, 2 * (3 * P + 2))}),
+    "worker": ({"parallel.strategy": "consensus", "parallel.dual": "local"}, {"sync": (1, 4 * (P + 3))}),
+    "baseline": ({"parallel.strategy": "consensus", "algorithm": "tbptt_accumulated"}, {"sync": (1, 4 * (P + 2))}),
 }
 
 
@@ -118,10 +126,10 @@ RATES: dict[str, tuple[dict[str, Any], dict[str, tuple[int, int]]]] = {
 def test_what_two_workers_sent(case: str, pool: Pool, tmp_path: Path) -> None:
     """Records hold what was sent since the last one, by the collectives' names, to the byte; and a dry run knew it."""
     overrides, rates = RATES[case]
-    lines = two_workers(pool, tmp_path / "run", {**overrides, "evaluate.every": 100})
-    assert [line["batch"] for line in lines] == list(range(1, 8))
+    lines = two_workers(pool, tmp_path / "run", {**overrides, "evaluate.every_batches": 100}, batches=5)
+    assert [line["batch"] for line in lines] == list(range(1, 6))
     assert lines[1]["collectives"]["first batch done"]["calls"] == 1
-    for line in lines[2:5]:  # the first two have the start, the sixth has the epoch's end
+    for line in lines[2:]:  # the first two have the start
         found = {name: (cost["calls"], cost["bytes"]) for name, cost in line["collectives"].items()}
         metrics = found.pop("metrics")
         assert found == rates
@@ -134,33 +142,37 @@ def test_what_two_workers_sent(case: str, pool: Pool, tmp_path: Path) -> None:
     each = size // calls
     said = planned(pool, tmp_path / "planned", overrides)
     assert said[0] == said[1]
-    what = "the gradients, at every update" if name == "gradients" else f"an agreement every {3 // calls} updates"
+    what = (
+        "the gradients, at every update"
+        if name == "gradients"
+        else f"the synchronized tensors, every {3 // calls} updates"
+    )
     if case == "baseline":
-        what = "an agreement every 1 updates"
+        what = "the synchronized tensors, every 1 updates"
     assert said[0] == [
-        f"what travels: {what}, {each / 2**20:.3f} MiB each",
-        f"  a batch of sequences: {calls:g} collectives, {size / 2**20:.3f} MiB a process",
-        f"  data-parallel BPTT:   1 collective, {4 * P / 2**20:.3f} MiB a process",
+        f"payload: {what}, {each / 2**20:.3f} MiB each",
+        f"  per batch of sequences: {calls:g} collectives, {size / 2**20:.3f} MiB per worker",
+        f"  data-parallel BPTT:     1 collective, {4 * P / 2**20:.3f} MiB per worker",
     ]
     assert not (tmp_path / "planned").exists()
 
 
 def test_the_drift_is_how_far_the_workers_were_apart(pool: Pool, tmp_path: Path) -> None:
-    """With an agreement every 6 updates it is looked at with every third, for the first time with the first."""
-    overrides = {"parallel.strategy": "consensus", "parallel.every": 6}
+    """With a sync every 6 updates it is looked at with every third, for the first time with the first."""
+    overrides = {"parallel.strategy": "consensus", "parallel.sync_every": 6}
     lines = two_workers(pool, tmp_path / "run", overrides, batches=8)
     drift = [line["drift"] for line in lines]
     assert drift[0] == 0.0
     assert all(0.0 < value < 0.5 for value in drift[1:])
     assert drift[1:7] == [drift[1]] * 6
     assert drift[7] != drift[1]
-    assert "drift" not in two_workers(pool, tmp_path / "gradient", {"parallel.strategy": "gradient"})[0]
+    assert "drift" not in two_workers(pool, tmp_path / "gradient", {"parallel.strategy": "data_parallel"})[0]
 
 
 def test_tensorboard_shows_the_traffic(pool: Pool, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    two_workers(pool, tmp_path / "run", {"telemetry.tensorboard": True}, batches=2)
+    two_workers(pool, tmp_path / "run", {"logging.tensorboard": True}, batches=2)
     board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     (_, line) = records(tmp_path / "run", "train")
     for tag, field in (("drift", "drift"), ("bytes_sent", "bytes_sent"), ("blocked_share", "blocked_share")):
@@ -171,20 +183,20 @@ def test_tensorboard_shows_the_traffic(pool: Pool, tmp_path: Path) -> None:
 def test_the_first_record_has_no_force_yet(tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", {"fptt.windows": 1}, batches=1))
     (line,) = records(tmp_path / "run", "train")
-    assert (line["force_ratio"], line["center_distance"], line["dual_norm"]) == (0.0, 0.0, 0.0)
+    assert (line["regularizer_ratio"], line["center_distance"], line["dual_norm"]) == (0.0, 0.0, 0.0)
 
 
 def test_baselines_have_no_force(tmp_path: Path) -> None:
-    train(tiny(tmp_path / "run", {"algorithm": "online"}, batches=3))
+    train(tiny(tmp_path / "run", {"algorithm": "tbptt"}, batches=3))
     assert all(
-        (line["force_ratio"], line["alpha"], line["dual_norm"]) == (0, 0, 0)
+        (line["regularizer_ratio"], line["alpha"], line["dual_norm"]) == (0, 0, 0)
         for line in records(tmp_path / "run", "train")
     )
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_records_come_when_asked_for(every: int, tmp_path: Path) -> None:
-    overrides = {"telemetry.every": every, "evaluate.every": 2, "fptt.windows": 4}
+    overrides = {"logging.every_batches": every, "evaluate.every_batches": 2, "fptt.windows": 4}
     train(tiny(tmp_path / "run", overrides, batches=7))
     lines = records(tmp_path / "run", "train")
     assert [line["batch"] for line in lines] == [n for n in range(1, 8) if n % every == 0]
@@ -213,12 +225,11 @@ def test_no_escape_codes_without_a_terminal(tmp_path: Path, capfd: pytest.Captur
     assert [line.split(":")[0] for line in err.splitlines()] == ["batch 5", "batch 6", "batch 6"]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("cell", "layers"), [("lstm", 2), ("gru", 1), ("rnn", 2)])
 def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
     run, hidden = tmp_path / "run", 6
-    overrides: dict[str, Any] = {"model.cell": cell, "model.hidden": hidden, "model.layers": layers, "seed": 5}
-    outcome = train(tiny(run, {**overrides, "evaluate.every": 2}, batches=7))
+    overrides: dict[str, Any] = {"model.layer": cell, "model.hidden": hidden, "model.layers": layers, "seed": 5}
+    outcome = train(tiny(run, {**overrides, "evaluate.every_batches": 2}, batches=7))
     saved = result(run)
     gates = {"lstm": 4, "gru": 3, "rnn": 1}[cell]
     inputs = [2, *[hidden] * (layers - 1)]
@@ -247,7 +258,12 @@ def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", ["auto", "center", "weights"])
 def test_the_best_checkpoint_is_the_one_tested(weights: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    overrides = {"evaluate.every": 1, "evaluate.weights": weights, "optimizer.lr": 0.05, "checkpoint.keep_last": 99}
+    overrides = {
+        "evaluate.every_batches": 1,
+        "evaluate.weights": weights,
+        "optimizer.lr": 0.05,
+        "checkpoint.keep_last": 99,
+    }
     outcome = train(tiny(run, overrides, batches=20))
     lines = [line for line in records(run, "evaluation") if line["split"] == "validation"]
     best = min(lines, key=lambda line: line["value"])
@@ -257,7 +273,7 @@ def test_the_best_checkpoint_is_the_one_tested(weights: str, tmp_path: Path) -> 
     assert evaluate_run(run, "latest")["test"] != outcome.value
 
     saved = content(run / "checkpoints" / f"step-{outcome.best_batch:08d}")
-    network = Network(recurrent_layer("lstm", 2, 4), 4, 1, reads="last")
+    network = Network(recurrent_layer("lstm", 2, 4), 4, 1, output_steps="last")
     where = "model.safetensors:{}" if weights == "weights" else "optimizer.safetensors:{}/center"
     network.load_state_dict({name: saved[where.format(name)] for name, _ in network.named_parameters()})
     (batch,) = Adding(length=12, test=16).evaluation_batches("test", 0, 1)

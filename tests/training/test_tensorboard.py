@@ -22,7 +22,7 @@ from tests.program import Program
 from tests.reporting.sweeps import make_sweep, run
 from tests.training.helpers import records, result, resumed, tiny, train_until
 
-BOARD = {"telemetry.tensorboard": True, "evaluate.every": 2}
+BOARD = {"logging.tensorboard": True, "evaluate.every_batches": 2}
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -36,7 +36,7 @@ def assert_scalars_are_the_records(run: Path) -> None:
     tags = {
         "Loss/train": "loss",
         "Loss/gradient_norm": "gradient_norm",
-        "FPTT/force_over_gradient": "force_ratio",
+        "FPTT/regularizer_over_gradient": "regularizer_ratio",
         "FPTT/center_distance": "center_distance",
         "FPTT/dual_norm": "dual_norm",
         "FPTT/alpha": "alpha",
@@ -76,12 +76,14 @@ def hyper_parameters(events: Path) -> dict[str, Any]:
     return {key: values[key].string_value or values[key].number_value for key in values}
 
 
-def test_hyper_parameters(tmp_path: Path) -> None:
+def test_hyper_parameters_result_and_layout(tmp_path: Path) -> None:
+    from tensorboard.plugins.custom_scalar import layout_pb2
+
     outcome = train(tiny(tmp_path / "run", {**BOARD, "fptt.windows": None}, batches=4))
     assert hyper_parameters(tmp_path / "run" / "tensorboard") == {
         "task.name": "adding",
         "algorithm": "fptt",
-        "model.cell": "lstm",
+        "model.layer": "lstm",
         "model.hidden": 4,
         "fptt.alpha": 0.5,
         "fptt.beta": 0.5,
@@ -92,13 +94,17 @@ def test_hyper_parameters(tmp_path: Path) -> None:
         "workers": 1,
         "seed": 0,
     }
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    (layout,) = events.Tensors("custom_scalars__config__")
+    found = layout_pb2.Layout.FromString(layout.tensor_proto.string_val[0])  # type: ignore[attr-defined]
+    assert [category.title for category in found.category] == ["Loss", "FPTT", "Speed"], "one worker, no consensus"
     found = scalars(tmp_path / "run")
     assert found["Result/test"] == [(4, pytest.approx(outcome.value, rel=1e-6))]
     assert found["Result/best_validation"][-1] == (outcome.best_batch, pytest.approx(outcome.validation, rel=1e-6))
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "alpha", "windows"), [("fptt", 0.5, 3), ("online", 0, 3), ("tbptt", 0, 3), ("bptt", 0, 1)]
+    ("algorithm", "alpha", "windows"), [("fptt", 0.5, 3), ("tbptt", 0, 3), ("tbptt_accumulated", 0, 3), ("bptt", 0, 1)]
 )
 def test_hyper_parameters_are_those_that_took_effect(
     algorithm: str, alpha: float, windows: int, tmp_path: Path
@@ -110,7 +116,7 @@ def test_hyper_parameters_are_those_that_took_effect(
 
 def test_a_resumed_run_shows_each_batch_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    parts = tiny(run, {**BOARD, "checkpoint.every": 2}, batches=6)
+    parts = tiny(run, {**BOARD, "checkpoint.every_batches": 2}, batches=6)
     train_until(parts, 5)
     # A kill after batch 5: the run goes on from batch 4.
     shutil.rmtree(run / "checkpoints" / "step-00000005")
@@ -128,19 +134,19 @@ def test_a_sweeps_columns_have_one_type_each(tmp_path: Path) -> None:
     """K and H that are null are the numbers behind it; a key that is no number anywhere is text everywhere."""
     from tensorboard.plugins.hparams import api_pb2
 
-    keys = ["fptt.windows", "parallel.every", "train.max_norm", "model.initialisation"]
+    keys = ["fptt.windows", "parallel.sync_every", "train.max_norm", "model.init"]
     sweep = make_sweep(tmp_path / "sweep", keys)
     both = {"parallel.strategy": "consensus"}
     for index, values in enumerate([(None, None, None, "chrono"), (4, 2, 0.5, "default")]):
         run(sweep, index, {**both, **dict(zip(keys, values, strict=True))}, (0.5, 0.25))
     write_sweep(sweep)
     found = [hyper_parameters(sweep / "tensorboard" / name) for name in ("000", "001")]
-    assert found[0] == {"fptt.windows": 3, "parallel.every": 3, "model.initialisation": "chrono"}
+    assert found[0] == {"fptt.windows": 3, "parallel.sync_every": 3, "model.init": "chrono"}
     assert found[1] == {**dict(zip(keys, (4, 2, 0.5, "default"), strict=True))}
     for name in ("000", "001"):  # TensorBoard takes either
         infos = hparams_of(sweep / "tensorboard" / name, "experiment").experiment.hparam_infos
         kinds = {info.name: info.type == api_pb2.DATA_TYPE_FLOAT64 for info in infos}  # type: ignore[attr-defined]
-        assert kinds == {key: key != "model.initialisation" for key in keys}
+        assert kinds == {key: key != "model.init" for key in keys}
 
 
 class Board:
@@ -190,17 +196,17 @@ def tensorboard(folder: Path, log: Path) -> Iterator[Board]:
 ALONE: dict[str, dict[str, Any]] = {
     "half": {"fptt.windows": None},
     "tenth": {"fptt.alpha": 0.1, "fptt.windows": 4, "seed": 3},
-    "online": {"algorithm": "online", "fptt.windows": 6},
+    "tbptt": {"algorithm": "tbptt", "fptt.windows": 6},
 }
 TOGETHER: dict[str, dict[str, Any]] = {
     "agreeing": {"fptt.alpha": 0.3, "parallel.strategy": "consensus"},
-    "seldom": {"fptt.alpha": 0.3, "parallel.strategy": "consensus", "parallel.every": 6},
-    "gradient": {"fptt.alpha": 0.3, "parallel.strategy": "gradient"},
+    "seldom": {"fptt.alpha": 0.3, "parallel.strategy": "consensus", "parallel.sync_every": 6},
+    "gradient": {"fptt.alpha": 0.3, "parallel.strategy": "data_parallel"},
 }
 COLUMNS = {  # α, K, H
     "half": (0.5, 3, None),
     "tenth": (0.1, 4, None),
-    "online": (0.0, 6, None),
+    "tbptt": (0.0, 6, None),
     "agreeing": (0.3, 3, 3),
     "seldom": (0.3, 3, 6),
     "gradient": (0.3, 3, 1),
@@ -264,26 +270,23 @@ def test_custom_scalars_of_all_runs_are_one_layout(board: Board) -> None:
 
 
 @pytest.mark.slow
-def test_one_worker_has_no_category_consensus(runs: Path, tmp_path: Path) -> None:
-    with tensorboard(runs / "unfinished", tmp_path / "log.txt") as board:
-        found = charts(board.get("data/plugin/custom_scalars/layout"))
-        assert list(found) == ["Loss", "FPTT", "Speed"]
-        events = board.get("data/plugin/scalars/scalars", run="tensorboard", tag="Loss/train")
-        assert [step for _, step, _ in events] == [1, 2, 3, 4, 5, 6]
-
-
-@pytest.mark.slow
 def test_hparams_compare_alpha_k_and_h(board: Board, runs: Path) -> None:
     experiment = board.post("data/plugin/hparams/experiment", {})
     types = {info["name"]: info["type"] for info in experiment["hparamInfos"]}
-    for name in ("fptt.alpha", "fptt.windows", "parallel.every", "optimizer.lr", "workers", "seed"):
+    for name in ("fptt.alpha", "fptt.windows", "parallel.sync_every", "optimizer.lr", "workers", "seed"):
         assert types[name] == "DATA_TYPE_FLOAT64"
     assert types["algorithm"] == "DATA_TYPE_STRING"
-    assert list(types)[:5] == ["algorithm", "fptt.alpha", "fptt.windows", "parallel.every", "workers"]  # shown at first
+    assert list(types)[:5] == [
+        "algorithm",
+        "fptt.alpha",
+        "fptt.windows",
+        "parallel.sync_every",
+        "workers",
+    ]  # shown at first
     assert len(types) == 13
     words = {info["name"]: info.get("domainDiscrete", []) for info in experiment["hparamInfos"]}
-    assert {"fptt", "online", "tbptt", "bptt_aux", "bptt"} == set(words["algorithm"])
-    assert "lstm" in words["model.cell"]
+    assert {"fptt", "tbptt", "tbptt_accumulated", "bptt_aux", "bptt"} == set(words["algorithm"])
+    assert "lstm" in words["model.layer"]
     assert "adding" in words["task.name"]
     assert "adam" in words["optimizer.name"]
     assert [info["name"]["tag"] for info in experiment["metricInfos"]] == ["Result/best_validation", "Result/test"]
@@ -292,7 +295,7 @@ def test_hparams_compare_alpha_k_and_h(board: Board, runs: Path) -> None:
     for name, (alpha, windows, every) in COLUMNS.items():
         hparams = groups[name]["hparams"]
         assert (hparams["fptt.alpha"], hparams["fptt.windows"]) == (alpha, windows), name
-        assert hparams.get("parallel.every") == every, name
+        assert hparams.get("parallel.sync_every") == every, name
         assert hparams["workers"] == (2 if name in TOGETHER else 1), name
         metrics = {value["name"]["tag"]: value["value"] for value in groups[name]["metricValues"]}
         best = [line["value"] for line in records(runs / name, "evaluation") if line.get("best")]
@@ -312,7 +315,7 @@ def test_hparams_filter_by_number(board: Board) -> None:
     few = board.sessions(
         [
             {
-                "hparam": "parallel.every",
+                "hparam": "parallel.sync_every",
                 "filterInterval": {"minValue": 2, "maxValue": 9},
                 "excludeMissingValues": True,
             }

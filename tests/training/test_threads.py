@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.parallel.environment import FROM_SLURM, FROM_TORCHRUN
+from fptt_dist.parallel.comm.environment import FROM_SLURM, FROM_TORCHRUN
 from fptt_dist.training.run import threads
 
 ROOT = Path(__file__).parents[2]
@@ -19,9 +19,8 @@ def workers(local_world: int, source: str = FROM_TORCHRUN) -> LaunchEnvironment:
     return LaunchEnvironment(0, 2 * local_world, 0, source, local_world, nodes=2)
 
 
-@pytest.mark.parametrize(
-    ("environment", "cores", "variables", "expected"),
-    [
+def test_cores_are_shared_out(subtests: pytest.Subtests) -> None:
+    for environment, cores, variables, expected in (
         (LaunchEnvironment(), 1, {}, 1),
         (LaunchEnvironment(), 16, {}, 16),
         (workers(1), 16, {}, 16),  # one on each of two machines
@@ -42,12 +41,9 @@ def workers(local_world: int, source: str = FROM_TORCHRUN) -> LaunchEnvironment:
         (workers(4), 8, {"SLURM_CPUS_PER_TASK": "16"}, 2),
         (LaunchEnvironment(), 64, {"SLURM_CPUS_PER_TASK": "16"}, 16),
         (workers(2), 16, {"SLURM_CPUS_PER_TASK": "many"}, 8),
-    ],
-)
-def test_cores_are_shared_out(
-    environment: LaunchEnvironment, cores: int, variables: dict[str, str], expected: int | None
-) -> None:
-    assert threads(environment, cores, variables) == expected
+    ):
+        with subtests.test(environment=environment, cores=cores, variables=variables):
+            assert threads(environment, cores, variables) == expected
 
 
 SCRIPT = """

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from fptt_dist import train
-from fptt_dist.config import Config, dump
+from fptt_dist.config import Config, ConfigError, dump
 from tests.program import Program
 from tests.training.helpers import assert_same_run, records, resumed, tiny
 
 pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-OFTEN = {"evaluate.every": 5, "checkpoint.every": 2}
+OFTEN = {"evaluate.every_batches": 5, "checkpoint.every_batches": 2}
 BATCHES = 200
 
 
@@ -76,10 +76,11 @@ def test_a_run_in_progress_is_left_alone_and_a_killed_one_followed_at_once(tmp_p
     pid = stop_holder(run, [first])
     before = (run / "metrics.jsonl").stat()
     second = start(tmp_path / "second", run)
-    third = start(tmp_path / "third", run, "train", "resume=never")
     submitted = start(tmp_path / "submitted", run, "submit", "--local")
+    for config in (configured(run), tiny(run, OFTEN, batches=BATCHES)):
+        with pytest.raises(ConfigError, match=f"is in use by pid {pid} on "):
+            train(config)
     assert_refused(second, run, pid)
-    assert_refused(third, run, pid)
     assert_refused(submitted, run, pid)
     assert (run / "metrics.jsonl").stat() == before
     first.kill()

@@ -9,7 +9,7 @@ from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 
 AWD: dict[str, Any] = {
-    "model.cell": "awd_lstm",
+    "model.layer": "awd_lstm",
     "model.embedding": 5,
     "model.hidden": 6,
     "model.layers": 2,
@@ -29,17 +29,17 @@ def write_text(folder: Path, words: int = 600) -> Path:
 def tiny_text(folder: Path, overrides: Mapping[str, Any] | None = None, *, batches: int = 10) -> Config:
     """A run of a second in `folder`, on a text beside it: four streams, 12 steps a sequence, 12 batches an epoch."""
     text = write_text(folder.parent / "text")
-    base = Config(train=TrainSection(batches=batches))
+    base = Config(train=TrainSection(max_batches=batches))
     settings = {
         "task.name": "language",
-        "task.text": str(text),
+        "task.text_dir": str(text),
         "task.length": 12,
         "model.hidden": 4,
         "fptt.windows": 3,
         "optimizer.lr": 1e-2,
         "train.batch_size": 4,
-        "telemetry.every": 1,
-        "telemetry.tensorboard": False,
+        "logging.every_batches": 1,
+        "logging.tensorboard": False,
         "device": "cpu",
         "run.dir": str(folder),
     }

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt_dist.algorithm import SequenceLoss, TerminalLoss
-from fptt_dist.algorithm.estimates import ClassMeanEstimate
-from fptt_dist.tasks import Adding, Batch, Split, Task, share
+from fptt_dist.algorithm.target_estimates import ClassMeanEstimate
+from fptt_dist.tasks import Adding, Batch, Split, Task, rank_slice
 
 CLASSES = 3
 
@@ -27,14 +27,14 @@ class Stream(Task):
     higher_is_better = False
 
     def __init__(self, *, carries_state: bool = True) -> None:
-        self.carries_state = carries_state
+        self.stateful = carries_state
         self.loss = SequenceLoss()
 
     def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
         return self._batch([7, epoch, cursor], size).select(part)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
-        yield self._batch([8, len(split)], 8).select(share(8, rank, world))
+        yield self._batch([8, len(split)], 8).select(rank_slice(8, rank, world))
 
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
         loss = functional.cross_entropy(output.flatten(0, 1), batch.targets.flatten(), reduction="sum")
@@ -46,7 +46,7 @@ class Stream(Task):
     def _batch(self, seed: list[int], size: int) -> Batch:
         classes = torch.from_numpy(np.random.default_rng(seed).integers(0, CLASSES, (self.length + 1, size)))
         inputs = functional.one_hot(classes[:-1], CLASSES).float()
-        return Batch(inputs, classes[1:], targets_in_time=True)
+        return Batch(inputs, classes[1:], per_step_targets=True)
 
 
 class CountedLoss(TerminalLoss):
@@ -77,7 +77,7 @@ class Majority(Task):
         return self._batch([9, epoch, cursor], size).select(part)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
-        yield self._batch([10, len(split)], 8).select(share(8, rank, world))
+        yield self._batch([10, len(split)], 8).select(rank_slice(8, rank, world))
 
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
         return (output[-1].argmax(-1) == batch.targets).double().sum(), batch.size

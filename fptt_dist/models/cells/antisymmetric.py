@@ -6,14 +6,14 @@ axis: signals neither explode nor die out over a long sequence.
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 INPUT_DEVIATION, RECURRENT_DEVIATION = 1.0, 1.0  # σ_v, σ_w of the paper's appendix C, times 1/√inputs and 1/√hidden
 
@@ -24,10 +24,10 @@ def skew_symmetric(upper: Tensor, size: int) -> Tensor:
     return flat.view(size, size) - flat.view(size, size).T
 
 
-class AntisymmetricRNN(Stack):
+class AntisymmetricRNN(RecurrentStack):
     """A stack of antisymmetric layers `(x (S, B, I), state (L, B, H)) → (y (S, B, H), state)`, time-major.
 
-    With M = W − Wᵀ − γI, one M a layer:
+    With M = W − Wᵀ − γI, one M per layer:
 
         plain   h' = h + ε tanh(M h + V x + b)
         gated   z = σ(M h + V_z x + b_z),   h' = h + ε z ∘ tanh(M h + V_h x + b_h)
@@ -37,8 +37,8 @@ class AntisymmetricRNN(Stack):
     searched ε in {0.01, 0.1, 1}.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer, at least 2.
+        inputs: I, features per step.
+        hidden: H, units per layer, at least 2.
         layers: L, how many are stacked.
         gated: whether there is a gate z.
         diffusion: γ, what the step of size ε loses of stability.
@@ -90,8 +90,8 @@ class AntisymmetricRNN(Stack):
         damping = self.diffusion * torch.eye(self.hidden_size, dtype=weight.dtype, device=weight.device)
         return skew_symmetric(weight, self.hidden_size) - damping
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, _, bias = self.parameters_of(layer)
         drive, step = functional.linear(x, inward, bias), _gated_step if self.gated else _plain_step
         return unroll(step, drive, state, self.transition(layer), self.step_size, compiled=self.compiled)

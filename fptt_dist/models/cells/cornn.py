@@ -3,17 +3,17 @@
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 
-class CoRNN(Stack):
+class CoRNN(RecurrentStack):
     """A stack of oscillators' layers `(x (S, B, I), (y, z) (L, B, H) each) → (y (S, B, H), state)`, time-major.
 
         z' = z + Δt (tanh(W y + 𝒲 z + V x + b) − γ y − ε z)          velocity
@@ -23,8 +23,8 @@ class CoRNN(Stack):
     U(−1/√(I + 2H), 1/√(I + 2H)). The defaults are the paper's for sequential MNIST.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         step_size: Δt.
         frequency: γ, the square of an oscillator's frequency.
@@ -64,13 +64,13 @@ class CoRNN(Stack):
             for weight in weights:
                 nn.init.uniform_(weight, -bound, bound)
 
-    def beginning(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def initial_state(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Zeros, places and velocities (B, H)."""
-        zeros = super().beginning(x, dtype)
+        zeros = super().initial_state(x, dtype)
         return zeros, torch.zeros_like(zeros)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, bias, recurrent = self.parameters_of(layer)
         weights = recurrent, self.step_size, self.frequency, self.damping
         return unroll(_step, functional.linear(x, inward, bias), state, *weights, compiled=self.compiled)
@@ -80,6 +80,6 @@ def _step(
     state: tuple[Tensor, ...], drive: Tensor, recurrent: Tensor, step_size: float, frequency: float, damping: float
 ) -> tuple[Tensor, ...]:
     y, z = state
-    force = torch.tanh(functional.linear(torch.cat((y, z), dim=-1).to(recurrent.dtype), recurrent) + drive)
-    z = z + step_size * (force - frequency * y - damping * z)
+    driven = torch.tanh(functional.linear(torch.cat((y, z), dim=-1).to(recurrent.dtype), recurrent) + drive)
+    z = z + step_size * (driven - frequency * y - damping * z)
     return y + step_size * z, z

@@ -2,19 +2,18 @@
 network"): a gate that costs a vector more than no gate.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 DEVIATION, GATES_ZETA, GATES_NU = 0.1, 1.0, -4.0  # of the paper's own code, EdgeML
 
 
-class FastGRNN(Stack):
+class FastGRNN(RecurrentStack):
     """A stack of FastGRNN layers `(x (S, B, I), state (L, B, H)) → (y (S, B, H), state)`, time-major.
 
         a = W x + U h
@@ -25,8 +24,8 @@ class FastGRNN(Stack):
     Drawn as in the paper's code: W, U ~ N(0, 0.01), b = 1, ζ = 1, ν = −4.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         dropout: probability of dropping an element between layers; without effect on a single one.
     """
@@ -50,8 +49,8 @@ class FastGRNN(Stack):
             nn.init.ones_(bias)
             scale.copy_(torch.tensor([GATES_ZETA, GATES_NU]))
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, recurrent, bias, scale = self.parameters_of(layer)
         zeta, nu = torch.sigmoid(scale.to(state.dtype))
         return unroll(_step, functional.linear(x, inward), state, recurrent, bias, zeta, nu, compiled=self.compiled)

@@ -3,17 +3,17 @@ step the state moves towards the equilibrium of a differential equation that sta
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 
-class IncrementalRNN(Stack):
+class IncrementalRNN(RecurrentStack):
     """A stack of incremental layers `(x (S, B, I), state (L, B, H)) → (y (S, B, H), state)`, time-major.
 
         g_0 = 0
@@ -21,12 +21,12 @@ class IncrementalRNN(Stack):
         h' = g_K
 
     `weight_ih_l0`, `weight_hh_l0` and `bias_l0` hold W, U and b, drawn from U(−1/√H, 1/√H); `rates_l0` holds η (K)
-    and `leak_l0` α, which are learnt and all begin at 1: where the iterations end near the equilibrium, ∂h'/∂h is near
+    and `leak_l0` α, which are learned and all begin at 1: where the iterations end near the equilibrium, ∂h'/∂h is near
     −1 beside what U gives, and gradients do not vanish. A smaller η forgets: 0.2 does not learn to add 8 numbers.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         iterations: K, the paper's from 1 to 5; each costs what a step of another cell does.
         dropout: probability of dropping an element between layers; without effect on a single one.
@@ -60,8 +60,8 @@ class IncrementalRNN(Stack):
             nn.init.ones_(rates)
             nn.init.ones_(leak)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, recurrent, bias, rates, leak = self.parameters_of(layer)
         weights = recurrent, leak.to(state.dtype), *rates.to(state.dtype)
         return unroll(_step, functional.linear(x, inward, bias), state, *weights, compiled=self.compiled)
@@ -71,6 +71,6 @@ def _step(h: Tensor, drive: Tensor, recurrent: Tensor, leak: Tensor, *rates: Ten
     moved = torch.zeros_like(h)
     for rate in rates:
         place = moved + h
-        pull = torch.tanh(functional.linear(place.to(recurrent.dtype), recurrent) + drive)
-        moved = moved + rate * (pull - leak * place)
+        target = torch.tanh(functional.linear(place.to(recurrent.dtype), recurrent) + drive)
+        moved = moved + rate * (target - leak * place)
     return moved

@@ -2,34 +2,33 @@
 longer and deeper RNN"): a unit sees its own past alone, and layers are stacked to mix them.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 SLOPE = 8.0  # of the authors' code: small weights, since what a unit sums up grows with the sequence
 
 
-class IndRNN(Stack):
+class IndRNN(RecurrentStack):
     """A stack of independently recurrent layers `(x (S, B, I), state (L, B, H)) → (y (S, B, H), state)`, time-major.
 
         h' = relu(W n(x) + u ∘ h + b),   |u| ≤ 2^{1/T}
 
-    n is nothing in the first layer, and normalises the units of a step in those above it, where the paper normalises
-    over the batch and the steps of a whole sequence, which windows do not see. A u past its bound counts as the bound,
-    with the gradient it has there: the paper cuts it off after each update.
+    n is the identity in the first layer, and normalizes the units of a step in those above it, where the paper
+    normalizes over the batch and the steps of a whole sequence, which windows do not see. A u past its bound counts as
+    the bound, with the gradient it has there: the paper cuts it off after each update.
 
     `weight_ih_l0`, `weight_hh_l0` and `bias_l0` hold W, u and b. Drawn as in the paper: u ~ U(0, 2^{1/T}), in the last
     layer U(2^{−1/T}, 2^{1/T}), which keeps half at least of what it saw at a sequence's beginning; W as
     He et al. (2015) do for a slope of 8, b = 0.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked; the paper's have 2 to 6.
         length: T, steps of the whole sequence (not of a window); None: sequences have no end, and |u| ≤ 1.
         dropout: probability of dropping an element between layers; without effect on a single one.
@@ -63,8 +62,8 @@ class IndRNN(Stack):
             nn.init.uniform_(recurrent, 1 / self.bound if last else 0.0, self.bound)
             nn.init.zeros_(bias)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, recurrent, bias = self.parameters_of(layer)
         if layer > 0:
             x = functional.layer_norm(x, (self.hidden_size,))

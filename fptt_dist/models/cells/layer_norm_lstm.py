@@ -1,18 +1,18 @@
-"""An LSTM with layer normalisation (Ba, Kiros & Hinton 2016, "Layer normalization", its equations 20 to 22)."""
+"""An LSTM with layer normalization (Ba, Kiros & Hinton 2016, "Layer normalization", its equations 20 to 22)."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 
-class LayerNormLSTM(Stack):
-    """A stack of normalised LSTM layers `(x (S, B, I), (h, c) (L, B, H) each) → (y (S, B, H), state)`, time-major.
+class LayerNormLSTM(RecurrentStack):
+    """A stack of normalized LSTM layers `(x (S, B, I), (h, c) (L, B, H) each) → (y (S, B, H), state)`, time-major.
 
         i, f, g, o = α_1 ∘ n(U h) + α_2 ∘ n(W x) + b         in PyTorch's order
         c' = σ(f) ∘ c + σ(i) ∘ tanh(g)
@@ -22,11 +22,11 @@ class LayerNormLSTM(Stack):
     hold W, U and b, `scale_hh_l0`, `scale_ih_l0` and `scale_c_l0` α_1, α_2 and α_3, and `bias_c_l0` β. The weights are
     drawn from U(−1/√H, 1/√H); α = 1, b = β = 0.
 
-    n(W x) of a single number x is its sign: a first layer wants several inputs a step.
+    n(W x) of a single number x is its sign: a first layer needs several features per step.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         dropout: probability of dropping an element between layers; without effect on a single one.
     """
@@ -36,7 +36,7 @@ class LayerNormLSTM(Stack):
         self.make_parameters()
 
     def shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
-        """W, U, b, and what scales and shifts after the normalisations."""
+        """W, U, b, and what scales and shifts after the normalizations."""
         hidden = self.hidden_size
         return {
             "weight_ih": (4 * hidden, inputs),
@@ -60,13 +60,13 @@ class LayerNormLSTM(Stack):
             for shift in (bias, bias_c):
                 nn.init.zeros_(shift)
 
-    def beginning(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def initial_state(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Zeros, h and c (B, H)."""
-        zeros = super().beginning(x, dtype)
+        zeros = super().initial_state(x, dtype)
         return zeros, torch.zeros_like(zeros)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, recurrent, bias, scale_hh, scale_ih, scale_c, bias_c = self.parameters_of(layer)
         drive = functional.layer_norm(functional.linear(x, inward), bias.shape, scale_ih, bias)
         return unroll(_step, drive, state, recurrent, scale_hh, scale_c, bias_c, compiled=self.compiled)

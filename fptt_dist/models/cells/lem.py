@@ -3,17 +3,17 @@ learns how fast it moves.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 
-class LEM(Stack):
+class LEM(RecurrentStack):
     """A stack of LEM layers `(x (S, B, I), (y, z) (L, B, H) each) → (y (S, B, H), state)`, time-major.
 
         Δ_1 = Δt σ(W_1 y + V_1 x + b_1)
@@ -25,8 +25,8 @@ class LEM(Stack):
     W_y. All are drawn from U(−1/√H, 1/√H), as in the paper's code.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         step_size: Δt, the longest step along the differential equations.
         dropout: probability of dropping an element between layers; without effect on a single one.
@@ -56,13 +56,13 @@ class LEM(Stack):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(self.hidden_size), 1 / math.sqrt(self.hidden_size))
 
-    def beginning(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def initial_state(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Zeros, y and z (B, H)."""
-        zeros = super().beginning(x, dtype)
+        zeros = super().initial_state(x, dtype)
         return zeros, torch.zeros_like(zeros)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, bias, recurrent, fast = self.parameters_of(layer)
         weights = recurrent, fast, self.step_size
         return unroll(_step, functional.linear(x, inward, bias), state, *weights, compiled=self.compiled)

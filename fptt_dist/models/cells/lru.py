@@ -4,17 +4,17 @@ The recurrence is complex, diagonal and linear; what is not linear stands betwee
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.scan import scan
-from fptt_dist.models.stack import Stack
+from fptt_dist.types import State
 
 
-class LRU(Stack):
+class LRU(RecurrentStack):
     """A stack of the paper's residual blocks `(x (S, B, I), state) → (y (S, B, H), state)`, time-major.
 
         u = LayerNorm(x)
@@ -30,12 +30,12 @@ class LRU(Stack):
     C ~ N(0, 1/H), a part each; d ~ N(0, 1); γ = log √(1 − |λ|²), with which h begins with the variance of B u whatever
     |λ| is. W, b and the encoder are drawn as nn.Linear's. The radii's defaults are the paper's for sequential CIFAR-10.
 
-    Unlike the paper's, a block has as many complex numbers of state as units, and layer instead of batch normalisation,
+    Unlike the paper's, a block has as many complex numbers of state as units, and layer instead of batch normalization,
     whose running statistics are no parameters. Elements are dropped between blocks, not inside of them.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         smallest_radius: smallest |λ| that is drawn.
         largest_radius: largest |λ| that is drawn.
@@ -70,7 +70,7 @@ class LRU(Stack):
         self.make_parameters()
 
     def shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
-        """ν, θ, γ, B, C, d, what the normalisation scales and adds, W and b: those of the layers above an encoder."""
+        """ν, θ, γ, B, C, d, what the normalization scales and adds, W and b: those of the layers above an encoder."""
         n = self.hidden_size
         return {
             "nu": (n,),
@@ -105,9 +105,9 @@ class LRU(Stack):
             for parameter in (weight, bias):
                 nn.init.uniform_(parameter, -deviation, deviation)
 
-    def beginning(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def initial_state(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Zeros, real and imaginary (B, H)."""
-        zeros = super().beginning(x, dtype)
+        zeros = super().initial_state(x, dtype)
         return zeros, torch.zeros_like(zeros)
 
     def eigenvalues(self, layer: int = 0) -> Tensor:
@@ -116,8 +116,8 @@ class LRU(Stack):
         dtype = torch.promote_types(nu.dtype, torch.float32)
         return torch.polar(torch.exp(-nu.to(dtype).exp()), theta.to(dtype).exp())
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`. In the matrices, as in memory, the imaginary part of a number follows its real one."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`. In the matrices, as in memory, the imaginary part of a number follows its real one."""
         _, _, gamma, inward, outward, through, scale, shift, weight, bias = self.parameters_of(layer)
         n, (real, imaginary) = self.hidden_size, state
         if layer == 0 and self.encoder is not None:

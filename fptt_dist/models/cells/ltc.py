@@ -1,5 +1,5 @@
 """Spiking neurons with liquid time constants (Yin, Corradi & Bohte 2023, "Accurate online training of dynamical spiking
-neural networks through Forward Propagation Through Time"): the cell that FPTT was brought to spiking networks with.
+neural networks through Forward Propagation Through Time"): the layer with which FPTT was applied to spiking networks.
 """
 
 import math
@@ -31,10 +31,10 @@ class LTC(SpikingStack):
     enter a sum: I + H in c, 2H in τ.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
-        readout: what the last layer hands on; see `SpikingStack`.
+        readout: output of the last layer; see `SpikingStack`.
         threshold: θ.
         adaptation: β.
         dropout: probability of dropping an element between layers; without effect on a single one.

@@ -9,18 +9,18 @@ state of None is h = 0; the paper's sequences begin at `state = torch.full((L, B
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.scan import scan
-from fptt_dist.models.stack import Stack
+from fptt_dist.types import State
 
 
-class _Minimal(Stack):
-    """What both have: one matrix and one bias of all gates, drawn as nn.Linear's, from U(−1/√inputs, 1/√inputs)."""
+class _Minimal(RecurrentStack):
+    """Base class of both: one matrix and one bias of all gates, drawn as nn.Linear's, from U(−1/√inputs, 1/√inputs)."""
 
     stepped = False
     rows: int
@@ -53,16 +53,16 @@ class MinGRU(_Minimal):
     `weight_ih_l0` and `bias_l0` hold the gate's rows first.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         dropout: probability of dropping an element between layers; without effect on a single one.
     """
 
     rows = 2
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         gate, candidate = self.gates(layer, x, state)
         h = scan(torch.sigmoid(-gate), torch.sigmoid(gate) * _positive(candidate), state)
         return h, h[-1]
@@ -76,16 +76,16 @@ class MinLSTM(_Minimal):
     `weight_ih_l0` and `bias_l0` hold the rows of f, i and the candidate in this order.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         dropout: probability of dropping an element between layers; without effect on a single one.
     """
 
     rows = 3
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         forget, enter, candidate = self.gates(layer, x, state)
         share = functional.logsigmoid(forget) - functional.logsigmoid(enter)  # f/(f + i) = σ(log f − log i), never 0/0
         h = scan(torch.sigmoid(share), torch.sigmoid(-share) * _positive(candidate), state)

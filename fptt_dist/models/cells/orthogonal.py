@@ -1,35 +1,35 @@
 """A network with an orthogonal recurrent matrix (Lezcano-Casado & Martínez-Rubio 2019, "Cheap orthogonal constraints in
-neural networks: a simple parametrization of the orthogonal and unitary group", expRNN): what it has seen it turns, and
-neither blows up nor loses.
+neural networks: a simple parametrization of the orthogonal and unitary group", expRNN): its state
+is rotated, and neither explodes nor vanishes.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fptt_dist.models.cells.antisymmetric import skew_symmetric
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 LARGEST_BIAS = 0.01  # of the paper's code
 
 
-class OrthogonalRNN(Stack):
+class OrthogonalRNN(RecurrentStack):
     """A stack of orthogonal layers `(x (S, B, I), state (L, B, H)) → (y (S, B, H), state)`, time-major.
 
         a = Q h + W x,   Q = exp(A),   A antisymmetric
         h' = sign(a) ∘ relu(|a| + b)                   modReLU of Arjovsky et al. (2016)
 
-    `weight_hh_l0` holds the n(n−1)/2 numbers above A's diagonal row by row; Q is computed once a window. `weight_ih_l0`
-    and `bias_l0` hold W and b. Drawn as in the paper's code: A of rotations in planes (Helfrich et al. 2018), by
-    tan(½φ) with φ ~ U(0, π/2); W as He et al. (2015) do, b ~ U(−0.01, 0.01).
+    `weight_hh_l0` holds the n(n−1)/2 numbers above A's diagonal row by row; Q is computed once per window.
+    `weight_ih_l0` and `bias_l0` hold W and b. Drawn as in the paper's code: A of rotations in planes (Helfrich et al.
+    2018), by tan(½φ) with φ ~ U(0, π/2); W as He et al. (2015) do, b ~ U(−0.01, 0.01).
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer, at least 2.
+        inputs: I, features per step.
+        hidden: H, units per layer, at least 2.
         layers: L, how many are stacked.
         dropout: probability of dropping an element between layers; without effect on a single one.
 
@@ -67,8 +67,8 @@ class OrthogonalRNN(Stack):
         wide = rotation.to(torch.promote_types(rotation.dtype, torch.float32))
         return torch.linalg.matrix_exp(skew_symmetric(wide, self.hidden_size)).to(rotation.dtype)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, _, bias = self.parameters_of(layer)
         drive, weights = functional.linear(x, inward), (self.transition(layer), bias)
         return unroll(_step, drive, state, *weights, compiled=self.compiled)

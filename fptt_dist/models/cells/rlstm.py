@@ -7,26 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fptt_dist.models.carried import Carried, hidden_of
 from fptt_dist.models.cells.lstm import LSTM
+from fptt_dist.models.window_state import WindowState, hidden_of
+from fptt_dist.types import State
 
 
 class ReconstructingLSTM(LSTM):
-    """`LSTM`, which in training adds an auxiliary loss to each window's objective: see `Carried.penalty`.
+    """`LSTM`, which in training adds an auxiliary loss to each window's objective: see `WindowState.penalty`.
 
-    The window is cut into pieces of R steps, the last perhaps shorter. At the end of each a decoder begins from the
-    last layer's h and c and goes through the piece again, first step first: it reads the input of the step before, a
-    zero at the first, and a linear layer puts out its guess at this one's.
+    The window is cut into segments of R steps, the last perhaps shorter. At the end of each a decoder begins from the
+    last layer's h and c and goes through the segment again, first step first: it reads the input of the step before, a
+    zero at the first, and a linear layer outputs its guess at this one's.
 
         penalty = ρ · mean over steps, sequences and inputs of (guess − x)²
 
-    The paper reconstructs at anchors drawn anew for each sequence, mostly one. Here every piece has one, so that
-    nothing is drawn, and no window is without. Evaluated, it is the LSTM bit for bit; the decoder's parameters are not
-    used then, but counted.
+    The paper draws the points of reconstruction anew for each sequence, mostly one. Here every segment has one, so that
+    nothing is drawn, and every window has one. In evaluation it is the LSTM bit for bit; the decoder's parameters are
+    not used then, but counted.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         num_layers: L, how many are stacked.
         reconstruction: ρ.
         reconstruction_steps: R.
@@ -53,7 +54,7 @@ class ReconstructingLSTM(LSTM):
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - no packed sequences
         self, input: Tensor, hx: Any = None
-    ) -> tuple[Tensor, Any]:
+    ) -> tuple[Tensor, State]:
         """Outputs (S, B, H) of the last layer; h and c of all layers (L, B, H), in training with the penalty."""
         state = hidden_of(hx)
         if not self.training:
@@ -66,4 +67,4 @@ class ReconstructingLSTM(LSTM):
             guess = self.guess(self.decoder(shifted, (state[0][-1:], state[1][-1:]))[0])
             errors.append((guess - piece).square().sum())
         penalty = self.reconstruction * torch.stack(errors).sum() / input.numel()
-        return torch.cat(outputs), Carried(state, None, penalty)
+        return torch.cat(outputs), WindowState(state, None, penalty)

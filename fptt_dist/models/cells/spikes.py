@@ -1,4 +1,4 @@
-"""What layers of spiking neurons have in common: the spike with its surrogate gradient, and how a layer is read."""
+"""Common parts of layers of spiking neurons: the spike with its surrogate gradient, and the outputs of a layer."""
 
 import math
 from abc import abstractmethod
@@ -7,28 +7,28 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 Readout = Literal["membrane", "trace", "rate"]
 WIDTH, SURROUND, SCALE, DAMPING = 0.5, 0.15, 6.0, 0.5  # σ, h, s and γ of the surrogate
 TRACE = 3.0  # logit of the κ that a trace begins with: 0.95, or e^(−1/20)
 
 
-class SpikingStack(Stack):
-    """Layers of spiking neurons on top of each other. A layer hands on its spikes s, 0 or 1; the last one hands on, as
-    `readout` says,
+class SpikingStack(RecurrentStack):
+    """A stack of layers of spiking neurons. A layer outputs its spikes s, 0 or 1; the last one outputs, by `readout`,
 
         membrane   its neurons' membranes u
-        trace      its spikes, integrated: y' = κ y + (1 − κ) s', κ = σ(`trace`) learnt unit by unit. A linear read-out
-                   of it is one of leaky neurons that do not spike.
+        trace      its spikes, integrated: y' = κ y + (1 − κ) s', κ = σ(`trace`) learned unit by unit. A linear output
+                   layer on it amounts to leaky neurons that do not spike.
         rate       the mean of its spikes since the sequence began
 
-    The state is (s, u, what else the neurons have, what the read-out remembers).
+    The state is (s, u, the neurons' further tensors, the memory of a trace or rate).
 
     Attributes:
         readout: one of these.
-        tensors: how many there are in the neurons' state.
+        tensors: number of tensors in the neurons' state.
     """
 
     options: ClassVar[tuple[str, ...]] = ("readout",)
@@ -46,13 +46,13 @@ class SpikingStack(Stack):
         """The spikes of a layer at every step (S, B, H), or its membranes, and the neurons' state after the last."""
 
     def reset_parameters(self) -> None:
-        """Draw the parameters."""
+        """Initialize the parameters."""
         if self.readout == "trace":
             nn.init.constant_(self.trace, TRACE)
 
-    def beginning(self, x: Tensor, dtype: torch.dtype) -> Any:
-        """See `Stack`."""
-        zeros = super().beginning(x, dtype)
+    def initial_state(self, x: Tensor, dtype: torch.dtype) -> State:
+        """See `RecurrentStack`."""
+        zeros = super().initial_state(x, dtype)
         neurons = (zeros,) * self.tensors
         match self.readout:
             case "membrane":
@@ -62,8 +62,8 @@ class SpikingStack(Stack):
             case "rate":  # the spikes' sum, and the steps' number
                 return (*neurons, zeros.new_zeros(len(zeros), self.hidden_size + 1))
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         last = layer == self.num_layers - 1
         neurons, memory = state[: self.tensors], state[self.tensors :]
         output, neurons = self.run_neurons(layer, x, neurons, last and self.readout == "membrane")

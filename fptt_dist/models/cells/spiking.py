@@ -1,7 +1,7 @@
 """Leaky integrate-and-fire neurons with recurrent connections, with a fixed and with an adaptive threshold (Bellec et
 al. 2018, "Long short-term memory and learning-to-learn in networks of spiking neurons").
 
-How fast they forget is learnt unit by unit (Yin, Corradi & Bohte 2021, "Accurate and efficient time-domain
+Their decay rates are learned unit by unit (Yin, Corradi & Bohte 2021, "Accurate and efficient time-domain
 classification with adaptive spiking recurrent neural networks").
 """
 
@@ -29,10 +29,10 @@ class LIF(SpikingStack):
     with `membrane_l0` ~ N(2, 1).
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
-        readout: what the last layer hands on; see `SpikingStack`.
+        readout: output of the last layer; see `SpikingStack`.
         threshold: θ.
         dropout: probability of dropping an element between layers; without effect on a single one.
     """
@@ -64,7 +64,7 @@ class LIF(SpikingStack):
         }
 
     def reset_parameters(self) -> None:
-        """Draw the weights, and how fast each unit forgets."""
+        """Draw the weights and each unit's decay rate."""
         super().reset_parameters()
         for layer in range(self.num_layers):
             inward, recurrent, bias, membrane, *_ = self.parameters_of(layer)
@@ -95,10 +95,10 @@ class ALIF(LIF):
     ρ is σ(`adaptation_l0`), with `adaptation_l0` ~ N(4, 1).
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
-        readout: what the last layer hands on; see `SpikingStack`.
+        readout: output of the last layer; see `SpikingStack`.
         threshold: θ.
         adaptation: β.
         dropout: probability of dropping an element between layers; without effect on a single one.

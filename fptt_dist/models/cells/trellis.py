@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
+from fptt_dist.types import State
 
 
-class TrellisNet(Stack):
+class TrellisNet(RecurrentStack):
     """Convolutions on top of each other `(x (S, B, I), state) → (y (S, B, H), state)`, time-major.
 
     In layer i, with z⁰ = c⁰ = 0:
@@ -21,7 +22,7 @@ class TrellisNet(Stack):
         cⁱ⁺¹_t = σ(f) ∘ cⁱ_{t−1} + σ(i) ∘ tanh(g)
         zⁱ⁺¹_t = σ(o) ∘ tanh(cⁱ⁺¹_t)
 
-    A window is one convolution a layer, whatever its length. An output sees the inputs of its own step and of the L
+    A window is one convolution per layer, whatever its length. An output sees the inputs of its own step and of the L
     steps before it, and nothing older: what is farther in the past than L steps a trellis network cannot learn, by
     whatever algorithm. Windows therefore change what is computed not at all, and save memory alone.
 
@@ -30,8 +31,8 @@ class TrellisNet(Stack):
     U(−1/√(2I + 2H), 1/√(2I + 2H)).
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer.
+        inputs: I, features per step.
+        hidden: H, units per layer.
         layers: L, how many are stacked.
         dropout: probability of dropping an element between layers; without effect on a single one.
     """
@@ -59,7 +60,7 @@ class TrellisNet(Stack):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, state: State = None) -> tuple[Tensor, State]:
         """The last layer's outputs at every step (S, B, H), and x, z and c of the last step."""
         inward, _, bias = self.parameters_of(0)
         wide = torch.promote_types(inward.dtype, torch.float32)
@@ -79,7 +80,7 @@ class TrellisNet(Stack):
         z_end, c_end = (torch.stack(parts) for parts in zip(*kept, strict=True))
         return y.to(inward.dtype), (x[-1:].clone(), z_end, c_end)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One convolution, of a drive x (S, B, 4H) and what the layer below put out: before the window, and in it."""
         (z_before, c_before), (z, c) = state
         recurrent = self.parameters_of(layer)[1]

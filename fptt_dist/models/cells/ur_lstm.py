@@ -1,19 +1,19 @@
-"""An LSTM with uniform gate initialisation and refine gates (Gu et al. 2020, "Improving the gating mechanism of
+"""An LSTM with uniform gate initialization and refine gates (Gu et al. 2020, "Improving the gating mechanism of
 recurrent neural networks"): its units forget at all speeds from the start, and gates near 0 and 1 still learn.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist.models.stack import Stack
+from fptt_dist.models.recurrent_stack import RecurrentStack
 from fptt_dist.models.unroll import unroll
+from fptt_dist.types import State
 
 
-class URLSTM(Stack):
+class URLSTM(RecurrentStack):
     """A stack of UR-LSTM layers `(x (S, B, I), (h, c) (L, B, H) each) → (y (S, B, H), state)`, time-major.
 
         f, r, o = σ(W x + U h + b)                    forget, refine and output gates
@@ -26,8 +26,8 @@ class URLSTM(Stack):
     begins uniform, and b_r = −b_f.
 
     Args:
-        inputs: I, numbers a step.
-        hidden: H, units a layer, at least 2.
+        inputs: I, features per step.
+        hidden: H, units per layer, at least 2.
         layers: L, how many are stacked.
         dropout: probability of dropping an element between layers; without effect on a single one.
 
@@ -57,13 +57,13 @@ class URLSTM(Stack):
             bias[:size] = torch.logit(torch.empty(size).uniform_(1 / size, 1 - 1 / size))
             bias[size : 2 * size] = -bias[:size]
 
-    def beginning(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def initial_state(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Zeros, h and c (B, H)."""
-        zeros = super().beginning(x, dtype)
+        zeros = super().initial_state(x, dtype)
         return zeros, torch.zeros_like(zeros)
 
-    def run_layer(self, layer: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """See `Stack`."""
+    def run_layer(self, layer: int, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `RecurrentStack`."""
         inward, recurrent, bias = self.parameters_of(layer)
         return unroll(_step, functional.linear(x, inward, bias), state, recurrent, compiled=self.compiled)
 

@@ -1,0 +1,86 @@
+"""The subcommands for runs that were started: jobs, evaluate, report, export."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fptt_dist.cli.arguments import local_path
+from fptt_dist.cli.tables import print_rows, print_sweep, print_table
+
+
+def jobs(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", callback=local_path, help="the folder above the runs' folders")
+    ] = Path("runs"),
+) -> None:
+    """List the runs below FOLDER and their state, from what they wrote and SLURM's queue."""
+    from fptt_dist.launchers.slurm.jobs import list_runs
+
+    rows = list_runs(folder)
+    cells = [(str(row.run), row.state, row.batch, row.metric, row.job, row.nodes) for row in rows]
+    print_rows(("run", "state", "batch", "newest value", "job", "nodes"), cells)
+    for row in rows:
+        if row.last_words:
+            typer.echo(f"\n{row.run}: {row.last_words}\n  (the whole log: {row.log})")
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=local_path, help="a run's folder")],
+    checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="a language model that keeps learning from the text (Krause 2018)")
+    ] = False,
+) -> None:
+    """Print the validation and test metric of a run's checkpoint, as JSON."""
+    from fptt_dist.training.run import evaluate_run
+    from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
+
+    typer.echo(json.dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint)))
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN…", callback=local_path, help="folders of runs or sweeps, or folders with such below"
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html", callback=local_path, help="the page (default: report.html in the first folder)"
+        ),
+    ] = None,
+) -> None:
+    """Print runs side by side, and write one HTML page with their table, plots and configurations.
+
+    A sweep also has its own table and plots, and a folder of reproduce its tables beside the paper's values. The page
+    needs no other file; its plots are also beside it, in report_figures/, as PNG and SVG.
+    """
+    from fptt_dist.reporting import make_report, results_table
+
+    page = make_report(runs, out)
+    if page.alone:
+        print_table(results_table(page.alone))
+    for results in page.sweeps:
+        print_sweep(results)
+    typer.echo(f"page: {page.path}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=local_path, help="a run's folder")],
+    out: Annotated[
+        Path | None, typer.Option(callback=local_path, help="folder that receives the network (default: RUN/export)")
+    ] = None,
+    checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+) -> None:
+    """Write a run's network as safetensors and JSON, for use without the run."""
+    from fptt_dist.training.tools.export import export_run
+
+    folder = export_run(run, out or run / "export", checkpoint)
+    typer.echo(
+        f"from fptt_dist.models import load_network\nmodel = load_network({str(folder)!r})\n"
+        "output, state = model(x)  # x: steps, sequences, features; of a text: steps, sequences (ids)"
+    )

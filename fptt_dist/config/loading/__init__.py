@@ -1,0 +1,1 @@
+"""Files, overrides and the messages about them."""

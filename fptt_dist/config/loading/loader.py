@@ -1,0 +1,102 @@
+"""Configuration files: YAML 1.2, one may extend others."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fptt_dist.config.errors import ConfigError
+from fptt_dist.config.loading.merge import Layer, merge, validated
+from fptt_dist.config.loading.overrides import override_layer
+from fptt_dist.config.loading.suggest import did_you_mean
+from fptt_dist.config.loading.yaml import parse
+from fptt_dist.config.rules import Config
+from fptt_dist.config.schema.paths import refuse_remote
+
+PACKAGED = Path(__file__).parents[2] / "configs"
+"""The folder of the configurations that come with the package."""
+OTHERS = ("clusters", "paper", "presets", "sweeps")
+"""Its folders of files that describe something else than a run, or are told apart from the others: the paper's rows."""
+
+
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Load the configuration of the file at `path`, or of the packaged one of that name, with `overrides` set.
+
+    An override wins over the file, the file over those it extends, and these over the defaults. Raises ConfigError
+    for a file that cannot be read, and with all problems of its values, one per line, with file and line.
+    """
+    layer = _file(_find(Path(path), ""), ())
+    return validated(merge(layer, override_layer(overrides or {})), Config)
+
+
+def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
+    """Return the values of a file over those of the files it extends; `parents` are the files that led to it."""
+    chain = (*parents, path)
+    if path.resolve() in (parent.resolve() for parent in parents):
+        raise ConfigError(f"extends goes round in a circle: {' -> '.join(str(link) for link in chain)}")
+    own = read_mapping(path)
+    values, where = own.values, own.where
+    layer = Layer({})
+    if "extends" in values:
+        names = values.pop("extends")
+        named_at = where[("extends",)]
+        for name in names if isinstance(names, list) else [names]:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"{named_at}: extends needs the path of a configuration, or a list of paths")
+            layer = merge(layer, _file(_find(path.parent / name, name, named_at), chain))
+    return merge(layer, Layer(values, where))
+
+
+def packaged() -> list[str]:
+    """Return the configurations of runs that come with the package, as paths within its folder, but for the paper's."""
+    files = [file.relative_to(PACKAGED) for file in PACKAGED.rglob("*.yaml")]
+    return sorted(file.as_posix() for file in files if file.parts[0] not in OTHERS)
+
+
+def packaged_rows() -> list[str]:
+    """Return the configurations of the paper's rows, as paths within the package's folder."""
+    files = (PACKAGED / "paper").glob("*.yaml")
+    return sorted(file.relative_to(PACKAGED).as_posix() for file in files if file.name != "tables.yaml")
+
+
+def read_mapping(path: Path) -> Layer:
+    """Read the keys and values of a file, each key with its file and line; an empty file gives none.
+
+    Raises ConfigError for a folder, and a file that cannot be read, is not UTF-8, no YAML or no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder, not a file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    values, lines = parse(text, lambda line: f"{path}:{line}")
+    if values is None:
+        return Layer({})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: not a mapping of keys to values, such as seed: 1")
+    return Layer(values, {key: f"{path}:{line}" for key, line in lines.items()})
+
+
+def _find(path: Path, name: str, named_at: str = "") -> Path:
+    """Return `path` if it exists, else the packaged configuration `name` (by default `path`).
+
+    `named_at` is the file and line that asks for it. Raises ConfigError, with the packaged names, for neither.
+    """
+    refuse_remote(f"{named_at}: extends" if named_at else "CONFIG", name or path)
+    if os.path.exists(path):
+        return path
+    wanted = Path(name or path)
+    if not wanted.is_absolute():
+        inner = wanted.relative_to("configs") if wanted.parts[:1] == ("configs",) else wanted
+        found = PACKAGED / (inner if inner.suffix == ".yaml" else f"{inner}.yaml")
+        if os.path.isfile(found):
+            return found
+    names, rows = packaged(), packaged_rows()
+    paper = f", and the paper's {len(rows)} in paper/" if rows else ""
+    meant = did_you_mean(str(wanted), [*names, *rows])
+    known = f"; packaged: {', '.join(names)}{paper}{meant}" if names else ""
+    prefix = f"{named_at}: " if named_at else ""
+    raise ConfigError(f"{prefix}{path}: no such file{known}")

@@ -1,0 +1,124 @@
+"""Messages of a validation's problems: the key, its value, what is allowed, and where it is set."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from fptt_dist.config.describe import key_names
+from fptt_dist.config.loading.suggest import did_you_mean
+from fptt_dist.config.schema.paths import REMOTE_PATH
+from fptt_dist.config.schema.section import Choice, KeyPath, Section, choice_of, section_of
+from fptt_dist.config.values import allowed, show
+
+_LONGEST_VALUE = 80
+
+
+def messages(error: ValidationError, where: Mapping[KeyPath, str], schema: type[Section]) -> list[str]:
+    """Return a line for each problem; `where` says for a key's path what set it."""
+    return [line for problem in error.errors(include_url=False) for line in _lines(problem, where, schema)]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a location of pydantic leads: the key's `path` without tags, its field and the section it stands in.
+
+    `index` is "[i]" within a list. `owner` is None inside what is no section. `choice` and `variant` tell of which
+    variants `owner` is one, and which.
+    """
+
+    path: KeyPath
+    index: str
+    owner: type[Section] | None
+    field: FieldInfo | None
+    choice: Choice | None
+    variant: str
+
+
+def _place(location: Sequence[Any], schema: type[Section]) -> _Place:
+    """Follow `location` through the schema; pydantic puts the tag's value after the name of a field with variants."""
+    place = _Place((), "", None, None, None, "")
+    section: type[Section] | None = schema
+    choice: Choice | None = None
+    variant = ""
+    parts = iter(location)
+    for part in parts:
+        if isinstance(part, int):
+            place = _Place(place.path, f"[{part}]", place.owner, place.field, place.choice, place.variant)
+            continue
+        field = section.model_fields.get(part) if section else None
+        place = _Place((*place.path, part), "", section, field, choice, variant)
+        choice = choice_of(field)
+        section = section_of(field)
+        if choice:
+            variant = next(parts, "")
+            section = choice.variants.get(variant)
+    return place
+
+
+def _lines(problem: Any, where: Mapping[KeyPath, str], schema: type[Section]) -> list[str]:
+    """The messages for one problem of pydantic's list."""
+    if problem["type"] == "conflict":
+        return [_conflict(conflict.text, conflict.keys, where) for conflict in problem["ctx"]["conflicts"]]
+    place = _place(problem["loc"], schema)
+    path, blamed = place.path, place.path
+    choice = choice_of(place.field)
+    given = problem["input"]
+    if place.field is None:
+        text = _unknown_key(place, schema)
+    elif problem["type"] == "union_tag_invalid" and choice:
+        path = blamed = (*path, choice.tag)
+        text = _refused(given[choice.tag], f"one of {', '.join(choice.variants)}", list(choice.variants))
+    elif problem["type"] == "missing":
+        text = f"must be set; allowed: {allowed(place.field)}"
+        if place.choice:
+            blamed = (*path[:-1], place.choice.tag)
+    elif problem["type"] == REMOTE_PATH:
+        text = problem["msg"]
+    elif choice:
+        text = _refused(given, f"a section of keys, such as {'.'.join(path)}.{choice.tag}={choice.default}")
+    elif section_of(place.field):
+        text = _refused(given, "a section of keys")
+    else:
+        finite = ", finite" if problem["type"] == "finite_number" else ""
+        annotation = place.field.annotation
+        names = get_args(annotation) if get_origin(annotation) is Literal else ()
+        text = _refused(given, allowed(place.field) + finite, names)
+    return [f"{'.'.join(path)}{place.index}: {text}{_origin(blamed, where)}"]
+
+
+def _refused(value: Any, permitted: str, names: Sequence[str] = ()) -> str:
+    """Return the message for a value that is not allowed; `names` are the only allowed ones, if they can be listed."""
+    shown = show(value)
+    if len(shown) > _LONGEST_VALUE:
+        shown = f"{shown[:_LONGEST_VALUE]}…"
+    return f"{shown} is not allowed; allowed: {permitted}{did_you_mean(str(value), names)}"
+
+
+def _unknown_key(place: _Place, schema: type[Section]) -> str:
+    """Return the message for a key that the section does not have."""
+    *section, name = place.path
+    dotted = ".".join(section)
+    if place.choice:
+        others = [other for other, model in place.choice.variants.items() if name in model.model_fields]
+        if others:
+            return f"unknown key with {dotted}.{place.choice.tag}={place.variant}; it belongs to {', '.join(others)}"
+    if "." in name:
+        return "unknown key; in a file, sections are written one inside another, without dots"
+    return (
+        f"unknown key{did_you_mean(name, place.owner.model_fields if place.owner else (), key_names(schema), dotted)}"
+    )
+
+
+def _origin(path: KeyPath, where: Mapping[KeyPath, str]) -> str:
+    """Return the place where the key at `path`, or else the nearest section around it, was set."""
+    found = next((where[path[:size]] for size in range(len(path), -1, -1) if path[:size] in where), "")
+    return f" ({found})" if found else ""
+
+
+def _conflict(text: str, keys: Sequence[str], where: Mapping[KeyPath, str]) -> str:
+    """Return a conflict's text and the places where its keys were set."""
+    origins = dict.fromkeys(where[path] for key in keys if (path := tuple(key.split("."))) in where)
+    return f"{text} ({', '.join(origins)})" if origins else text

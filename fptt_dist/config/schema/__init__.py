@@ -1,0 +1,1 @@
+"""Every key: type, range, default and meaning."""

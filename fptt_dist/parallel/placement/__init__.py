@@ -1,0 +1,1 @@
+"""Placements: each says which worker holds which parameters."""

@@ -1,0 +1,1 @@
+"""Rules of synchronization: of what, and when."""

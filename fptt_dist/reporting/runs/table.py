@@ -1,0 +1,30 @@
+"""The table of several runs."""
+
+from rich.table import Table
+
+from fptt_dist.history import History
+
+
+def results_table(runs: list[History]) -> Table:
+    """Return one row per run: its test metric and its cost, or "not finished"."""
+    table = Table("run", "algorithm", "metric", "test", "validation", "sequences", "updates", "seconds", "sequences/s")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for run in runs:
+        result = run.result
+        if result is None:
+            batch = run.training[-1]["batch"] if run.training else 0
+            table.add_row(str(run.path), run.config["algorithm"], "", "", f"not finished, batch {batch}", *[""] * 4)
+            continue
+        table.add_row(
+            str(run.path),
+            result["algorithm"],
+            result["metric"],
+            f"{result['value']:.5f}",
+            f"{result['validation']:.5f}",
+            f"{result['sequences']:,}",
+            f"{result['updates']:,}",
+            f"{result['seconds']:.1f}",
+            f"{result['sequences_per_second']:.0f}",
+        )
+    return table

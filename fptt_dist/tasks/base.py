@@ -1,0 +1,157 @@
+"""The interface between tasks and the training loop."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fptt_dist.algorithm.losses import WindowLoss
+from fptt_dist.tasks.partition import Shards
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one split, time-major.
+
+    Attributes:
+        inputs: (T, B, I) numbers, or (T, B) ids of symbols (int64).
+        targets: (B, …) for one target per sequence, (T, B) for one per step; T may differ from batch to batch.
+        examples: (B,) global ids, where the task's examples have one.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    examples: Tensor | None = None
+    per_step_targets: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of sequences."""
+        return self.inputs.shape[1]
+
+    def select(self, part: slice) -> "Batch":
+        """The sequences of `part`."""
+        targets = self.targets[:, part] if self.per_step_targets else self.targets[part]
+        examples = None if self.examples is None else self.examples[part]
+        return Batch(self.inputs[:, part], targets, examples, self.per_step_targets)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same sequences on `device`; tensors that are there already are not copied."""
+        examples = None if self.examples is None else self.examples.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), examples, self.per_step_targets)
+
+    def target(self, part: slice) -> Tensor:
+        """Return the targets of the window `part`: those of its steps, or the sequence's."""
+        return self.targets[part] if self.per_step_targets else self.targets
+
+
+def rank_slice(size: int, rank: int, world: int) -> slice:
+    """Return the contiguous slice of `size` items for `rank` of `world`; sizes differ by at most one."""
+    return slice(rank * size // world, (rank + 1) * size // world)
+
+
+class Task(ABC):
+    """Data, loss and metric of one learning problem.
+
+    Attributes:
+        name: as in the configuration.
+        inputs: I, features per step (1 where they are ids).
+        outputs: O, number of outputs of the network.
+        length: T, steps of a sequence; of a usual one where a task has longer and shorter ones.
+        train_examples: training sequences per epoch, over all workers.
+        loss: the window loss.
+        metric: the metric's name.
+        higher_is_better: the metric's direction.
+        stateful: whether a batch's last state is the next one's first (streams of text), in training and in the
+            batches of an evaluation.
+        vocabulary_size: V, where inputs are ids from 0 to V − 1; None where they are features.
+        scale_lr_by_length: whether a batch's learning rate is in proportion to its length (Merity et al. 2018).
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+    length: int
+    train_examples: int
+    loss: WindowLoss
+    metric: str
+    higher_is_better: bool
+    stateful: bool = False
+    vocabulary_size: int | None = None
+    scale_lr_by_length: bool = False
+
+    def set_partition(self, shards: Shards, rank: int, world: int) -> None:
+        """Set the partition of the training examples over the workers; "shuffled" where it is not called.
+
+        "shuffled": every epoch's examples are shuffled globally, and each worker takes its slice of each global batch.
+        "fixed": the seed assigns the examples once; each worker keeps its own, in another order at every epoch.
+        "by_label": like "fixed", but sorted by label (non-IID), so that the workers' examples differ as much as they
+        can.
+
+        With the last two, `train_examples` becomes the number of examples in the partition, equal shares without the
+        remainder, and `train_batch` gives this worker's own examples, as many as `part` has; it refuses batches that do
+        not divide equally among the workers.
+
+        Raises:
+            ValueError: the task does not have this partition, there is no such worker, or there are fewer examples than
+                workers.
+        """
+        if shards != "shuffled":
+            raise ValueError(f"the examples of the task {self.name} can only be shuffled, not partitioned as {shards}")
+
+    def to(self, device: torch.device) -> None:
+        """Keep the data on `device`, so that batches are put together there; called once, before the first batch.
+
+        A task that does not override it gives its batches on the CPU, and the loop moves each. Batches are the same
+        numbers on any device.
+        """
+
+    @abstractmethod
+    def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
+        """Sequences `part` of the global batch of `size` that starts at example `cursor` of `epoch`.
+
+        A pure function of its arguments, the task's seed and the partition; where that is "shuffled", any
+        number of workers sees the same global batch.
+        """
+
+    @abstractmethod
+    def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
+        """This rank's share of the fixed set `split`, in batches."""
+
+    @abstractmethod
+    def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """Sum of the metric over the batch (0-dim, float64), and how many items were summed.
+
+        Args:
+            output: (T or 1, B, O), the network's outputs over the whole sequence.
+            batch: the sequences.
+        """
+
+    def window_metric(self, output: Tensor, target: Tensor) -> Tensor | None:
+        """The metric of one window of a training batch (0-dim), where one can be read off; else None.
+
+        Args:
+            output: (S, B, O), the window's outputs.
+            target: as the loss takes it.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors that belong to the run and not to its configuration alone, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Bring back what `state_dict` gave."""
+
+    def input_description(self) -> dict[str, Any]:
+        """Return how inputs are prepared (plain JSON values), for users of an exported network; {} if they are raw."""
+        return {}
+
+    def value(self, mean: float) -> float:
+        """The metric from its mean over all items (the identity; a perplexity would exponentiate)."""
+        return mean

@@ -1,0 +1,1 @@
+"""Checkpoints: contents, files, reading back."""

@@ -1,0 +1,1 @@
+"""This process: signals, its parent, its files, the command that resumes it."""

@@ -1,0 +1,1 @@
+"""Objects from a configuration, and its consistency over the workers."""

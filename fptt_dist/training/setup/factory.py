@@ -1,0 +1,255 @@
+"""Build the objects of a run from its configuration, one `match` each."""
+
+import logging
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fptt_dist import config as settings
+from fptt_dist.algorithm import FPTT, SCHEMES, schedules
+from fptt_dist.algorithm.averaging import NonMonotonicTrigger, WeightAverage
+from fptt_dist.algorithm.fused.kernel import refusal
+from fptt_dist.config import Config, ConfigError
+from fptt_dist.models import (
+    AwdLstm,
+    LayerError,
+    Network,
+    chrono_init,
+    load_class,
+    make_layer,
+    recurrent_layer,
+)
+from fptt_dist.parallel import LaunchEnvironment, device_index
+from fptt_dist.tasks import Adding, Copying, Language, Pixels, Task
+
+LOG = logging.getLogger("fptt_dist")
+
+
+def build_device(config: Config, environment: LaunchEnvironment) -> torch.device:
+    """Return the device on which this worker computes.
+
+    Raises:
+        ConfigError: device=cuda without a usable GPU, or more workers on the node than GPUs.
+    """
+    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "device=cuda, but torch finds no usable GPU: type device=cpu, or install a CUDA build of torch"
+        )
+    device = torch.device("cuda", device_index(environment, torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    return device
+
+
+def build_task(config: Config) -> Task:
+    """Return the task, with the run's seed."""
+    match config.task:
+        case settings.AddingTask() as task:
+            return Adding(
+                length=task.length,
+                markers=task.markers,
+                examples=task.examples,
+                validation=task.validation,
+                test=task.test,
+                seed=config.seed,
+            )
+        case settings.PixelsTask() as task:
+            return Pixels(
+                root=Path(config.data.root),
+                dataset=task.dataset,
+                pixels_per_step=task.pixels_per_step,
+                permutation=task.permutation,
+                validation=task.validation,
+                examples=task.examples,
+                test=task.test,
+                augmentation=task.augmentation,
+                target_estimate=task.target_estimate,
+                loss_steps=task.loss_steps,
+                kl_reduction=task.kl_reduction,
+                windows=config.windows_run,
+                seed=config.seed,
+            )
+        case settings.LanguageTask() as task:
+            return Language(
+                root=Path(config.data.root),
+                text_dir=None if task.text_dir is None else Path(task.text_dir),
+                token_level=task.token_level,
+                length=task.length,
+                length_std=task.length_std,
+                streams=config.train.batch_size,
+                windows=config.windows,
+                train_tokens=task.train_tokens,
+                eval_tokens=task.eval_tokens,
+                seed=config.seed,
+            )
+        case settings.CopyingTask() as task:
+            return Copying(
+                delay=task.delay,
+                symbols=task.symbols,
+                alphabet=task.alphabet,
+                examples=task.examples,
+                validation=task.validation,
+                test=task.test,
+                seed=config.seed,
+            )
+
+
+def build_model(config: Config, task: Task) -> Network | AwdLstm:
+    """Return the network, initialized from the run's seed: the same on every worker.
+
+    Raises:
+        ConfigError: chrono initialization for a sequence that is too short, or a user's layer that cannot be trained.
+    """
+    model = config.model
+    try:
+        kind = load_class(model.file, model.name) if isinstance(model, settings.UserLayer) else None
+        torch.manual_seed(config.seed)
+        return _network(config, task, kind)
+    except LayerError as error:
+        raise ConfigError(f"model.layer={model.layer}: {error}") from error
+
+
+def _network(config: Config, task: Task, own: type[nn.Module] | None) -> Network | AwdLstm:
+    """Return the network; `own` is the class of a user's layer."""
+    model = config.model
+    if isinstance(model, settings.AwdLSTM):
+        assert task.vocabulary_size is not None
+        return AwdLstm(task.vocabulary_size, **model.model_dump(exclude={"layer"}))
+    inputs = task.inputs if task.vocabulary_size is None else model.embedding or model.hidden
+    if isinstance(model, settings.UserLayer):
+        assert own is not None
+        layer = make_layer(own, inputs, model.hidden)
+    else:
+        more = model.layer_arguments(task.length)
+        layer = recurrent_layer(model.layer, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **more)
+    if isinstance(model, settings.ChronoStack) and model.init == "chrono":
+        if task.length < 3:
+            raise ConfigError(
+                f"model.init=chrono needs at least 3 steps, not task.length={task.length}: type a longer "
+                "task.length, or model.init=default"
+            )
+        chrono_init(layer, task.length)
+    return Network(
+        layer,
+        model.hidden,
+        task.outputs,
+        output_steps=task.loss.loss_steps,
+        symbols=task.vocabulary_size,
+        embedding=None if task.vocabulary_size is None else inputs,
+        dropout=model.dropout,
+        output_dropout=model.output_dropout,
+    )
+
+
+def build_optimizer(config: Config, parameters: list[Tensor]) -> FPTT:
+    """Return FPTT around the base optimizer.
+
+    The baselines are FPTT with α = 0, which is the base optimizer bit for bit (up to rounding where
+    train.compile_update fuses the update).
+    """
+    base = _base_optimizer(config.optimizer, parameters)
+    fptt = config.fptt
+    has_regularizer = SCHEMES[config.algorithm].has_regularizer
+    fused = config.train.compile_update and _can_be_fused(base, fptt.update_rule if has_regularizer else "gradient")
+    if not has_regularizer:
+        return FPTT(base, alpha=0.0, max_norm=config.train.max_norm, fused=fused)
+    return FPTT(
+        base,
+        alpha=fptt.alpha,
+        beta=fptt.beta,
+        dual_weight=fptt.dual_weight,
+        prox_weight=fptt.prox_weight,
+        update_rule=fptt.update_rule,
+        metric=fptt.metric,
+        max_norm=config.train.max_norm,
+        clip_scope=fptt.clip_scope,
+        fused=fused,
+    )
+
+
+def _can_be_fused(base: torch.optim.Optimizer, update: str) -> bool:
+    """Return whether the update can be compiled; warn of the reason if not."""
+    problem = refusal(base, update)
+    if problem is not None:
+        LOG.warning("train.compile_update=true leaves the update as it is: %s", problem)
+    return problem is None
+
+
+def build_average(
+    config: Config, optimizer: FPTT, task: Task
+) -> tuple[WeightAverage, NonMonotonicTrigger] | tuple[None, None]:
+    """Return the average of the weights and the trigger that starts it, for optimizer.name=nt_asgd; else None twice."""
+    if not isinstance(config.optimizer, settings.NtAsgd):
+        return None, None
+    trigger = NonMonotonicTrigger(config.optimizer.patience, higher_is_better=task.higher_is_better)
+    return WeightAverage(optimizer), trigger
+
+
+def _base_optimizer(
+    optimizer: settings.SGD | settings.Adam | settings.AdamW | settings.RMSprop | settings.NtAsgd,
+    parameters: list[Tensor],
+) -> torch.optim.Optimizer:
+    match optimizer:
+        case settings.SGD() as sgd:
+            return torch.optim.SGD(
+                parameters,
+                lr=sgd.lr,
+                momentum=sgd.momentum,
+                nesterov=sgd.nesterov,
+                weight_decay=sgd.weight_decay,
+                foreach=True,
+            )
+        case settings.NtAsgd() as sgd:
+            return torch.optim.SGD(parameters, lr=sgd.lr, weight_decay=sgd.weight_decay, foreach=True)
+        case settings.Adam() | settings.AdamW() as adam:
+            kind = torch.optim.AdamW if isinstance(adam, settings.AdamW) else torch.optim.Adam
+            return kind(
+                parameters,
+                lr=adam.lr,
+                betas=adam.betas,
+                eps=adam.eps,
+                weight_decay=adam.weight_decay,
+                amsgrad=adam.amsgrad,
+                foreach=True,
+            )
+        case settings.RMSprop() as rmsprop:
+            return torch.optim.RMSprop(
+                parameters,
+                lr=rmsprop.lr,
+                alpha=rmsprop.decay,
+                eps=rmsprop.eps,
+                momentum=rmsprop.momentum,
+                weight_decay=rmsprop.weight_decay,
+                foreach=True,
+            )
+
+
+def build_alpha_schedule(config: Config) -> schedules.AlphaSchedule:
+    """Return the schedule of α; 0 for the baselines."""
+    if not SCHEMES[config.algorithm].has_regularizer:
+        return schedules.constant(0.0)
+    alpha = config.fptt.alpha
+    match config.fptt.schedule:
+        case settings.ConstantAlpha():
+            return schedules.constant(alpha)
+        case settings.LinearAlpha(start=start):
+            return schedules.linear(alpha, start)
+        case settings.CosineAlpha(start=start):
+            return schedules.cosine(alpha, start)
+        case settings.InverseLrAlpha(maximum=maximum):
+            return schedules.inverse_lr(alpha, maximum)
+
+
+def seed_worker(seed: int, rank: int, *again: int) -> None:
+    """Seed this worker's own random streams (dropout, a user's layer), which differ by rank.
+
+    `again`: the batch and the number of workers, where a run is resumed with another number of them.
+    """
+    own = int(np.random.SeedSequence([seed, rank, *again]).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(own)
+    random.seed(own)
+    np.random.seed(own % 2**32)  # noqa: NPY002 - a user's layer may draw from it

@@ -1,0 +1,1 @@
+"""Subcommands beside training: dry run, memory estimates, dynamic evaluation, export."""

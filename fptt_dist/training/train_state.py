@@ -1,0 +1,78 @@
+"""Progress of a run, and its best validation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+
+@dataclass
+class TrainState:
+    """Progress of a run.
+
+    Attributes:
+        batch: global batches trained.
+        epoch: the current epoch, from 0.
+        cursor: training examples of this epoch already seen, over all workers.
+        updates: parameter updates.
+        sequences: training sequences seen, over all workers.
+        seconds: training time.
+    """
+
+    batch: int = 0
+    epoch: int = 0
+    cursor: int = 0
+    updates: int = 0
+    sequences: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Best:
+    """The best validation so far: after which batch, and its value."""
+
+    batch: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a run at one of its validations.
+
+    Attributes:
+        batch: batches trained so far.
+        value: the validation metric.
+        best: the best one so far.
+        updates: parameter updates so far.
+        sequences: training sequences so far, over all workers.
+        seconds: of training so far.
+        checkpoint: the folder of the state right after this validation.
+        best_checkpoint: the folder of the state at the best validation.
+    """
+
+    batch: int
+    value: float
+    best: float
+    updates: int
+    sequences: int
+    seconds: float
+    checkpoint: Path
+    best_checkpoint: Path
+
+    @classmethod
+    def at(cls, position: TrainState, value: float, best: float, checkpoint: Path, best_checkpoint: Path) -> Self:
+        """Return the progress at a position; the arguments are the attributes."""
+        return cls(
+            batch=position.batch,
+            value=value,
+            best=best,
+            updates=position.updates,
+            sequences=position.sequences,
+            seconds=position.seconds,
+            checkpoint=checkpoint,
+            best_checkpoint=best_checkpoint,
+        )
+
+
+OnValidation = Callable[[Progress], None]
+"""Called by every worker after each validation but the run's last, when that state has been saved."""
