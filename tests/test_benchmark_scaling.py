@@ -61,11 +61,11 @@ def test_tiny_and_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert {each["sequences"] for each in rows if each["scaling"] == "weak"} == {16}
         assert {each["sequences"] for each in rows if each["scaling"] == "strong"} == {8}
         assert {each["updates"] for each in (one, *rows)} == {4}
-        assert all((each["blocked"] > 0) == (each["name"] in TRAVELS) for each in (one, *rows))
+        assert all((each["blocked"] > 0) == (each["name"] in SENT) for each in (one, *rows))
     assert out.count("| weak |") == out.count("| strong |") == 5
 
 
-TRAVELS = {
+SENT = {
     "gradient",
     "consensus, sync_every=4 (once per batch)",
     "consensus, sync_every=1",

@@ -213,7 +213,7 @@ MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
     "train empty": "empty: is a folder, not a file",
     "train unknown.yaml": "train.bachsize: unknown key; did you mean train.batch_size",
     "train list.yaml": "list.yaml: not a mapping of keys to values, such as seed: 1",
-    "train torn.yaml": "torn.yaml:2: not YAML: ",
+    "train truncated.yaml": "truncated.yaml:2: not YAML: ",
     "train add_task train.bachsize=3": "train.bachsize: unknown key; did you mean train.batch_size",
     "train add_task train.batch_size=0": "train.batch_size: 0 is not allowed; allowed: int >= 1 (override",
     "train add_task train.batch_size=many": "train.batch_size: many is not allowed; allowed: int >= 1 (override",
@@ -254,7 +254,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     texts = {"file": "x", "other/config.yaml": "a: 1\n", "unknown.yaml": "train:\n  bachsize: 3\n"}
-    for name, text in {**texts, "list.yaml": "- 1\n", "torn.yaml": "train: {\n"}.items():
+    for name, text in {**texts, "list.yaml": "- 1\n", "truncated.yaml": "train: {\n"}.items():
         (tmp_path / name).write_text(text)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     monkeypatch.chdir(tmp_path)

@@ -179,7 +179,7 @@ def test_the_paper_s_rule_and_its_settings() -> None:
 
 
 def test_the_authors_code() -> None:
-    expected = {  # K, windows run; weights of the pull, β; what is reset; learning rate and norm
+    expected = {  # K, windows run; weights of the regularizer, β; what is reset; learning rate and norm
         "smnist_lstm_fptt_k10": (10, 11, 1.0, 1.0, 0.5, True, True, 1e-3, 1.0),
         "pmnist_lstm_tbptt_k10": (10, 11, 1.0, 1.0, 0.5, True, True, 1e-3, 1.0),
         "cifar_lstm_fptt_k10": (10, 11, 1.0, 1.0, 0.5, True, True, 1e-3, 1.0),
@@ -190,9 +190,9 @@ def test_the_authors_code() -> None:
     found = {}
     for name in expected:
         own, fptt = config(name), config(name).fptt
-        pull = (fptt.prox_weight, fptt.dual_weight, fptt.beta, fptt.reset_weights, fptt.reset_dual)
+        weights = (fptt.prox_weight, fptt.dual_weight, fptt.beta, fptt.reset_weights, fptt.reset_dual)
         lr = pytest.approx(own.optimizer.lr, rel=1e-4)
-        found[name] = (own.windows, own.windows_run, *pull, lr, own.train.max_norm)
+        found[name] = (own.windows, own.windows_run, *weights, lr, own.train.max_norm)
     assert found == expected
 
 

@@ -105,7 +105,7 @@ class Reference:
         self.rate: dict[int, float] = {}
         self.alpha_of_u: dict[int, float] = {}
         self.memory: list[Memory] = [{} for _ in weights]
-        self.anchor: dict[int, tuple[Array, Array, float]] = {}  # (Z, μ, A) by index
+        self.consensus_term: dict[int, tuple[Array, Array, float]] = {}  # (Z, μ, A) by index
 
     def clipped(self, v: dict[int, Array]) -> dict[int, Array]:
         """All arrays scaled by one factor, so that their common norm is at most about max_norm."""
@@ -114,17 +114,17 @@ class Reference:
         norm = np.sqrt(sum(float((x**2).sum()) for x in v.values()))
         return {i: x * min(1.0, self.max_norm / (norm + 1e-6)) for i, x in v.items()}
 
-    def force(self, i: int) -> Array:
+    def regularizer(self, i: int) -> Array:
         """α D [c (W − W̄) − κ u] of parameter i."""
-        pull = self.alpha[i] * (self.c * (self.W[i] - self.center[i]) - self.kappa * self.u[i])
+        regularizer = self.alpha[i] * (self.c * (self.W[i] - self.center[i]) - self.kappa * self.u[i])
         if self.metric == "euclidean":
-            return pull
+            return regularizer
         s = self.memory[i]
         if "v_hat" not in s or self.lr[i] == 0.0:
-            return 0.0 * pull
+            return 0.0 * regularizer
         gain = self.alpha[i] * (self.c + (self.c + self.kappa / np.sqrt(self.beta)) / (1 - np.sqrt(1 - self.beta)))
         floor = gain * np.finfo(np.float64).eps * np.abs(self.W[i])
-        return pull * (np.sqrt(s["v_hat"]) + s["eps"]) / np.maximum(self.rate[i], floor)
+        return regularizer * (np.sqrt(s["v_hat"]) + s["eps"]) / np.maximum(self.rate[i], floor)
 
     def step(
         self, gradients: Sequence[Array | None], second: Callable[[list[Array]], list[Array]] | None = None
@@ -141,17 +141,17 @@ class Reference:
         v = self.clipped(v) if self.clip_scope == "gradient" else v
         for i in v:
             if self.update_rule != "proximal":
-                v[i] = v[i] + self.force(i)
-            if i in self.anchor:
-                center, dual, strength = self.anchor[i]
+                v[i] = v[i] + self.regularizer(i)
+            if i in self.consensus_term:
+                center, dual, strength = self.consensus_term[i]
                 v[i] = v[i] + strength * (self.W[i] - center) - dual
         v = self.clipped(v) if self.clip_scope == "total" else v
         for i in v:
             self.W[i] = self.rule(self.W[i], v[i], self.memory[i], self.lr[i], **self.options)
             if self.update_rule == "proximal":
                 a = self.lr[i] * self.alpha[i]
-                pulled = self.W[i] + a * (self.c * self.center[i] + self.kappa * self.u[i])
-                self.W[i] = pulled / (1 + a * self.c)
+                moved = self.W[i] + a * (self.c * self.center[i] + self.kappa * self.u[i])
+                self.W[i] = moved / (1 + a * self.c)
         fresh = second(self.W) if second is not None else None
         for i in v:
             self.u[i] = self.u[i] - (self.W[i] - self.center[i]) if fresh is None else fresh[i] / self.alpha[i]

@@ -236,12 +236,12 @@ def test_norms_are_of_gradient_force_distance_and_dual() -> None:
     optimizer, params = run()
     set_gradients(params, noise(9, params))
     distances = [p - optimizer.center(p) for p in params]
-    force = [0.5 * (d - optimizer.state[p]["scaled_dual"]) for d, p in zip(distances, params, strict=True)]
+    regularizer = [0.5 * (d - optimizer.state[p]["scaled_dual"]) for d, p in zip(distances, params, strict=True)]
     before = snapshot(optimizer, params)
     found = norms(optimizer)
     expected = {
         "gradient": norm(noise(9, params)),
-        "regularizer": norm(force),
+        "regularizer": norm(regularizer),
         "center_distance": norm(distances),
         "dual": norm([optimizer.dual(p) for p in params]),
     }

@@ -123,7 +123,7 @@ def test_second_gradient_without_a_closure_is_allowed_where_no_group_can_move() 
 
 @pytest.mark.parametrize(("update", "factor"), [("second_gradient", 0.25), ("gradient", 1.0)])
 def test_a_change_of_alpha_rescales_the_stored_dual_in_second_gradient_alone(update: Update, factor: float) -> None:
-    """The force of the next update, SGD at lr 1: W − W' − g = α' [(W − W̄) − u α/α'] in second_gradient."""
+    """The regularizer in the next update, SGD at lr 1: W − W' − g = α' [(W − W̄) − u α/α'] in second_gradient."""
     p = Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     optimizer = FPTT(SGD([p], lr=0.125), alpha=0.5, update_rule=update)
 
@@ -137,8 +137,8 @@ def test_a_change_of_alpha_rescales_the_stored_dual_in_second_gradient_alone(upd
     w, center, u = p.detach().clone(), optimizer.center(p).clone(), optimizer.state[p]["scaled_dual"].clone()
     optimizer.param_groups[0]["alpha"] = 2.0
     optimizer.step(closure)
-    force = (w - p.detach()) / 0.125 - w
-    torch.testing.assert_close(force, 2.0 * (w - center - factor * u))
+    regularizer = (w - p.detach()) / 0.125 - w
+    torch.testing.assert_close(regularizer, 2.0 * (w - center - factor * u))
     assert u.abs().min() > 1e-3
 
 

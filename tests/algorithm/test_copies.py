@@ -1,4 +1,4 @@
-"""Copies of the optimizer: deep copies, pickles, and a run that goes on in another process."""
+"""Copies of the optimizer: deep copies, pickles, and a run that resumes in another process."""
 
 import copy
 import os

@@ -198,17 +198,17 @@ def test_a_recurrent_net_trains_windowed_and_its_force_is_outside_the_graph() ->
 
 
 def test_the_base_follows_gradients_set_by_hand() -> None:
-    """`.grad` afterwards holds gradient + force."""
+    """`.grad` afterwards holds gradient + regularizer."""
     params = parameters()
     optimizer = two_groups(params, BASES["sgd"], alpha=0.5)
     advance(optimizer, params, 0, 1)
-    pull = [0.5 * ((p - optimizer.center(p)) - optimizer.state[p]["scaled_dual"]).detach() for p in params]
+    regularizers = [0.5 * ((p - optimizer.center(p)) - optimizer.state[p]["scaled_dual"]).detach() for p in params]
     gradients = noise(1, params)
     set_gradients(params, gradients)
     optimizer.step()
-    for p, g, force in zip(params, gradients, pull, strict=True):
-        torch.testing.assert_close(p.grad, g + force)
-        assert force.abs().max() > 1e-4
+    for p, g, regularizer in zip(params, gradients, regularizers, strict=True):
+        torch.testing.assert_close(p.grad, g + regularizer)
+        assert regularizer.abs().max() > 1e-4
 
 
 def test_a_state_that_was_replaced_from_outside_is_read_at_once() -> None:

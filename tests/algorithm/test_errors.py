@@ -98,7 +98,7 @@ def test_alpha_has_no_default_and_the_rest_is_by_name() -> None:
 
 
 def test_a_state_of_another_shape_is_refused() -> None:
-    """As torch does: groups and their sizes must agree."""
+    """As torch does: groups and their sizes must match."""
     optimizer = FPTT(SGD(parameters(), lr=0.1), alpha=0.5)
     other = FPTT(SGD(parameters()[:2], lr=0.1), alpha=0.5)
     with pytest.raises(ValueError, match="parameter group"):

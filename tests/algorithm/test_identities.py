@@ -35,7 +35,7 @@ class Scripted(Optimizer):
 
 
 class ArgMin(Optimizer):
-    """One Newton step with Hessian A + α: exact on a quadratic with FPTT's quadratic pull on top."""
+    """One Newton step with Hessian A + α: exact on a quadratic with FPTT's quadratic regularizer on top."""
 
     def __init__(self, params: list[Parameter], hessian: Tensor) -> None:
         super().__init__(params, {"lr": 1.0})

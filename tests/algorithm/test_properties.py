@@ -15,7 +15,8 @@ from .helpers import ADAPTIVE, BASES, noise, numpy_of, parameters, scaled_dual, 
 
 shapes = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5)
 rates = st.floats(1e-3, 0.1)
-# At steps near W's rounding, W - W̄ is made of rounding errors, which the reference need not share: see test_metric.py.
+# At steps near W's rounding, W - W̄ is made of rounding errors, which the reference need not share:
+# see test_preconditioned.py.
 falls = st.sampled_from([1.0, 0.97, 0.5, 0.1, 1e-2, 0.0])
 factors = st.floats(0.0, 2.0)
 QUIET = pytest.mark.filterwarnings("ignore:alpha=.*stability limit:UserWarning")
@@ -23,7 +24,7 @@ QUIET = pytest.mark.filterwarnings("ignore:alpha=.*stability limit:UserWarning")
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict[str, Any]:
-    """A base, shapes dealt into groups, which gradients are there, and every hyper-parameter."""
+    """A base, shapes distributed over groups, which gradients are there, and every hyper-parameter."""
     name = draw(st.sampled_from(sorted(BASES)))
     metric = draw(st.sampled_from(["euclidean", "preconditioned"])) if name in ADAPTIVE else "euclidean"
     sizes = draw(shapes)

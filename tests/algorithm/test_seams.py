@@ -1,4 +1,4 @@
-"""The two seams for several processes: the reduction of the norm over shards, and the second anchor."""
+"""The two seams for several processes: the reduction of the norm over shards, and the consensus term."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -130,7 +130,7 @@ def test_the_second_pull_is_the_references(subtests: pytest.Subtests) -> None:
                         dict(zip(anchored, strengths, strict=True)),
                     )
                     z, mu = numpy_of(centers), numpy_of(duals)
-                    expected.anchor = {0: (z[0], mu[0], strengths[0]), 2: (z[2], mu[2], strengths[1])}
+                    expected.consensus_term = {0: (z[0], mu[0], strengths[0]), 2: (z[2], mu[2], strengths[1])}
                 set_gradients(params, noise(t, params))
                 optimizer.step()
                 expected.step(numpy_of(noise(t, params)))
@@ -140,7 +140,7 @@ def test_the_second_pull_is_the_references(subtests: pytest.Subtests) -> None:
 
 
 def one_update(gradient: float, **options: Any) -> float:
-    """v of the first update from W = 1 with Z = 3, μ = 0.5, A = 2, where the anchor's force is −4.5."""
+    """v of the first update from W = 1 with Z = 3, μ = 0.5, A = 2, where the consensus term's gradient is −4.5."""
     p = Parameter(torch.tensor([1.0], dtype=torch.float64))
     optimizer = FPTT(SGD([p], lr=0.125), alpha=0.0, **options)
     optimizer.consensus_term = ConsensusTerm({p: torch.tensor([3.0])}, {p: torch.tensor([0.5])}, {p: 2.0})
@@ -159,7 +159,7 @@ def test_the_second_pull_comes_before_a_total_clip_and_after_a_clip_of_the_gradi
 
 
 def test_the_metric_leaves_the_second_pull_alone() -> None:
-    """With W = W̄ and u = 0 the first force is 0, so the moment receives g + A (W − Z) − μ itself."""
+    """With W = W̄ and u = 0 the first regularizer is 0, so the moment receives g + A (W − Z) − μ itself."""
     p = Parameter(torch.tensor([1.0], dtype=torch.float64))
     base = BASES["rmsprop"].make([p], lr=0.125, alpha=0.5)
     optimizer = FPTT(base, alpha=0.5, metric="preconditioned")

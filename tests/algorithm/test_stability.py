@@ -1,4 +1,4 @@
-"""Where the explicit pull becomes unstable: the formula, the function, and what FPTT does on either side."""
+"""Where the explicit regularizer becomes unstable: the formula, the function, and what FPTT does on either side."""
 
 import math
 import warnings

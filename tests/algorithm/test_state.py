@@ -30,7 +30,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_base_creates_its_own_state_first() -> None:
-    """Adam initialises its moments where a parameter's state is empty: FPTT must not have filled it before."""
+    """Adam initializes its moments where a parameter's state is empty: FPTT must not have filled it before."""
     params = parameters()
     optimizer = FPTT(Adam(params, lr=0.1, amsgrad=True), alpha=0.5)
     assert len(optimizer.state) == 0

@@ -18,7 +18,7 @@ from fptt_dist.config import (
 )
 
 BASE = Config(train=Train(max_epochs=1))
-AGREEING = ["consensus", "hierarchical"]
+SYNCED = ["consensus", "hierarchical"]
 
 
 def accepted(parallel: dict[str, Any], **more: Any) -> Config:
@@ -113,7 +113,7 @@ def test_a_hook_needs_ddp() -> None:
 
 
 def test_a_delayed_agreement_arrives_before_the_next() -> None:
-    for strategy, (every, delay) in product(AGREEING, [(1, 1), (4, 4), (4, 9)]):
+    for strategy, (every, delay) in product(SYNCED, [(1, 1), (4, 4), (4, 9)]):
         less = f"{every - 1}{' or less' if every > 1 else ''}"
         assert message({"strategy": strategy, "sync_every": every, "sync_delay": delay}) == (
             f"parallel.sync_delay={delay} must be less than the updates between syncs, {every} "
@@ -124,7 +124,7 @@ def test_a_delayed_agreement_arrives_before_the_next() -> None:
 
 
 def test_without_every_the_windows_of_a_sequence_count() -> None:
-    for strategy in AGREEING:
+    for strategy in SYNCED:
         assert message({"strategy": strategy, "sync_delay": 5}, fptt__windows=5) == (
             "parallel.sync_delay=5 must be less than the updates between syncs, 5 (parallel.sync_every=null is "
             "the updates of a sequence): type parallel.sync_delay=4 or less, or a larger parallel.sync_every (override "
@@ -145,7 +145,7 @@ def test_without_every_the_windows_of_a_sequence_count() -> None:
 
 
 def test_a_delay_needs_the_shared_dual() -> None:
-    for strategy in AGREEING:
+    for strategy in SYNCED:
         assert message({"strategy": strategy, "sync_delay": 1, "sync_every": 4, "dual": "local"}) == (
             "parallel.sync_delay does not go with parallel.dual=local, whose sync resets center and dual: type "
             "parallel.sync_delay=0, or parallel.dual=averaged (override parallel.sync_delay=1, override "
@@ -159,7 +159,7 @@ def test_keys_that_only_the_other_dual_reads() -> None:
         ("averaged", "local", "dual_step_size", 0.5, "0.25"),
         ("local", "averaged", "weight_sync", "center", "average"),
     ]
-    for strategy, (dual, other, key, value, default) in product(AGREEING, rows):
+    for strategy, (dual, other, key, value, default) in product(SYNCED, rows):
         text = message({"strategy": strategy, "dual": dual, key: value})
         assert text.startswith(
             f"parallel.{key}={value} is only read with parallel.dual={other}: type parallel.dual={other}, or "
@@ -182,7 +182,7 @@ def test_keys_of_the_other_dual_at_their_defaults_are_fine() -> None:
 
 
 def test_the_agreed_center_needs_a_center() -> None:
-    for strategy, algorithm in product(AGREEING, ("tbptt", "tbptt_accumulated", "bptt_aux", "bptt")):
+    for strategy, algorithm in product(SYNCED, ("tbptt", "tbptt_accumulated", "bptt_aux", "bptt")):
         assert message({"strategy": strategy, "weight_sync": "center"}, algorithm=algorithm) == (
             f"parallel.weight_sync=center needs a center, which algorithm={algorithm} has not: type "
             f"parallel.weight_sync=average, or algorithm=fptt (override parallel.weight_sync=center, override "
@@ -193,7 +193,7 @@ def test_the_agreed_center_needs_a_center() -> None:
 
 
 def test_a_workers_dual_needs_a_dual_that_is_no_gradient() -> None:
-    for strategy in AGREEING:
+    for strategy in SYNCED:
         assert message({"strategy": strategy, "dual": "local"}, fptt__update_rule="second_gradient") == (
             "parallel.dual=local does not go with fptt.update_rule=second_gradient, whose dual is a gradient: type "
             "fptt.update_rule=gradient, or parallel.dual=averaged (override parallel.dual=local, override "

@@ -146,8 +146,8 @@ def test_equations_are_drawn_by_the_browser(address: str, window: webdriver.Chro
 
 def test_every_key_has_a_place_to_link_to(address: str, window: webdriver.Chrome) -> None:
     window.get(f"{address}/configuration.html")
-    anchors = set(window.execute_script("return [...document.querySelectorAll('article [id]')].map(e => e.id)"))
-    assert {key.name for key in describe()} <= anchors
+    ids = set(window.execute_script("return [...document.querySelectorAll('article [id]')].map(e => e.id)"))
+    assert {key.name for key in describe()} <= ids
     rows = window.execute_script(
         "return [...document.querySelectorAll('article tbody tr')].map("
         "row => [...row.cells].map(cell => cell.textContent.trim()))"

@@ -1,4 +1,4 @@
-"""SIGUSR2 in a SLURM job: the job goes back into the queue, after saving, and goes on bit for bit.
+"""SIGUSR2 in a SLURM job: the job goes back into the queue, after saving, and resumes bit for bit.
 
 There is no SLURM here: `scontrol` is a script that notes what it was asked, and when.
 """

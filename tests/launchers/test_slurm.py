@@ -52,7 +52,7 @@ EVERYTHING = Cluster(
     srun=("--mpi=none", "--container-image=/shared/a b.sqsh"),
     python="apptainer exec --nv /shared/fptt.sif python",
 )
-PULLS = "fptt.alpha: {grid: [0.1, 0.3]}"
+ALPHAS = "fptt.alpha: {grid: [0.1, 0.3]}"
 CASES: dict[str, Callable[[], str]] = {
     "one_node": lambda: sbatch_text(Cluster(), "adding-fptt-seed0", LOGS),
     "everything": lambda: sbatch_text(EVERYTHING, "a run's", LOGS),
@@ -171,7 +171,7 @@ def test_a_folder_that_holds_a_run(array: bool, place: Path, slurm: Path) -> Non
     (place / "base.yaml").write_text(dump(tiny(place, batches=5)))
     train_until(tiny(run, {"fptt.alpha": 0.1} if array else {}, batches=5), 2)
     if array:
-        config = sweep_file(place, PULLS, config=config)
+        config = sweep_file(place, ALPHAS, config=config)
         create_folder(make_plan(place / config, ["run.dir=run", "fptt.windows=3"]))
     before = state(place / "run")
 
@@ -197,7 +197,7 @@ def test_a_folder_that_holds_a_run(array: bool, place: Path, slurm: Path) -> Non
 
 
 def test_a_folder_below_a_sweep_s_that_holds_another_run(place: Path, slurm: Path) -> None:
-    config = sweep_file(place, PULLS)
+    config = sweep_file(place, ALPHAS)
     create_folder(make_plan(place / config, ["run.dir=run"]))
     train_until(tiny(place / "run" / "001", batches=5), 2)
     before = state(place / "run")
@@ -227,7 +227,7 @@ def test_a_folder_that_a_job_waits_for(place: Path, slurm: Path) -> None:
 
 @pytest.mark.parametrize("array", [False, True])
 def test_a_folder_that_a_process_writes_into(array: bool, place: Path, slurm: Path) -> None:
-    config = sweep_file(place, PULLS) if array else "add_task"
+    config = sweep_file(place, ALPHAS) if array else "add_task"
     with hold(place / "run", "another"):
         before = state(place)
         with pytest.raises(ConfigError) as caught:
@@ -239,7 +239,7 @@ def test_a_folder_that_a_process_writes_into(array: bool, place: Path, slurm: Pa
 
 def test_sbatch_refuses_and_no_folder_is_left(place: Path, slurm: Path) -> None:
     (place.parent / "files").mkdir()
-    sweep = str(place.parent / "files" / sweep_file(place.parent / "files", PULLS))
+    sweep = str(place.parent / "files" / sweep_file(place.parent / "files", ALPHAS))
     stand_in(slurm, "sbatch", "echo 'sbatch: error: invalid partition specified: nope' >&2; exit 1")
     for exists, array in itertools.product((False, True), (False, True)):
         if exists:
@@ -269,7 +269,7 @@ def test_a_folder_whose_name_slurm_would_read_otherwise() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user: needs root")
 @pytest.mark.parametrize("array", [False, True])
 def test_a_folder_where_others_could_replace_what_the_job_unpickles(array: bool, place: Path, slurm: Path) -> None:
-    config = sweep_file(place, PULLS) if array else "add_task"
+    config = sweep_file(place, ALPHAS) if array else "add_task"
     mask = os.umask(0o002)
     try:
         submit(config, ["run.dir=run"], Cluster(), array=array)
@@ -337,7 +337,7 @@ def test_without_submitit(option: str, place: Path) -> None:
 
 
 def test_an_array_is_the_sweep_with_the_default_and_its_folder(place: Path, slurm: Path) -> None:
-    config = sweep_file(place, PULLS, more="  seed: {grid: [4, 5]}\n  train.max_batches: 7\n")
+    config = sweep_file(place, ALPHAS, more="  seed: {grid: [4, 5]}\n  train.max_batches: 7\n")
     words = ["model.hidden=3", "data.root=here"]
     done = submit(config, words, Cluster(nodes=2, tasks_per_node=3), array=True)
     plan = make_plan(place / config, [*words, "sweep.workers=6"])
@@ -374,10 +374,10 @@ ARRAY_MISTAKES: list[tuple[str, list[str], str]] = [
         "train.batch_size=1 is the global batch, fewer sequences than the 2 workers: type train.batch_size=2\n"
         "  in the run train.batch_size=1",
     ),
-    (PULLS, ["fptt.alpha=0.2"], "sweep.yaml:3: fptt.alpha varies: type no fptt.alpha=…, or leave it"),
-    (PULLS, ["resume=maybe"], "resume: maybe is not allowed; allowed: one of never, auto"),
-    (PULLS, ["run.dir=50%"], "run.dir="),
-    (PULLS, ["parallel.launcher=torchrun"], "parallel.launcher=torchrun is not what starts the 2 workers"),
+    (ALPHAS, ["fptt.alpha=0.2"], "sweep.yaml:3: fptt.alpha varies: type no fptt.alpha=…, or leave it"),
+    (ALPHAS, ["resume=maybe"], "resume: maybe is not allowed; allowed: one of never, auto"),
+    (ALPHAS, ["run.dir=50%"], "run.dir="),
+    (ALPHAS, ["parallel.launcher=torchrun"], "parallel.launcher=torchrun is not what starts the 2 workers"),
     ("fptt.alpha: 1", [], "space: nothing varies: write a key with {grid: [one, another]}"),
 ]
 
@@ -396,7 +396,7 @@ def test_an_array_with_one_mistake(place: Path, slurm: Path) -> None:
 
 
 def test_an_array_stops_no_run_early(place: Path, slurm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = sweep_file(place, PULLS, more="scheduler: {name: asha}\n")
+    config = sweep_file(place, ALPHAS, more="scheduler: {name: asha}\n")
     with caplog.at_level(logging.WARNING):
         assert len(submit(config, [], Cluster(), array=True).runs) == 3
     assert caplog.messages == ["scheduler.name=asha: the runs of an array all go to their end"]

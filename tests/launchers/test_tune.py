@@ -1,4 +1,4 @@
-"""A sweep goes on from Ray Tune's state only if nobody else could have written it."""
+"""A sweep resumes from Ray Tune's state only if nobody else could have written it."""
 
 import logging
 import os

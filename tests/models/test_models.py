@@ -1,4 +1,4 @@
-"""One battery over every network, and chrono initialisation."""
+"""One battery over every network, and chrono initialization."""
 
 from copy import deepcopy
 from itertools import product
@@ -176,7 +176,7 @@ def test_the_last_step_alone_is_read(subtests: pytest.Subtests) -> None:
 
 def test_parameters_are_counted_the_papers_way() -> None:
     # Kag & Saligrama 2021: 66K (one input) and 67K (three) for LSTM-128, 51K for GRU-128 with three inputs, 37K for the
-    # antisymmetric network with its read-out; Chang et al. 2019: 10K of it on one input.
+    # antisymmetric network with its output layer; Chang et al. 2019: 10K of it on one input.
     rows: list[tuple[str, int, int, int]] = [
         ("lstm", 1, 128, 67072),
         ("lstm", 3, 128, 68096),

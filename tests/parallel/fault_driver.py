@@ -34,11 +34,11 @@ WORDS: dict[str, Any] = {  # what makes a resumed run differ where something is 
 
 
 class Cut(Exception):
-    """The run breaks off here, on all workers, right after a checkpoint."""
+    """The run is interrupted here, on all workers, right after a checkpoint."""
 
 
 def place(environment: LaunchEnvironment, machines: int) -> LaunchEnvironment:
-    """The worker's place where the pool's workers are dealt to `machines`."""
+    """The worker's place where the pool's workers are distributed over `machines`."""
     local = environment.world // machines
     return dataclasses.replace(
         environment,
@@ -50,12 +50,12 @@ def place(environment: LaunchEnvironment, machines: int) -> LaunchEnvironment:
 
 
 def whole(environment: LaunchEnvironment, config: Config, machines: int = 1) -> Outcome:
-    """Start a run, or go on with it, to its end."""
+    """Start or resume a run, to its end."""
     return train(place(environment, machines), config)
 
 
 def broken(environment: LaunchEnvironment, config: Config, batch: int, machines: int = 1) -> Path:
-    """Start a run, or go on with it, until the checkpoint of `batch` is written; its folder."""
+    """Start or resume a run, until the checkpoint of `batch` is written; its folder."""
     return until(open_trainer(place(environment, machines), config), batch)
 
 
@@ -97,7 +97,7 @@ def until(trainer: Watched, batch: int) -> Path:
 
 
 def again(folder: Path, overrides: dict[str, Any]) -> Config:
-    """The run in `folder`, to go on with."""
+    """The run in `folder`, to resume."""
     return tiny(folder, {**overrides, "resume": "auto"})
 
 

@@ -106,7 +106,7 @@ class Watched(Trainer):
 
 
 def open_trainer(environment: LaunchEnvironment, config: Config) -> Watched:
-    """The trainer of a new run, or of one to go on with (resume=auto), at its newest checkpoint."""
+    """The trainer of a new run, or of one to resume (resume=auto), at its newest checkpoint."""
     folder = RunDirectory(config)
     if environment.rank == 0:
         folder.open()
@@ -144,7 +144,7 @@ def refusal(environment: LaunchEnvironment, config: Config) -> str:
 
 
 def folder_of(outcomes: list[Outcome]) -> Path:
-    """The run's folder, once its workers have agreed on where it is."""
+    """The run's folder, once its workers know where it is."""
     [path] = {outcome.folder for outcome in outcomes}
     return path
 

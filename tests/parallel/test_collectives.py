@@ -1,4 +1,4 @@
-"""What travels arrives, what differs is noticed, and processes that do not find each other say so."""
+"""What is sent arrives, what differs is noticed, and processes that do not find each other say so."""
 
 import os
 import socket
@@ -147,7 +147,7 @@ def counted(environment: LaunchEnvironment) -> dict[str, Any]:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_collectives_are_counted_by_name(pool: Pool, world: int) -> None:
-    """Once a call, with the bytes of the tensor handed over; a worker alone sends nothing."""
+    """Once a call, with the bytes of the tensor given; a worker alone sends nothing."""
     costs = {
         "numbers": {"calls": 2, "bytes": 5 * 4 + 2 * 8},
         "weights": {"calls": 3, "bytes": 3 * 4 + 12 * 4},
@@ -158,7 +158,7 @@ def test_collectives_are_counted_by_name(pool: Pool, world: int) -> None:
 
 
 def delayed(environment: LaunchEnvironment) -> list[float]:
-    """Seconds of a sum with latency, of one that travels while 0.3 s of work are done, and what was counted of it."""
+    """Seconds of a sum with latency, of one in flight while 0.3 s of work are done, and what was counted of it."""
     workers = communicator(environment, CPU)
     workers.latency = 0.2
     took = []

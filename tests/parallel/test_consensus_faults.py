@@ -16,8 +16,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "mean": {},
     "center": {"weights": "center"},
     "bf16": {"compressed": True},
-    "damped": {"agreement": "damped"},
-    "admm": {"agreement": "admm"},
+    "damped": {"dual": "damped"},
+    "admm": {"dual": "admm"},
 }
 
 
@@ -40,7 +40,7 @@ class Spoilt(Quadratic):
 
 @pytest.mark.parametrize(("kind", "what"), [("mean", "gradient"), *zip(KINDS, ["loss", "gradient"] * 3, strict=False)])
 def test_a_worker_that_sees_nan_waits_and_nobody_copies_back(kind: str, what: str) -> None:
-    """NaN in update 5, agreements after 4 and 8: the others go on alone till 8, then all know."""
+    """NaN in update 5, syncs after 4 and 8: the others train on alone till 8, then all know."""
 
     def work(workers: Replica) -> tuple[list[list[Tensor]], list[bool], NonFiniteRecord]:
         engine = consensus(workers, every=4, **KINDS[kind])
@@ -80,7 +80,7 @@ def test_with_a_delay_it_is_heard_of_when_the_agreement_arrives() -> None:
         run.advance(11, each=lambda run: healthy.append(told(run.engine).all_finite()))
         return healthy
 
-    # seen in update 5: the agreement that left after 4 still arrives after 6, the one that leaves after 8 tells
+    # seen in update 5: the sync that left after 4 still arrives after 6, the one that leaves after 8 tells
     assert together(2, work) == [[True] * 9 + [False] * 2] * 2
 
 
@@ -145,7 +145,7 @@ def test_the_stop_flag_of_one_reaches_all_with_the_next_agreement(delay: int) ->
 
     for stopping, calls in together(3, work):
         assert stopping == [False] * (7 + delay) + [True] * (5 - delay)
-        assert calls == {"sync": 3}, "nothing else travels"
+        assert calls == {"sync": 3}, "nothing else is sent"
 
 
 def test_a_vote_carries_the_stop_flag_where_agreements_are_rare() -> None:
@@ -163,7 +163,7 @@ def test_a_vote_carries_the_stop_flag_where_agreements_are_rare() -> None:
 
     for stopping, calls in together(3, work):
         assert stopping == [False] * 7 + [True] * 17
-        assert calls == {"sync": 2, "control flags": 4}  # after 4, 8, 16 and 20; 12 and 24 are agreements
+        assert calls == {"sync": 2, "control flags": 4}  # after 4, 8, 16 and 20; 12 and 24 are syncs
 
 
 def test_averaged_gradients_carry_the_stop_flag() -> None:
@@ -198,7 +198,7 @@ def test_a_parameter_without_gradient_on_one_worker_is_left_there_and_averaged(b
     def work(workers: Replica) -> tuple[list[Tensor], list[Tensor]]:
         engines = [consensus(workers, every=3) for _ in range(2)]
         runs = [Run(engine, Partly(), workers.rank, base=base).advance(3) for engine in engines]
-        engines[0].sync.sync_every = 100  # pyright: ignore[reportAttributeAccessIssue]  # this one does not agree again
+        engines[0].sync.sync_every = 100  # pyright: ignore[reportAttributeAccessIssue]  # this one does not synchronize again
         before, after = (run.advance(6).slow() for run in runs)
         return before, after
 
@@ -210,7 +210,7 @@ def test_a_parameter_without_gradient_on_one_worker_is_left_there_and_averaged(b
 
 @pytest.mark.parametrize("base", ["sgd", "adam"])
 def test_a_parameter_without_gradient_on_one_worker_does_not_part_what_is_not_sent(base: str) -> None:
-    """At H = 1 only W travels: W̄ and u must come out alike on all workers, or they never meet again."""
+    """At H = 1 only W is sent: W̄ and u must come out alike on all workers, or they never meet again."""
 
     def work(workers: Replica) -> list[Tensor]:
         return Run(consensus(workers, every=1), Partly(), workers.rank, base=base).advance(4).slow()

@@ -149,7 +149,7 @@ def test_who_raises_leaves_nobody_behind(pool: Pool, tmp_path: Path, name: str) 
 
 @pytest.mark.parametrize(("moment", "collective"), [("sync", "sync"), ("save", "checkpoint written")])
 def test_the_collective_and_the_silent_are_named(pool: Pool, tmp_path: Path, moment: str, collective: str) -> None:
-    """In a save on one rank, or after its share of an agreement is on its way."""
+    """In a save on one rank, or after its share of a sync is on its way."""
     config = tiny(tmp_path / "run", {"parallel": {**WORKER, "timeout_seconds": 2.0}, "checkpoint.every_batches": 2})
     one, other, raised = pool.run(left_alone, config, 1, moment, 2, world=3, timeout=25.0)
     assert raised is None

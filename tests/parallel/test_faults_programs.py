@@ -1,4 +1,4 @@
-"""Whole programs that are killed, hang, find nobody, or lose a machine: what is said, and that the run goes on."""
+"""Whole programs that are killed, hang, find nobody, or lose a machine: what is said, and that the run resumes."""
 
 import os
 import re
@@ -103,7 +103,7 @@ def test_workers_killed_in_a_save_in_an_agreement_and_between(
     resumed = [int(batch) for batch in re.findall(r"resumed from \S+step-(\d+)", text)]
     assert resumed[::2] == sorted(resumed[::2])
     assert len(resumed) == 6, text
-    assert resumed[0] == 2, "the save of batch 3 was torn"
+    assert resumed[0] == 2, "the save of batch 3 was truncated"
     assert differing(expected, content(folder / f"checkpoints/step-{BATCHES:08d}")) == []
     assert [record["batch"] for record in records(folder, "train")] == list(range(1, BATCHES + 1))
     assert not [path for path in folder.rglob("*") if ".tmp" in path.name]

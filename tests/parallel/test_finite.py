@@ -82,7 +82,7 @@ def test_what_is_finite_passes(device: str) -> None:
     st.sampled_from(BAD),
 )
 def test_the_first_window_is_named_however_many_follow(spoilt: list[int | None], start: int, bad: float) -> None:
-    """Window w of a run that went on at `start` spoils number spoilt[w]: the loss, a gradient, or nothing."""
+    """Window w of a run that was resumed at `start` spoils number spoilt[w]: the loss, a gradient, or nothing."""
     watch = NonFiniteTracker(NAMES, CPU)
     for which in spoilt:
         numbers = [bad if i == which else 1.0 for i in range(4)]

@@ -346,7 +346,7 @@ def test_micro_batches_are_added_up_before_they_travel(pool: Pool) -> None:
             one, mean = before[i], after[i]
             assert one is not None
             assert mean is not None
-            assert torch.equal(one, 3.0 * shares[rank][i]), "nothing travels before the last"
+            assert torch.equal(one, 3.0 * shares[rank][i]), "nothing is sent before the last"
             assert torch.equal(mean, 6.0 * (shares[0][i] + shares[1][i]) / 2.0)
 
 

@@ -1,4 +1,4 @@
-"""Machines of several workers: gradients averaged inside, agreements between, one voice a machine."""
+"""Machines of several workers: gradients averaged inside, syncs between, one replica a machine."""
 
 from typing import Any
 
@@ -39,21 +39,21 @@ def hierarchical(
     *,
     machines: int = 2,
     every: int,
-    agreement: str = "shared",
+    dual: str = "shared",
     **options: Any,
 ) -> Engine:
     inside, across = places(workers, machines)
     local = workers.world // machines
     node = workers.rank // local
-    voice = sum(shares[node * local : (node + 1) * local])
+    weight = sum(shares[node * local : (node + 1) * local])
     what: SyncRule = AveragedDual(
         "average", slow=True, each_window=every == 1, compressed=bool(options.get("compressed"))
     )
-    if agreement == "damped":
+    if dual == "damped":
         what = LocalDual("damped", 0.25, **OF_FPTT)
-    gradients = GradientSync(inside, shares[workers.rank] / voice)
+    gradients = GradientSync(inside, shares[workers.rank] / weight)
     between = NodesCommunicator(inside, across)
-    sync = Consensus(between, voice, what, sync_every=every, intra_node=gradients, **options)
+    sync = Consensus(between, weight, what, sync_every=every, intra_node=gradients, **options)
     return Engine(workers, Replicated(), sync)
 
 
@@ -88,7 +88,7 @@ class OfMachines(Quadratic):
 
 @pytest.mark.parametrize("shares", [EQUAL, UNEQUAL])
 @pytest.mark.parametrize(
-    "options", [{"every": 1}, {"every": 4}, {"every": 4, "sync_delay": 2}, {"every": 4, "agreement": "damped"}], ids=str
+    "options", [{"every": 1}, {"every": 4}, {"every": 4, "sync_delay": 2}, {"every": 4, "dual": "damped"}], ids=str
 )
 def test_two_machines_are_two_workers_with_their_machines_batches(
     options: dict[str, Any], shares: tuple[float, ...]
@@ -103,17 +103,17 @@ def test_two_machines_are_two_workers_with_their_machines_batches(
         return Run(engine, OfMachines(shares), workers.rank, base="adam").advance(15).slow()
 
     expected = together(2, two)
-    for rank, (found, voices) in enumerate(together(4, machines)):
-        assert voices == 2
+    for rank, (found, replicas) in enumerate(together(4, machines)):
+        assert replicas == 2
         close(found, expected[rank // 2], 1e-9)
 
 
-@pytest.mark.parametrize("agreement", ["shared", "damped"])
+@pytest.mark.parametrize("dual", ["shared", "damped"])
 @pytest.mark.parametrize("compressed", [False, True])
-def test_a_machines_workers_are_equal_bit_for_bit(compressed: bool, agreement: str) -> None:
+def test_a_machines_workers_are_equal_bit_for_bit(compressed: bool, dual: str) -> None:
     def work(workers: Replica) -> list[list[Tensor]]:
         seen: list[list[Tensor]] = []
-        engine = hierarchical(workers, UNEQUAL, every=3, agreement=agreement, compressed=compressed)
+        engine = hierarchical(workers, UNEQUAL, every=3, dual=dual, compressed=compressed)
         run = Run(engine, Quadratic(torch.float32), workers.rank, base="adam")
         run.advance(10, each=lambda run: seen.append(run.everything()))
         return seen
@@ -123,7 +123,7 @@ def test_a_machines_workers_are_equal_bit_for_bit(compressed: bool, agreement: s
         assert equal(a, b)
         assert equal(c, d)
         weights = slice(0, len(SHAPES))
-        assert equal(a[weights], c[weights]) == (window % 3 == 0), "machines agree at agreements alone"
+        assert equal(a[weights], c[weights]) == (window % 3 == 0), "machines are equal at syncs alone"
 
 
 def test_sgd_that_agrees_after_each_window_averages_over_all_four() -> None:

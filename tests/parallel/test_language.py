@@ -169,7 +169,7 @@ def plain(states: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("model", ["lstm", "awd", "antisymmetric"])
 def test_the_workers_states_are_the_parts_of_the_one_processes(pool: Pool, tmp_path: Path, model: str) -> None:
-    """Streams are dealt in order, and a worker's state is that of its own streams."""
+    """Streams are distributed in order, and a worker's state is that of its own streams."""
     keys = {**SGD, **MODELS[model], "train.batch_size": 5}
     [single] = pool.run(carried, tiny_text(tmp_path / "single", keys), 4, world=1)
     workers = pool.run(carried, tiny_text(tmp_path / "run", {**keys, "parallel": FLAT}), 4, world=3)
@@ -185,7 +185,7 @@ def test_the_workers_states_are_the_parts_of_the_one_processes(pool: Pool, tmp_p
 
 
 def test_agreeing_after_each_window_is_averaging_for_plain_sgd(pool: Pool, tmp_path: Path) -> None:
-    """The mean of W − lr (g_r + force) over the workers is W − lr (mean g_r + force), window by window."""
+    """The mean of W − lr (g_r + r) over the workers is W − lr (mean g_r + r), window by window."""
     keys = {**SGD, **MODELS["awd"], **FIVE, **LENGTHS}
     every = {"strategy": "consensus", "sync_every": 1, "weight_sync": "average"}
     gradient, consensus = (
@@ -214,8 +214,8 @@ DROPPED: dict[str, dict[str, Any]] = {
 }
 
 
-def agreed(environment: LaunchEnvironment, config: Config) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """W̄ before the agreement that ends the second batch and after it, and the states that go on."""
+def synced(environment: LaunchEnvironment, config: Config) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """W̄ before the sync that ends the second batch and after it, and the states that are carried."""
     trainer = open_trainer(environment, config)
     real, before = trainer.engine.after_update, []
 
@@ -234,12 +234,12 @@ def agreed(environment: LaunchEnvironment, config: Config) -> tuple[list[Tensor]
 def test_an_agreement_makes_the_centers_the_mean_and_leaves_the_states(
     pool: Pool, tmp_path: Path, model: str, how: str
 ) -> None:
-    """After 2 batches of 3 windows each rule has just agreed; equal shares."""
+    """After 2 batches of 3 windows each rule has just synchronized; equal shares."""
     keys = {**DROPPED[model], "parallel": CONSENSUS[how]}
-    (one, after, states), (other, there, others) = pool.run(agreed, tiny_text(tmp_path / "run", keys))
+    (one, after, states), (other, there, others) = pool.run(synced, tiny_text(tmp_path / "run", keys))
     for mine, theirs, center, its in zip(one, other, after, there, strict=True):
         torch.testing.assert_close(its, center, rtol=1e-6, atol=1e-7)
-        if how != "each window":  # W̄ travels: a mean of copies
+        if how != "each window":  # W̄ is sent: a mean of copies
             assert torch.equal(its, center)
             torch.testing.assert_close(center, (mine + theirs) / 2, rtol=1e-6, atol=1e-7)
     assert any(not torch.equal(mine, theirs) for mine, theirs in zip(one, other, strict=True))
@@ -301,7 +301,7 @@ def test_a_worker_trains_its_own_streams_and_agrees_on_the_mean(
     assert same_everywhere == (updates % every == 0)
 
 
-# going on with a run
+# resuming a run
 
 RESUMED: dict[str, dict[str, Any]] = {
     "gradient": FLAT,

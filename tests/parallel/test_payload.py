@@ -1,4 +1,4 @@
-"""What travels at an agreement: every element once, and what bf16 loses."""
+"""What is sent at a sync: every element once, and what bf16 loses."""
 
 from typing import Any
 
@@ -116,10 +116,10 @@ def test_the_sums_under_way_can_be_stored(compressed: bool) -> None:
     together(2, work)
 
 
-def walked(agreements: int, *, compressed: bool, referenced: bool = True) -> tuple[Tensor, float]:
-    """Where weights of size 1 come by 1000 times a thousandth, agreed each time, and Σ_k max_r |d_rk|."""
+def walked(syncs: int, *, compressed: bool, referenced: bool = True) -> tuple[Tensor, float]:
+    """Where weights of size 1 come by 1000 times a thousandth, synchronized each time, and Σ_k max_r |d_rk|."""
     generator = torch.Generator().manual_seed(1)
-    steps = 1e-3 * torch.rand(agreements, 2, 50, generator=generator)
+    steps = 1e-3 * torch.rand(syncs, 2, 50, generator=generator)
 
     def work(workers: Replica) -> Tensor:
         weights = torch.ones(50)
@@ -137,7 +137,7 @@ def walked(agreements: int, *, compressed: bool, referenced: bool = True) -> tup
 
 def test_differences_in_bf16_stay_close_to_float32() -> None:
     """A bf16 number has 8 bits: each worker's difference is off by 2⁻⁹ of it at most, their sum by another 2⁻⁹ of
-    itself, so the mean by 2⁻⁸ of the larger difference; over n agreements by 2⁻⁸ of the way at most. Float32's own
+    itself, so the mean by 2⁻⁸ of the larger difference; over n syncs by 2⁻⁸ of the way at most. Float32's own
     rounding of the weights, 2⁻²⁴ each time, is far below.
     """
     exact, way = walked(1000, compressed=False)
@@ -155,10 +155,10 @@ def test_raw_weights_in_bf16_would_lose_every_small_update() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"agreement": "shared", "every": 1}, {"agreement": "shared", "every": 3}, {"agreement": "damped", "every": 3}],
+    [{"dual": "shared", "every": 1}, {"dual": "shared", "every": 3}, {"dual": "damped", "every": 3}],
 )
 def test_a_run_with_bf16_differences_stays_close_to_float32(options: dict[str, Any]) -> None:
-    """Quadratics contract, so each agreement's error of 2⁻⁸ of a difference is forgotten: nothing piles up."""
+    """Quadratics contract, so each sync's error of 2⁻⁸ of a difference is forgotten: nothing piles up."""
 
     def work(workers: Replica, compressed: bool) -> list[Tensor]:
         engine = consensus(workers, compressed=compressed, **options)

@@ -29,7 +29,7 @@ def farthest(one: Outcome, other: Outcome) -> float:
     return max(float((one.weights[name] - other.weights[name]).abs().max()) for name in one.weights)
 
 
-NEUTRAL: list[dict[str, Any]] = [  # pairwise; each alone is in test_strategy_limits.py
+NEUTRAL: list[dict[str, Any]] = [  # pairwise; each alone is in test_engine_limits.py
     GRADIENT,
     {**CONSENSUS, "sync_every": 1},
     {**CONSENSUS, "sync_every": 7, "sync_delay": 2, "warmup_updates": 6},
@@ -92,7 +92,7 @@ OFTEN = {
 RARELY = {"checkpoint.every_batches": 100, "evaluate.every_batches": 100, "logging.every_batches": 100}
 
 
-LOOKED: list[tuple[dict[str, Any], int]] = [  # each rule alone is in test_strategy_state.py
+LOOKED: list[tuple[dict[str, Any], int]] = [  # each rule alone is in test_engine_state.py
     (GRADIENT, 1),
     ({**CONSENSUS, "sync_every": 7, "sync_delay": 2, "sync_dtype": "bf16", "weight_sync": "center"}, 1),
     (
@@ -130,8 +130,8 @@ def test_looking_and_saving_change_no_weight(
         assert same_bits(one.random, other.random)
 
 
-def agreements(environment: LaunchEnvironment, configs: list[Config]) -> list[int]:
-    """Count the agreements in each run."""
+def syncs(environment: LaunchEnvironment, configs: list[Config]) -> list[int]:
+    """Count the syncs in each run."""
     found = []
     for config in configs:
         trainer = open_trainer(environment, config)
@@ -170,7 +170,7 @@ def test_when_the_workers_agree(pool: Pool, tmp_path: Path) -> None:
         for name, more in (("rarely", RARELY), ("often", OFTEN))
     ]
     expected = [count for _, _, count in WHEN for _ in range(2)]
-    for found in pool.run(agreements, configs, timeout=120.0):
+    for found in pool.run(syncs, configs, timeout=120.0):
         wrong = [
             (config.parallel, calls) for config, calls, n in zip(configs, found, expected, strict=True) if calls != n
         ]

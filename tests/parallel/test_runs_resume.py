@@ -1,4 +1,4 @@
-"""A run of several workers that broke off at any batch goes on as if nothing had been, bit for bit, rank by rank."""
+"""A run of several workers, interrupted at any batch, resumes bit for bit on each rank."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tests.parallel.runs import Outcome, tiny
 from tests.training.helpers import content, differing, result, without_clock
 
 BATCHES = 6  # of 4 windows; 4 batches an epoch
-MIDDLE = 5  # 20 windows: between two agreements, or before the first one; in the second epoch
+MIDDLE = 5  # 20 windows: between two syncs, or before the first one; in the second epoch
 CASES: dict[str, dict[str, Any]] = {
     "flat": {"strategy": "data_parallel"},
     "ddp": {"strategy": "data_parallel", "reduce": "ddp"},
@@ -119,7 +119,7 @@ def test_goes_on_bit_for_bit_and_the_workers_agree(pool: Pool, tmp_path: Path, c
 
 
 def check_end(run: Straight) -> None:
-    """The end makes an agreement: the workers' W are equal; W̄ and u are too."""
+    """The end makes a sync: the workers' W are equal; W̄ and u are too."""
     manifest = json.loads((step(run.folder, BATCHES) / "manifest.json").read_text())
     assert manifest["world"] == layout(run.case)["world"]
     assert not any(name.endswith(":due") for name in run.held(BATCHES)), "the end waits for none"
@@ -173,7 +173,7 @@ def check_middle(run: Straight) -> None:
 
 
 def check_under_way(run: Straight) -> None:
-    """An agreement is, where the run broke off."""
+    """A sync is in flight where the run was interrupted."""
     batch = DELAYED[run.case]
     for rank in range(layout(run.case)["world"]):
         departed, due = run.own(batch, rank)["sync.safetensors:due"].tolist()
@@ -181,7 +181,7 @@ def check_under_way(run: Straight) -> None:
 
 
 def equal(one: Tensor, other: Tensor, case: str) -> bool:
-    """Bit for bit; with every=1 W̄ and u do not travel, each worker finds their means by itself, to rounding."""
+    """Bit for bit; with every=1 W̄ and u are not sent, each worker finds their means by itself, to rounding."""
     return torch.allclose(one, other, rtol=1e-5, atol=1e-7) if case == "every 1" else torch.equal(one, other)
 
 

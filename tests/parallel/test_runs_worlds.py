@@ -1,4 +1,4 @@
-"""A run goes on with another number of workers: what was equal stays, what differed becomes its mean, or is refused."""
+"""A run resumes with another number of workers: what was equal stays, what differed becomes its mean, or is refused."""
 
 import json
 from itertools import pairwise
@@ -100,7 +100,7 @@ def test_gradient_goes_on_like_one_process_with_the_whole_batch(
 def test_consensus_starts_at_the_mean(
     pool: Pool, tmp_path: Path, parallel: dict[str, Any], before: int, now: int
 ) -> None:
-    """At batch 2: 8 windows, 2 after an agreement, or with one under way. The shares of a batch of 7 differ."""
+    """At batch 2: 8 windows, 2 after a sync, or with one in flight. The shares of a batch of 7 differ."""
     keys = {**WORDS, "parallel": parallel, "checkpoint.every_batches": 2, "train.batch_size": 7, "train.max_batches": 4}
     pool.run(broken, tiny(tmp_path / "run", keys), 2, world=before)
     written = {n: t for n, t in content(step(tmp_path / "run", 2)).items() if isinstance(t, Tensor)}
@@ -149,7 +149,7 @@ def test_auto_is_another_strategy_there(pool: Pool, tmp_path: Path, before: int,
 
 
 def test_machines_become_one(pool: Pool, tmp_path: Path) -> None:
-    """As many workers, but one voice where there were two: their weights become the mean."""
+    """As many workers, but one replica where there were two: their weights become the mean."""
     keys = {
         **WORDS,
         "parallel": {"strategy": "hierarchical", "sync_every": 3},
@@ -230,7 +230,7 @@ def test_an_estimate_by_example_is_refused(pool: Pool, tmp_path: Path, images: d
 
 
 def streamed(environment: LaunchEnvironment, config: Config, batch: int) -> str:
-    """Break a run of a task off that carries states, or, with batch=0, go on with it: why it is refused."""
+    """Interrupt a run of a task that carries states, or, with batch=0, resume it: why it is refused."""
     real, factory.build_task = factory.build_task, lambda config: Stream()
     try:
         if batch:

@@ -1,4 +1,4 @@
-"""The program itself under torchrun: it learns, stops when asked, goes on exactly, and says what is wrong."""
+"""The program itself under torchrun: it learns, stops when asked, resumes exactly, and says what is wrong."""
 
 import json
 import os

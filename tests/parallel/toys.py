@@ -1,7 +1,7 @@
 """Small problems that the replicas of a test train on, and how they are driven and read.
 
 A problem's loss is a function of the weights, the shard and the update's number alone, so that a run can be repeated,
-interrupted, and dealt to any number of replicas.
+interrupted, and distributed over any number of replicas.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ def consensus(
     workers: Communicator,
     *,
     every: int,
-    agreement: Literal["shared", "damped", "admm"] = "shared",
+    dual: Literal["shared", "damped", "admm"] = "shared",
     weights: Literal["average", "center"] = "average",
     slow: bool = True,
     damping: float = 0.25,
@@ -127,10 +127,10 @@ def consensus(
 ) -> Engine:
     """Consensus of all `workers`; `share` defaults to equal ones."""
     share = 1.0 / workers.world if share is None else share
-    if agreement == "shared":
+    if dual == "shared":
         what = AveragedDual(weights, slow=slow, each_window=every == 1, compressed=compressed)
     else:
-        what = LocalDual(agreement, damping, **OF_FPTT)
+        what = LocalDual(dual, damping, **OF_FPTT)
     warmup = GradientSync(workers, share) if options.get("warmup_updates") else None
     sync = Consensus(workers, share, what, sync_every=every, warmup=warmup, compressed=compressed, **options)
     return Engine(workers, Replicated(), sync)

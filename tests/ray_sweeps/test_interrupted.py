@@ -97,7 +97,7 @@ def test_interrupted_again_and_again(own: Ray, shared: Ray, undisturbed: tuple[P
 
 
 def test_runs_that_fail(shared: Ray, undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
-    """One that is killed once goes on; one that is killed each time has failed, and so has one that is not finite."""
+    """One that is killed once resumes; one that is killed each time has failed, and so has one that is not finite."""
     _, whole = undisturbed
     file = sweep_file(tmp_path, {"optimizer.lr": {"grid": [*RATES, 1e30]}}, batches=BATCHES, max_failures=1)
     folder = tmp_path / "out"

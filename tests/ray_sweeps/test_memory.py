@@ -57,7 +57,7 @@ def _plan(folder: Path) -> SweepPlan:
 
 
 def _after_a_restart(plan: SweepPlan) -> Sparing:
-    """The scheduler of a sweep that goes on, when all its runs have been added."""
+    """The scheduler of a sweep that resumes, when all its runs have been added."""
     scheduler = build_scheduler(plan)
     for name, values in CURVES.items():
         folder = plan.folder / name

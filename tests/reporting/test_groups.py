@@ -170,10 +170,10 @@ CHOICES = st.fixed_dictionaries(
 @given(st.lists(st.tuples(CHOICES, st.sampled_from([1, 2])), max_size=12))
 def test_groups_are_what_is_equal_and_labels_are_unique(drawn: list[tuple[dict[str, Any], int]]) -> None:
     def identity(choice: dict[str, Any], workers: int) -> tuple[Any, ...]:
-        force = choice["fptt.alpha"] if choice["algorithm"] == "fptt" else None
+        regularizer = choice["fptt.alpha"] if choice["algorithm"] == "fptt" else None
         windows = choice["fptt.windows"] if choice["algorithm"] != "bptt" else None
         rest = [choice[key] for key in ("algorithm", "optimizer.name", "train.max_norm", "model.hidden")]
-        return (*rest, force, windows, workers)
+        return (*rest, regularizer, windows, workers)
 
     groups = group_runs([run(str(n), choice, workers=workers) for n, (choice, workers) in enumerate(drawn)])
     members = [[drawn[int(each.path.name)] for each in group.runs] for group in groups]

@@ -197,7 +197,7 @@ def test_what_fptt_adds_is_said_as_the_seeds_say_it(runs: Path, tmp_path: Path) 
 
     (words,) = said({"fptt": [0.1, 0.3], "tbptt": [0.2, 0.4]})
     assert words.startswith(f"test mse {spread([0.1, 0.3])} and {spread([0.2, 0.4])}: the values of the seeds overlap")
-    # of the 6 ways to deal four values out, one gives the two smaller ones to FPTT, and one to tbptt
+    # of the 6 ways to split four values, one gives the two smaller ones to FPTT, and one to tbptt
     for ours, theirs, order in (([0.1, 0.2], [0.3, 0.4], "fptt.*tbptt"), ([0.3, 0.4], [0.1, 0.2], "tbptt.*fptt")):
         (words,) = said({"fptt": ours, "tbptt": theirs})
         better, worse = order.split(".*")

@@ -155,7 +155,7 @@ def ended(outcomes: list[Outcome], batch: int = 10) -> dict[str, Tensor]:
 
 
 def stopped(environment: LaunchEnvironment, config: Config, batch: int) -> Watched:
-    """Start a run, or go on with it, until the checkpoint of `batch` is written: the trainer as it is then."""
+    """Start or resume a run, until the checkpoint of `batch` is written: the trainer as it is then."""
     trainer = open_trainer(environment, config)
     until(trainer, batch)
     return trainer
@@ -172,7 +172,7 @@ def opened(environment: LaunchEnvironment, config: Config) -> Part:
 
 
 def moved(environment: LaunchEnvironment, config: Config, checkpoint: Path | None = None) -> tuple[Part, Outcome]:
-    """Go on with a run, or start one at the checkpoint of another one, whose configuration is another: what a worker
+    """Resume a run, or start one at the checkpoint of another one, whose configuration is another: what a worker
     then holds, and what the run ends with.
     """
     trainer = open_trainer(environment, config)

@@ -87,7 +87,7 @@ def test_one_process_evaluates_the_machines_mean(pool: Pool, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_two_workers_go_on_where_four_stopped(pool: Pool, tmp_path: Path) -> None:
-    """Two machines of one: the agreed points of a compressed payload start anew."""
+    """Two machines of one: the last synced values of a compressed payload start anew."""
     words = {**keys("bf16, to the center", "fsdp"), "checkpoint.every_batches": 4}
     pool.run(broken, tiny(tmp_path / "run", words), 4, MACHINES, world=4)
     expected = saved(step(tmp_path / "run", 4))
@@ -105,7 +105,7 @@ def opened(environment: LaunchEnvironment, config: Config, machines: int) -> Par
 
 
 def center_and_shown(environment: LaunchEnvironment, words: dict[str, Any], folder: Path) -> dict[str, Tensor]:
-    """What evaluation computes with after five updates and an agreement at the third."""
+    """What evaluation computes with after five updates and a sync at the third."""
     trainer = open_trainer(place(environment, MACHINES), tiny(folder, words))
     batch = trainer.task.train_batch(0, 0, 8, trainer.share)
     trainer.loop.run(batch)

@@ -241,7 +241,7 @@ def test_half_precision_learns_what_full_precision_learns(pool: Pool, tmp_path: 
         assert same_bits(first, second)
 
 
-# going on with a run
+# resuming a run
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_a_dry_run_counts_and_predicts(pool: Pool, tmp_path: Path, how: str, mod
 
 @pytest.mark.parametrize("how", ["fsdp", pytest.param("zero 3", marks=SLOW)])
 def test_one_process_evaluates_and_exports_what_the_workers_said(pool: Pool, tmp_path: Path, how: str) -> None:
-    """In the middle of an epoch, of a network whose read-out is its embedding."""
+    """In the middle of an epoch, of a network whose output layer is its embedding."""
     keys = {**DROPPED["awd"], "model.num_experts": 1, "model.dropout_latent": 0.0, "parallel": PARALLEL[how]}
     [worker, _] = pool.run(train, tiny_text(tmp_path / "run", {**keys, "evaluate.weights": "weights"}, batches=4))
     assert worker.values is not None

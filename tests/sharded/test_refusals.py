@@ -59,7 +59,7 @@ def test_a_file_that_asks_for_what_cannot_be(pool: Pool, tmp_path: Path) -> None
 
 
 def test_a_file_that_passes_reaches_the_engine(pool: Pool, tmp_path: Path) -> None:
-    """A tiny bucket, so that gradients travel in many: the same numbers."""
+    """A tiny bucket, so that gradients are sent in many: the same numbers."""
     given = tmp_path / "ds.json"
     given.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 50, "allgather_bucket_size": 50}}))
     plain = {"strategy": "deepspeed", "zero_stage": 2}

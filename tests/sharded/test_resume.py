@@ -1,4 +1,4 @@
-"""A sharded run that broke off goes on as if nothing had been, bit for bit, rank by rank."""
+"""A sharded run that was interrupted resumes bit for bit on each rank."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def test_goes_on_bit_for_bit(pool: Pool, tmp_path: Path, how: str, batches: list
 
 
 def check_goes_on(pool: Pool, there: Path, here: Path, how: str, outcomes: list[Outcome]) -> None:
-    """The run that broke off `here` ends as the one `there` did."""
+    """The run interrupted `here` ends as the one `there` did."""
     world = len(outcomes)
     resumed = pool.run(train, tiny(here, keys(how, resume="auto") | {"checkpoint.every_batches": 100}), world=world)
     written = content(step(here, BATCHES))

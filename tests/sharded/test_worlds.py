@@ -39,7 +39,7 @@ KEYS: dict[str, Any] = {
     "train.max_batches": 6,
 }
 SLOW = pytest.mark.slow
-WAYS = [  # strategy and workers, one after the other; each goes on for two batches
+WAYS = [  # strategy and workers, one after the other; each trains two batches
     [("fsdp", 2), ("gradient", 2), ("single", 1)],
     [("gradient", 2), ("zero 3", 2), ("zero 1", 2)],
     [("zero 2", 2), ("fsdp", 2)],
@@ -76,7 +76,7 @@ def single(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def went_on(environment: LaunchEnvironment, config: Config, batch: int) -> tuple[Part, Part]:
-    """Start a run, or go on with it, until the checkpoint of `batch`: what a worker holds before and after."""
+    """Start or resume a run, until the checkpoint of `batch`: what a worker holds before and after."""
     trainer = open_trainer(environment, config)
     before = part_of(trainer)
     until(trainer, batch)

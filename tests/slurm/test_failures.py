@@ -72,7 +72,7 @@ def test_a_killed_process_ends_the_job_and_is_named(tmp_path: Path, cluster: Clu
 def test_a_full_disk(
     tmp_path: Path, small_disk: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """The job says which checkpoint did not fit; the one before is whole, and the run goes on from it."""
+    """The job says which checkpoint did not fit; the one before is whole, and the run resumes from it."""
     run = small_disk / "run"
     keys = {
         "checkpoint.every_batches": 5,

@@ -99,7 +99,7 @@ def test_the_time_limit(tmp_path: Path, cluster: Cluster) -> None:
     ids=["srun", "torchrun"],
 )
 def test_told_to_stop_and_cancelled(tmp_path: Path, cluster: Cluster, way: str, stops: list[Stop]) -> None:
-    """After each stop the job goes on where it was; cancelled it stays out of the queue, and says what resumes it."""
+    """After each stop the job resumes where it was; cancelled it stays out of the queue, and says what resumes it."""
     run = tmp_path / "a run"
     words = ["--nodes=2", "--time=30", "--mem=500", "--partition=low", "--exclusive", way, small(run, LONG)]
     job = sbatch(cluster, run.with_suffix(".log"), *words)

@@ -180,10 +180,10 @@ def test_any_number_of_workers_sees_the_same_global_batch(subtests: pytest.Subte
 @pytest.mark.parametrize("shards", ["fixed", "by_label"])
 def test_dealt_examples_are_augmented_as_shuffled_ones(root: Path, shards: str) -> None:
     whole, seen = by_id(epoch_of(task(root), 3)), {}
-    for rank in range(3):  # 32 images, of which 30 are dealt
-        dealt = task(root)
-        dealt.set_partition(shards, rank, 3)  # type: ignore[arg-type]
-        seen |= by_id(dealt.train_batch(3, 0, 30, rank_slice(30, rank, 3)))
+    for rank in range(3):  # 32 images, of which 30 are used
+        partitioned = task(root)
+        partitioned.set_partition(shards, rank, 3)  # type: ignore[arg-type]
+        seen |= by_id(partitioned.train_batch(3, 0, 30, rank_slice(30, rank, 3)))
     assert len(seen) == 30
     for example, inputs in seen.items():
         assert torch.equal(inputs, whole[example])

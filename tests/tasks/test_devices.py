@@ -42,7 +42,7 @@ def text(**options: Any) -> Make:
     )
 
 
-def dealt(make: Make, shards: Any) -> Make:
+def partitioned(make: Make, shards: Any) -> Make:
     def both(root: Path) -> Task:
         task = make(root)
         task.set_partition(shards, 0, 2)
@@ -55,17 +55,17 @@ HELD = {  # whose data are on the device
     "mnist": pixels(),
     "permuted": pixels(permutation=3, pixels_per_step=4),
     "moved digits": pixels(augmentation=True, permutation=3),
-    "colours": pixels(dataset="cifar10", pixels_per_step=32),
-    "moved colours": pixels(dataset="cifar10", augmentation=True, permutation=1),
-    "fixed images": dealt(pixels(), "fixed"),
-    "images by label": dealt(pixels(), "by_label"),
+    "colors": pixels(dataset="cifar10", pixels_per_step=32),
+    "moved colors": pixels(dataset="cifar10", augmentation=True, permutation=1),
+    "fixed images": partitioned(pixels(), "fixed"),
+    "images by label": partitioned(pixels(), "by_label"),
     "text": text(),
     "text of random lengths": text(length_std=2.0),
 }
 GENERATED: dict[str, Make] = {
     "adding": lambda _: Adding(length=12, examples=40, validation=20, test=7),
     "copying": lambda _: Copying(delay=5, symbols=2, examples=40, validation=20, test=7),
-    "fixed sequences": dealt(lambda _: Adding(length=12, examples=40, validation=20, test=7), "fixed"),
+    "fixed sequences": partitioned(lambda _: Adding(length=12, examples=40, validation=20, test=7), "fixed"),
 }
 ALL = {**HELD, **GENERATED}
 

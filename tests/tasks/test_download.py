@@ -524,13 +524,13 @@ def test_the_table_of_data_sets() -> None:
     assert [file.remote for file in DATASETS["ptb"].files] == [
         f"ptb.{kind}{split}.txt" for kind in ("", "char.") for split in ("train", "valid", "test")
     ]
-    colours = DATASETS["cifar10"]
+    colors = DATASETS["cifar10"]
     assert {name: dataset.folder for name, dataset in DATASETS.items() if dataset.folder != name} == {
         "cifar10": "cifar-10-batches-bin"
     }
-    assert colours.archive is not None
-    assert colours.archive.remote == "cifar-10-binary.tar.gz"
-    assert {file.bytes for file in colours.files} == {30_730_000}
+    assert colors.archive is not None
+    assert colors.archive.remote == "cifar-10-binary.tar.gz"
+    assert {file.bytes for file in colors.files} == {30_730_000}
 
 
 @pytest.mark.skipif(

@@ -106,9 +106,9 @@ def test_the_permutation_moves_the_pixels_of_all_splits_alike(root: Path, step: 
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 records in each of the five training files and in the test file."""
-    folder = tmp_path_factory.mktemp("colours")
+    folder = tmp_path_factory.mktemp("colors")
     write_cifar(folder, 8)
     return folder
 
@@ -118,10 +118,10 @@ def cifar_planes(batch: int) -> np.ndarray:
     return np.frombuffer(some_records(8, batch), dtype=np.uint8).reshape(8, 3073)[:, 1:].reshape(8, 3, 1024)
 
 
-def test_the_channels_of_a_pixel_stand_together(subtests: pytest.Subtests, colours: Path) -> None:
+def test_the_channels_of_a_pixel_stand_together(subtests: pytest.Subtests, colors: Path) -> None:
     for permutation, step in product((None, 3), (1, 32, 1024)):
         with subtests.test(permutation=permutation, step=step):
-            task = pixels(colours, dataset="cifar10", pixels_per_step=step, permutation=permutation)
+            task = pixels(colors, dataset="cifar10", pixels_per_step=step, permutation=permutation)
             order = np.arange(1024) if permutation is None else np.random.default_rng(permutation).permutation(1024)
             batch = next(task.evaluation_batches("test", 0, 1))
             assert (task.inputs, task.outputs, task.length) == (3 * step, 10, 1024 // step)
@@ -136,10 +136,10 @@ def test_the_channels_of_a_pixel_stand_together(subtests: pytest.Subtests, colou
             assert batch.targets.tolist() == list(range(8))
 
 
-def test_each_channel_has_its_own_constants(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_channel_has_its_own_constants(colors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mean, deviation = (0.1, 0.25, 0.7), (0.5, 0.3, 0.9)
     monkeypatch.setitem(IMAGES, "cifar10", replace(IMAGES["cifar10"], mean=mean, deviation=deviation))
-    task = pixels(colours, dataset="cifar10", pixels_per_step=4, permutation=3)
+    task = pixels(colors, dataset="cifar10", pixels_per_step=4, permutation=3)
     planes = cifar_planes(5)[:, :, np.random.default_rng(3).permutation(1024)].transpose(0, 2, 1)
     values = (planes.astype(np.float32) / np.float32(255) - np.asarray(mean, dtype=np.float32)) / np.asarray(
         deviation, dtype=np.float32
@@ -148,8 +148,8 @@ def test_each_channel_has_its_own_constants(colours: Path, monkeypatch: pytest.M
     assert np.array_equal(found, values.reshape(8, 256, 12).transpose(1, 0, 2))
 
 
-def test_the_splits_of_coloured_images(colours: Path) -> None:
-    task = pixels(colours, dataset="cifar10")
+def test_the_splits_of_coloured_images(colors: Path) -> None:
+    task = pixels(colors, dataset="cifar10")
     assert task.train_examples == 32
     seen = torch.cat([whole_epoch(task).inputs, next(task.evaluation_batches("validation", 0, 1)).inputs], 1)
     found = {image.numpy().tobytes() for image in seen.unbind(1)}
@@ -160,7 +160,7 @@ def test_the_splits_of_coloured_images(colours: Path) -> None:
 
 @pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
 def test_batches_are_what_they_have_always_been(root: Path, dataset: Dataset) -> None:
-    # A run begun with an earlier version goes on with the same numbers, bit for bit.
+    # A run begun with an earlier version resumes with the same numbers, bit for bit.
     task = pixels(root, dataset=dataset, pixels_per_step=7, permutation=5, seed=2)
     rest = np.random.default_rng(20210711).permutation(TRAIN)[HELD_OUT:]
     order = rest[np.random.default_rng([2, 3]).permutation(TRAIN - HELD_OUT)]
@@ -193,11 +193,11 @@ def test_a_checkpoint_brings_its_permutation_back(root: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", ["fashion-mnist", "cifar10"])
-def test_the_description_of_the_inputs_is_enough_to_make_them(root: Path, colours: Path, dataset: Dataset) -> None:
-    coloured = dataset == "cifar10"
-    task = pixels(colours if coloured else root, dataset=dataset, permutation=4, pixels_per_step=4)
+def test_the_description_of_the_inputs_is_enough_to_make_them(root: Path, colors: Path, dataset: Dataset) -> None:
+    colored = dataset == "cifar10"
+    task = pixels(colors if colored else root, dataset=dataset, permutation=4, pixels_per_step=4)
     known = json.loads(json.dumps(task.input_description()))
-    images = cifar_planes(5).transpose(0, 2, 1) if coloured else some_images(TEST, 1).reshape(TEST, 784, 1)
+    images = cifar_planes(5).transpose(0, 2, 1) if colored else some_images(TEST, 1).reshape(TEST, 784, 1)
     assert known["channels"] == images.shape[2] == len(known["mean"]) == len(known["deviation"])
     values = (images[:, known["permutation"]] / 255 - np.array(known["mean"])) / np.array(known["deviation"])
     values = values.reshape(len(images), -1, known["pixels_per_step"] * known["channels"])

@@ -82,7 +82,7 @@ class StopAt(StopFlag):
 
 
 def trainer_for(config: Config) -> Trainer:
-    """The trainer of a run that starts or goes on, before its first batch."""
+    """The trainer of a run that starts or resumes, before its first batch."""
     folder = RunDirectory(config)
     trainer = Trainer(folder, LaunchEnvironment(), build_device(config, LaunchEnvironment()))
     folder.open()
@@ -93,7 +93,7 @@ def trainer_for(config: Config) -> Trainer:
 
 
 def train_until(config: Config, batch: int) -> str:
-    """Start or go on with a run, and interrupt it after `batch`; the message a user reads."""
+    """Start or resume a run, and interrupt it after `batch`; the message a user reads."""
     torch.set_flush_denormal(True)
     trainer = trainer_for(config)
     try:

@@ -1,4 +1,4 @@
-"""Kills a run at every step of a save (and of a start), goes on with it, and says what was left: JSON on stdout.
+"""Kills a run at every step of a save (and of a start), resumes it, and says what was left: JSON on stdout.
 
 Run as a program with a folder and the name of a case of `CASES`, because only a process without other threads may fork:
 each run is a child of this warm one.

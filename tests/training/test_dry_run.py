@@ -76,7 +76,7 @@ def test_nothing_travels_from_one_process(subtests: pytest.Subtests, tmp_path: P
         with subtests.test(strategy=strategy):
             tried = try_out(tiny(tmp_path / "run", {"parallel.strategy": strategy}))
             assert tried.traffic == []
-            assert not [line for line in tried.lines() if "travel" in line or "collective" in line]
+            assert not [line for line in tried.lines() if "payload" in line or "collective" in line]
 
 
 def on_worker(environment: LaunchEnvironment, config: Config, machines: int) -> tuple[list[str], list[str]]:

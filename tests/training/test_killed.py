@@ -1,4 +1,4 @@
-"""A run that is killed at any step of its start or of a save goes on, and ends as if nothing had happened."""
+"""A run that is killed at any step of its start or of a save resumes, and ends as if nothing had happened."""
 
 import json
 import subprocess

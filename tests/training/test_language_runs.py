@@ -289,7 +289,7 @@ def test_the_average_is_what_is_evaluated_once_it_has_begun(tmp_path: Path) -> N
 
 
 def test_evaluation_goes_through_the_text_with_one_state(tmp_path: Path) -> None:
-    """The metric is that of the whole text read at once by each stream, and training goes on as if not evaluated."""
+    """The metric is that of the whole text read at once by each stream, and training continues as if not evaluated."""
     trainer = trainer_for(tiny_text(tmp_path / "run"))
     task = trainer.task
     assert isinstance(task, Language)

@@ -69,13 +69,13 @@ class Reference:
     @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
         self.updates += 1
-        pulled = [
+        moved = [
             g - dual + ALPHA * (w - center)
             for g, w, center, dual in zip(gradients, self.weights, self.center, self.dual, strict=True)
         ]
-        norm = sum(float(g.square().sum()) for g in pulled) ** 0.5
+        norm = sum(float(g.square().sum()) for g in moved) ** 0.5
         for i, w in enumerate(self.weights):
-            g = pulled[i] * min(1.0, 1.0 / (norm + 1e-6))
+            g = moved[i] * min(1.0, 1.0 / (norm + 1e-6))
             self.first[i] = 0.9 * self.first[i] + 0.1 * g
             self.second[i] = 0.999 * self.second[i] + 0.001 * g**2
             m = self.first[i] / (1 - 0.9**self.updates)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's weights: parts dealt anew, and buffers, which each part has whole."""
+"""Reading a checkpoint's weights: shards redistributed, and buffers, which each shard has in full."""
 
 import json
 from itertools import pairwise

@@ -165,7 +165,7 @@ def test_the_job_is_handed_on_once_it_is_saved() -> None:
         signal.signal(signal.SIGUSR2, usual)
     forward_to_requeue_handler(
         Interrupted("saved", 140, requeue=True), rank=0
-    )  # nobody handles it: what called goes on
+    )  # nobody handles it: what called it continues
 
 
 def test_the_handlers_come_back_after_an_error() -> None:

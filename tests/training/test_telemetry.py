@@ -66,13 +66,13 @@ def test_a_record_is_what_it_says(tmp_path: Path) -> None:
         batch = task.train_batch(number // 5, number % 5 * 4, 4, slice(0, 4))
         loss = functional.mse_loss(network(batch.inputs)[0][-1], batch.targets)
         gradient = norm(list(torch.autograd.grad(loss, list(network.parameters()))))
-        force = norm([ALPHA * (weights[name] - center[name] - dual[name]) for name in names])
+        regularizer = norm([ALPHA * (weights[name] - center[name] - dual[name]) for name in names])
         assert line["loss"] == pytest.approx(loss.item(), rel=1e-6)
         assert line["gradient_norm"] == pytest.approx(gradient, rel=1e-5)
         assert line["center_distance"] == pytest.approx(norm([weights[n] - center[n] for n in names]), rel=1e-5)
         assert line["dual_norm"] == pytest.approx(norm([ALPHA * dual[name] for name in names]), rel=1e-5)
-        assert line["regularizer_ratio"] == pytest.approx(force / gradient, rel=1e-4)
-        assert force > 0
+        assert line["regularizer_ratio"] == pytest.approx(regularizer / gradient, rel=1e-4)
+        assert regularizer > 0
 
 
 TRAFFIC = {"collectives", "bytes_sent", "blocked_seconds", "blocked_share"}

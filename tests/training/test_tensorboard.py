@@ -118,7 +118,7 @@ def test_a_resumed_run_shows_each_batch_once(tmp_path: Path) -> None:
     run = tmp_path / "run"
     parts = tiny(run, {**BOARD, "checkpoint.every_batches": 2}, batches=6)
     train_until(parts, 5)
-    # A kill after batch 5: the run goes on from batch 4.
+    # A kill after batch 5: the run resumes from batch 4.
     shutil.rmtree(run / "checkpoints" / "step-00000005")
     train(resumed(parts))
     assert_scalars_are_the_records(run)
@@ -199,7 +199,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "tbptt": {"algorithm": "tbptt", "fptt.windows": 6},
 }
 TOGETHER: dict[str, dict[str, Any]] = {
-    "agreeing": {"fptt.alpha": 0.3, "parallel.strategy": "consensus"},
+    "synced": {"fptt.alpha": 0.3, "parallel.strategy": "consensus"},
     "seldom": {"fptt.alpha": 0.3, "parallel.strategy": "consensus", "parallel.sync_every": 6},
     "gradient": {"fptt.alpha": 0.3, "parallel.strategy": "data_parallel"},
 }
@@ -207,7 +207,7 @@ COLUMNS = {  # α, K, H
     "half": (0.5, 3, None),
     "tenth": (0.1, 4, None),
     "tbptt": (0.0, 6, None),
-    "agreeing": (0.3, 3, 3),
+    "synced": (0.3, 3, 3),
     "seldom": (0.3, 3, 6),
     "gradient": (0.3, 3, 1),
     "unfinished": (0.7, 3, None),
@@ -321,6 +321,6 @@ def test_hparams_filter_by_number(board: Board) -> None:
             }
         ]
     )
-    assert set(few) == {"agreeing", "seldom"}
+    assert set(few) == {"synced", "seldom"}
     weak = board.sessions([{"hparam": "fptt.alpha", "filterInterval": {"minValue": 0.05, "maxValue": 0.4}}])
-    assert set(weak) == {"tenth", "agreeing", "seldom", "gradient"}
+    assert set(weak) == {"tenth", "synced", "seldom", "gradient"}

@@ -1,4 +1,4 @@
-"""Tasks of a user's own: one whose state goes on from batch to batch, one whose loss learns an estimate."""
+"""Tasks of a user's own: one whose state is carried from batch to batch, one whose loss learns an estimate."""
 
 from pathlib import Path
 

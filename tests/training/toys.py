@@ -16,7 +16,7 @@ CLASSES = 3
 
 
 class Stream(Task):
-    """The next class of an endless stream; each sequence of a batch goes on where it stopped in the batch before."""
+    """The next class of an endless stream; each sequence of a batch continues where it stopped in the batch before."""
 
     name = "stream"
     inputs = CLASSES

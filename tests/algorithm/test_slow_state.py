@@ -1,4 +1,4 @@
-"""What strategies read and write: the slow variables, made before the first step or not, and the base's scale."""
+"""State that engines read and write: the slow weights, made before the first step or not, and the base's scale."""
 
 import math
 from itertools import product
@@ -135,7 +135,7 @@ def test_saved_where_only_some_parameters_had_a_step(subtests: pytest.Subtests) 
 
 
 def test_a_saved_pull_that_no_step_has_felt_is_kept(subtests: pytest.Subtests) -> None:
-    """W̄ and u that an agreement moved before the parameter's own first step."""
+    """W̄ and u that a sync moved before the parameter's own first step."""
     for name in ("sgd", "adam", "rmsprop"):
         with subtests.test(name=name):
             params = parameters()
@@ -169,7 +169,7 @@ def test_a_center_and_a_dual_of_others_pull_in_the_first_step() -> None:
 
 
 def test_the_first_step_feels_a_center_that_was_moved(subtests: pytest.Subtests) -> None:
-    """As with a gradient of g + force where the pull is explicit; with another result than without for all."""
+    """As with a gradient of g + r where the regularizer is explicit; with another result than without for all."""
     for update, name in product(("gradient", "proximal"), BASES):
         with subtests.test(update=update, name=name):
             params, control = parameters(), parameters()
@@ -179,11 +179,11 @@ def test_the_first_step_feels_a_center_that_was_moved(subtests: pytest.Subtests)
             with torch.no_grad():
                 for moved in (*centers, *duals):
                     moved.add_(torch.linspace(0.5, 1.0, moved.numel()).view_as(moved))
-            force = [0.5 * (p.detach() - c - u) for p, c, u in zip(params, centers, duals, strict=True)]
+            regularizer = [0.5 * (p.detach() - c - u) for p, c, u in zip(params, centers, duals, strict=True)]
             gradients = noise(0, params)
             set_gradients(params, gradients)
             optimizer.step()
-            added = force if update == "gradient" else [torch.zeros_like(f) for f in force]
+            added = regularizer if update == "gradient" else [torch.zeros_like(f) for f in regularizer]
             set_gradients(control, [g + f for g, f in zip(gradients, added, strict=True)])
             plain.step()
             for p, q in zip(params, control, strict=True):
@@ -194,7 +194,7 @@ def test_the_first_step_feels_a_center_that_was_moved(subtests: pytest.Subtests)
 
 
 def test_the_preconditioned_force_has_no_unit_before_the_first_step(subtests: pytest.Subtests) -> None:
-    """Without second moments there is nothing to divide by: the same first step as without a pull."""
+    """Without second moments there is nothing to divide by: the same first step as without a regularizer."""
     for name in ADAPTIVE:
         with subtests.test(name=name):
             params, control = parameters(), parameters()

@@ -47,9 +47,9 @@ def sequence(run: Run) -> dict[str, tuple[int, int]]:
         ({"weights": "center"}, 2, 0, 4),
         ({"slow": False}, 1, 0, 4),
         ({"weights": "average", "compressed": True}, 3, 0, 2),
-        ({"agreement": "damped"}, 1, 1, 4),
-        ({"agreement": "admm"}, 1, 1, 4),
-        ({"agreement": "damped", "compressed": True}, 1, 1, 2),
+        ({"dual": "damped"}, 1, 1, 4),
+        ({"dual": "admm"}, 1, 1, 4),
+        ({"dual": "damped", "compressed": True}, 1, 1, 2),
     ],
 )
 def test_an_agreement_is_one_collective(options: dict[str, Any], copies: int, riding: int, width: int) -> None:
@@ -67,7 +67,7 @@ def test_an_agreement_is_one_collective(options: dict[str, Any], copies: int, ri
 
 @pytest.mark.parametrize(("update", "copies"), [("gradient", 1), ("proximal", 1), ("second_gradient", 3)])
 def test_a_dual_that_is_a_gradient_follows_from_nothing(update: Any, copies: int) -> None:
-    """At H = 1 only W travels, unless u is not renewed by W's own move."""
+    """At H = 1 only W is sent, unless u is not renewed by W's own move."""
 
     def work(workers: Replica) -> int:
         engine = consensus(workers, every=1)
@@ -93,7 +93,7 @@ def test_a_worker_alone_sends_nothing_and_plans_nothing(kind: str) -> None:
             "single": single_worker,
             "gradient": lambda: averaging(workers, 1.0),
             "consensus": lambda: consensus(workers, every=4),
-            "worker": lambda: consensus(workers, every=4, agreement="damped"),
+            "worker": lambda: consensus(workers, every=4, dual="damped"),
         }[kind]()
         return sequence(Run(engine, Quadratic(torch.float32), workers.rank))
 
@@ -113,13 +113,13 @@ def test_the_first_windows_of_a_late_start_are_gradients() -> None:
 def test_now_and_then_the_duals_travel_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admm_dual, "RENEWED_EVERY", 3)
 
-    def work(workers: Replica, agreement: str) -> list[int]:
+    def work(workers: Replica, dual: str) -> list[int]:
         sizes: list[int] = []
 
         def note(run: Run) -> None:
             sizes.append(run.engine.traffic()["sync"].bytes)
 
-        engine = consensus(workers, every=1, agreement=agreement)  # pyright: ignore[reportArgumentType]
+        engine = consensus(workers, every=1, dual=dual)  # pyright: ignore[reportArgumentType]
         Run(engine, Quadratic(torch.float32), workers.rank).advance(7, each=note)
         return [more - less for less, more in zip([0, *sizes[:-1]], sizes, strict=True)]
 

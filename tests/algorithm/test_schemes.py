@@ -76,4 +76,4 @@ def test_alpha_follows_the_falling_learning_rate_up_to_its_maximum() -> None:
     assert [schedule(0.0, ratio) for ratio in (1.0, 0.5, 0.25, 0.1, 0.0)] == [0.5, 1.0, 2.0, 2.0, 2.0]
     assert inverse_lr(0.5)(0.0, 0.1) == pytest.approx(5.0)
     assert inverse_lr(0.5)(0.0, 1e-40) == LARGEST, "a float32 times α is none that overflows"
-    assert inverse_lr(0.5)(0.0, 0.0) == 0.5, "no learning rate, no step: the pull is not needed"
+    assert inverse_lr(0.5)(0.0, 0.0) == 0.5, "no learning rate, no step: the regularizer is not needed"

@@ -1,4 +1,4 @@
-"""What the strategies become where there is nothing to agree on: equal, bit for bit, to a worker alone."""
+"""What the strategies become where there is nothing to synchronize: equal, bit for bit, to a worker alone."""
 
 from collections.abc import Callable
 from functools import cache
@@ -94,7 +94,7 @@ def test_workers_with_equal_data_are_single(name: str) -> None:
                 assert equal(found, expected), problem
 
 
-@pytest.mark.parametrize("make", [shared(5, weights="center"), lambda w: consensus(w, every=5, agreement="damped")])
+@pytest.mark.parametrize("make", [shared(5, weights="center"), lambda w: consensus(w, every=5, dual="damped")])
 def test_what_moves_the_weights_at_an_agreement_is_not_single(make: Make) -> None:
     [found] = together(1, lambda workers: trained(make, workers, "quadratic", "sgd"))
     assert not equal(found, alone("quadratic", "sgd"))
@@ -169,7 +169,7 @@ def test_a_blocking_mean_is_the_ranks_sum_divided() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"every": 1}, {"every": 3}, {"every": 3, "sync_delay": 1}, {"every": 3, "compressed": True}]
-    + [{"every": 3, "agreement": order} for order in ("damped", "admm")],
+    + [{"every": 3, "dual": order} for order in ("damped", "admm")],
     ids=str,
 )
 def test_two_ranks_permuted_change_nothing_but_their_places(options: dict[str, Any]) -> None:

@@ -23,10 +23,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "delayed bf16": {"every": 5, "sync_delay": 3, "compressed": True},
     "late": {"every": 4, "warmup_updates": 6},
     "weights alone": {"every": 5, "slow": False},
-    "damped": {"every": 5, "agreement": "damped"},
-    "damped bf16": {"every": 5, "agreement": "damped", "compressed": True},
-    "damped late": {"every": 4, "agreement": "damped", "warmup_updates": 6},
-    "admm": {"every": 5, "agreement": "admm"},
+    "damped": {"every": 5, "dual": "damped"},
+    "damped bf16": {"every": 5, "dual": "damped", "compressed": True},
+    "damped late": {"every": 4, "dual": "damped", "warmup_updates": 6},
+    "admm": {"every": 5, "dual": "admm"},
 }
 
 
@@ -47,7 +47,7 @@ def copied(state: SyncState) -> SyncState:
 
 
 def resumed(workers: Replica, kind: str, stops: range) -> list[Tensor]:
-    """Train, and at each of the stops go on in objects made anew from what was saved."""
+    """Train, and at each of the stops resume in objects made anew from what was saved."""
     run = begun(workers, kind)
     for stop in stops:
         run.advance(stop)
@@ -103,13 +103,13 @@ def test_the_evaluated_weights_are_the_means(kind: str) -> None:
 
         def look(run: Run) -> None:
             params, centers, _ = ([t.detach().clone() for t in part] for part in run.optimizer.slow_state())
-            agreed = run.engine.sync.rule.consensus_center()  # pyright: ignore[reportAttributeAccessIssue]
+            synced = run.engine.sync.rule.consensus_center()  # pyright: ignore[reportAttributeAccessIssue]
             started = run.engine.control.updates > KINDS[kind].get("warmup_updates", 0)
             with run.engine.eval_weights("center"):
                 center = [p.detach().clone() for p in run.params]
             with run.engine.eval_weights("weights"):
                 weights = [p.detach().clone() for p in run.params]
-            own = centers if agreed is None or not started else [t.clone() for t in agreed]
+            own = centers if synced is None or not started else [t.clone() for t in synced]
             seen.append((own, params, center, weights))
 
         begun(workers, kind).advance(11, each=look)
@@ -136,7 +136,7 @@ def test_leaving_an_evaluation_by_an_error_brings_the_weights_back() -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "weights alone"])
 def test_settling_makes_all_equal_whatever_is_under_way(kind: str) -> None:
-    """At windows before, at and behind the agreements' departures and arrivals."""
+    """At windows before, at and behind the syncs' departures and arrivals."""
 
     def work(workers: Replica, stop: int) -> tuple[list[Tensor], list[Tensor]]:
         run = begun(workers, kind).advance(stop)
@@ -145,7 +145,7 @@ def test_settling_makes_all_equal_whatever_is_under_way(kind: str) -> None:
         settled, calls = run.slow(), run.engine.traffic()["sync"].calls
         run.engine.sync.now()
         assert equal(run.slow(), settled)
-        assert run.engine.traffic()["sync"].calls == calls, "there has just been an agreement"
+        assert run.engine.traffic()["sync"].calls == calls, "there has just been a sync"
         return settled, run.advance(stop + 4).slow()
 
     for stop in (7, 8, 10, 13):
@@ -196,17 +196,17 @@ def test_another_worlds_duals_start_at_0() -> None:
     """What is equal everywhere is taken as it is; a worker's own is left out."""
 
     def saved(workers: Replica) -> tuple[SyncState, list[Tensor]]:
-        run = Run(consensus(workers, every=3, agreement="damped"), Quadratic(), workers.rank).advance(6)
+        run = Run(consensus(workers, every=3, dual="damped"), Quadratic(), workers.rank).advance(6)
         return copied(run.engine.state_dict()), [p.detach().clone() for p in run.params]
 
     state, weights = together(3, saved)[0]
     assert any(bool(t.any()) for name, t in state.own.items() if name.startswith("dual/"))
 
     def work(workers: Replica) -> None:
-        run = Run(consensus(workers, every=3, agreement="damped"), Quadratic(), workers.rank)
+        run = Run(consensus(workers, every=3, dual="damped"), Quadratic(), workers.rank)
         run.engine.load_state_dict(SyncState(state.shared), 6)
-        agreement = run.engine.sync.rule  # pyright: ignore[reportAttributeAccessIssue]
-        assert not any(bool(t.any()) for t in (*agreement.dual, *agreement.mean_dual))
-        assert equal(agreement.center, weights)
+        rule = run.engine.sync.rule  # pyright: ignore[reportAttributeAccessIssue]
+        assert not any(bool(t.any()) for t in (*rule.dual, *rule.mean_dual))
+        assert equal(rule.center, weights)
 
     together(2, work)

@@ -65,7 +65,7 @@ def by_hand(
                 ]
             ] * len(workers)
         for r, worker in enumerate(workers):
-            worker.anchor = {i: (z[i], mu[r][i], strength[i]) for i in ids} if t >= warmup_updates else {}
+            worker.consensus_term = {i: (z[i], mu[r][i], strength[i]) for i in ids} if t >= warmup_updates else {}
             worker.lr = [rate(t)] * len(start)
             worker.step(gradients[r])
         if t + 1 == warmup_updates:
@@ -98,9 +98,9 @@ SHAPES = ((3, 4), (), (5,), (1,), (2, 1, 3))
 
 
 def of(run: Run) -> LocalDual:
-    agreement = run.engine.sync.rule  # pyright: ignore[reportAttributeAccessIssue]
-    assert isinstance(agreement, LocalDual)
-    return agreement
+    rule = run.engine.sync.rule  # pyright: ignore[reportAttributeAccessIssue]
+    assert isinstance(rule, LocalDual)
+    return rule
 
 
 def state(run: Run) -> list[Tensor]:
@@ -115,7 +115,7 @@ def check(windows: int, *, every: int, order: Order, base: str, shares: tuple[fl
     settings = {name: value for name, value in more.items() if name not in options}
 
     def work(workers: Replica) -> list[Tensor]:
-        engine = consensus(workers, every=every, agreement=order, share=shares[workers.rank], **options)
+        engine = consensus(workers, every=every, dual=order, share=shares[workers.rank], **options)
         return state(
             Run(engine, Quadratic(shapes=SHAPES), workers.rank, base=base, lr=rate, **settings).advance(windows)
         )
@@ -152,7 +152,7 @@ def test_gradients_are_averaged_before_the_first_interval() -> None:
 
 def test_the_duals_of_admm_have_the_mean_0() -> None:
     def work(workers: Replica) -> list[Tensor]:
-        engine = consensus(workers, every=3, agreement="admm", share=SHARES[workers.rank])
+        engine = consensus(workers, every=3, dual="admm", share=SHARES[workers.rank])
         return of(Run(engine, Quadratic(), workers.rank, lr=rate).advance(60)).dual
 
     duals = together(3, work)
@@ -162,8 +162,8 @@ def test_the_duals_of_admm_have_the_mean_0() -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 def test_the_tracked_mean_dual_stays_the_duals_mean(compressed: bool) -> None:
-    """Over 210 agreements in float32: rounding must not pile up, and what bf16 loses is renewed every 100."""
-    every, agreements = 2, 210
+    """Over 210 syncs in float32: rounding must not pile up, and what bf16 loses is renewed every 100."""
+    every, syncs = 2, 210
 
     def work(workers: Replica) -> list[list[Tensor]]:
         seen: list[list[Tensor]] = []
@@ -173,10 +173,8 @@ def test_the_tracked_mean_dual_stays_the_duals_mean(compressed: bool) -> None:
                 dual = of(run)
                 seen.append([t.clone() for t in (*dual.dual, *dual.mean_dual)])
 
-        engine = consensus(workers, every=every, agreement="damped", compressed=compressed)
-        Run(engine, Quadratic(torch.float32, shapes=((3, 4), (5,))), workers.rank).advance(
-            every * agreements, each=note
-        )
+        engine = consensus(workers, every=every, dual="damped", compressed=compressed)
+        Run(engine, Quadratic(torch.float32, shapes=((3, 4), (5,))), workers.rank).advance(every * syncs, each=note)
         return seen
 
     seen = together(2, work)
@@ -187,8 +185,8 @@ def test_the_tracked_mean_dual_stays_the_duals_mean(compressed: bool) -> None:
         means = mean_of([one[:2], two[:2]])
         scale = max(float(mu.abs().max()) for mu in one[:2])
         apart.append(max(float((m - t).abs().max()) for m, t in zip(means, one[2:], strict=True)) / scale)
-    assert len(apart) == agreements
-    # Exact in exact arithmetic. Each agreement rounds m once: by 2⁻²⁴ of a weight, or 2⁻⁹ of each worker's difference
+    assert len(apart) == syncs
+    # Exact in exact arithmetic. Each sync rounds m once: by 2⁻²⁴ of a weight, or 2⁻⁹ of each worker's difference
     # and of their sum; the errors add up as a random walk until the next renewal.
     assert max(apart) < (0.05 if compressed else 2e-6)
     if compressed:
@@ -196,12 +194,12 @@ def test_the_tracked_mean_dual_stays_the_duals_mean(compressed: bool) -> None:
 
 
 def settled(every: int, kind: Literal["damped", "admm", "shared"]) -> tuple[float, float, float]:
-    """Two unlike shards, full gradients: the distance of W from the minimiser of the shards' sum, |Σ ∇f_r(W)| and
+    """Two non-IID shards, full gradients: the distance of W from the minimiser of the shards' sum, |Σ ∇f_r(W)| and
     |mean(μ)|.
     """
 
     def work(workers: Replica) -> list[Tensor]:
-        engine = consensus(workers, every=every, agreement=kind)
+        engine = consensus(workers, every=every, dual=kind)
         run = Run(engine, Quadratic(noise=0.0, shapes=((4,),)), workers.rank, lr=0.1, alpha=0.0)
         run.advance(300 if kind == "shared" else 150 + 100 * every)  # the mean of W is soon where it stays
         return [run.slow()[0], *([] if kind == "shared" else [of(run).dual[0].clone()])]
@@ -232,7 +230,7 @@ def test_without_steps_there_is_no_unit_and_the_agreement_is_the_mean() -> None:
     """Learning rate 0: A = 0, μ stays, Z ← m."""
 
     def work(workers: Replica) -> list[Tensor]:
-        run = Run(consensus(workers, every=2, agreement="damped"), Quadratic(shapes=SHAPES), workers.rank, lr=0.0)
+        run = Run(consensus(workers, every=2, dual="damped"), Quadratic(shapes=SHAPES), workers.rank, lr=0.0)
         start = run.slow()
         run.advance(4)
         assert of(run).strength == [0.0] * len(SHAPES)
@@ -246,7 +244,7 @@ def test_without_steps_there_is_no_unit_and_the_agreement_is_the_mean() -> None:
 def test_an_empty_parameter_does_not_spoil_the_scale() -> None:
     def work(workers: Replica) -> tuple[bool, list[float]]:
         problem = Quadratic(shapes=((2,), (0,)))
-        run = Run(consensus(workers, every=2, agreement="damped"), problem, workers.rank, base="adam").advance(2)
+        run = Run(consensus(workers, every=2, dual="damped"), problem, workers.rank, base="adam").advance(2)
         return told(run.engine).all_finite(), of(run).strength
 
     for healthy, strength in together(2, work):
@@ -258,7 +256,7 @@ def test_groups_have_strengths_of_their_own() -> None:
     """A = ρ s/(η h): half the learning rate, twice the strength."""
 
     def work(workers: Replica) -> list[float]:
-        run = Run(consensus(workers, every=2, agreement="admm"), Quadratic(shapes=((2,), (3,))), workers.rank)
+        run = Run(consensus(workers, every=2, dual="admm"), Quadratic(shapes=((2,), (3,))), workers.rank)
         groups: list[dict[str, Any]] = [{"params": [run.params[0]], "lr": 0.1}, {"params": [run.params[1]], "lr": 0.05}]
         run.optimizer = FPTT(torch.optim.SGD(groups, lr=0.1), alpha=0.5)
         run.engine.attach(run.optimizer)

@@ -1,4 +1,4 @@
-"""How the training examples fall to the workers: shuffled, dealt once for ever, or dealt by label."""
+"""How the training examples fall to the workers: shuffled, partitioned once for ever, or by label."""
 
 import struct
 from collections import Counter
@@ -17,7 +17,7 @@ from fptt_dist.tasks.partition import Partition, Shards
 
 TRAIN, HELD_OUT = 40, 8
 EXAMPLES = TRAIN - HELD_OUT
-DEALT: list[Shards] = ["fixed", "by_label"]
+PARTITIONED: list[Shards] = ["fixed", "by_label"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Makers:
-    """The tasks that can be dealt, all of them small."""
+    """The tasks that can be partitioned, all of them small."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -69,7 +69,7 @@ def own(task: Task, rank: int, world: int, epoch: int = 0, size: int | None = No
     return [task.train_batch(epoch, index * size, n, rank_slice(n, rank, world)) for index, n in enumerate(sizes)]
 
 
-def dealt(make: Makers, name: str, shards: Shards, rank: int, world: int, **options: Any) -> Task:
+def partitioned(make: Makers, name: str, shards: Shards, rank: int, world: int, **options: Any) -> Task:
     task = make(name, **options)
     task.set_partition(shards, rank, world)
     return task
@@ -159,7 +159,7 @@ def test_what_the_workers_cannot_share_equally_is_refused(
 def test_a_worker_that_is_not_there(make: Makers, rank: int, world: int) -> None:
     for name, shards in WAYS:
         with pytest.raises(ValueError, match=f"^there is no worker {rank} among {world}"):
-            dealt(make, name, shards, rank, world)
+            partitioned(make, name, shards, rank, world)
 
 
 def test_each_worker_shuffles_in_its_own_way() -> None:
@@ -179,7 +179,7 @@ def test_each_worker_shuffles_in_its_own_way() -> None:
 def test_a_worker_keeps_its_examples_and_their_order_changes(
     make: Makers, name: str, shards: Shards, world: int
 ) -> None:
-    tasks = [dealt(make, name, shards, rank, world) for rank in range(world)]
+    tasks = [partitioned(make, name, shards, rank, world) for rank in range(world)]
     total = EXAMPLES // world * world
     assert {task.train_examples for task in tasks} == {total}
     whole = [[own(task, rank, world, epoch)[0] for epoch in (0, 1, 5)] for rank, task in enumerate(tasks)]
@@ -201,14 +201,14 @@ def test_a_worker_keeps_its_examples_and_their_order_changes(
 
 @by_way
 def test_one_worker_trains_on_all(make: Makers, name: str, shards: Shards) -> None:
-    (batch,) = own(dealt(make, name, shards, 0, 1), 0, 1)
+    (batch,) = own(partitioned(make, name, shards, 0, 1), 0, 1)
     assert sorted(ids(batch)) == list(range(EXAMPLES))
 
 
 @by_way
 def test_batches_are_a_pure_function(make: Makers, name: str, shards: Shards) -> None:
-    """Two constructions agree, whatever was asked before."""
-    one, other = (dealt(make, name, shards, 1, 2, seed=3) for _ in range(2))
+    """Two constructions are equal, whatever was asked before."""
+    one, other = (partitioned(make, name, shards, 1, 2, seed=3) for _ in range(2))
     asked = [(epoch, cursor) for epoch in (4, 0, 2, 1) for cursor in (16, 0, 8)]
     first = {at: one.train_batch(*at, 8, slice(4, 8)) for at in asked}
     for at in sorted(asked):
@@ -221,23 +221,23 @@ def test_batches_are_a_pure_function(make: Makers, name: str, shards: Shards) ->
 @by_way
 def test_another_seed_deals_otherwise(make: Makers, name: str, shards: Shards) -> None:
     held = [
-        [shown(own(dealt(make, name, shards, rank, 5, seed=seed), rank, 5)[0]) for rank in range(5)]
+        [shown(own(partitioned(make, name, shards, rank, 5, seed=seed), rank, 5)[0]) for rank in range(5)]
         for seed in (0, 1, 2**40)
     ]
-    assert len({tuple(frozenset(examples) for examples in deal) for deal in held}) == 3
+    assert len({tuple(frozenset(examples) for examples in shards) for shards in held}) == 3
     if name != "pixels":
-        sequences = [{sequence for examples in deal for sequence in examples.values()} for deal in held]
+        sequences = [{sequence for examples in shards for sequence in examples.values()} for shards in held]
         assert not sequences[0] & sequences[1], "other sequences too"
 
 
 @by_way
 def test_dealing_again_begins_afresh(make: Makers, name: str, shards: Shards) -> None:
     """As after a restart with another number of workers."""
-    task = dealt(make, name, shards, 0, 5)
+    task = partitioned(make, name, shards, 0, 5)
     assert task.train_examples == 30
     task.set_partition(shards, 1, 2)
     assert task.train_examples == EXAMPLES
-    assert ids(own(task, 1, 2)[0]) == ids(own(dealt(make, name, shards, 1, 2), 1, 2)[0])
+    assert ids(own(task, 1, 2)[0]) == ids(own(partitioned(make, name, shards, 1, 2), 1, 2)[0])
 
 
 @pytest.mark.parametrize("name", ["adding", "copying", "pixels"])
@@ -267,7 +267,7 @@ def test_the_shuffled_examples_are_those_of_the_releases_before(make: Makers) ->
 @pytest.mark.parametrize("world", [2, 4, 5])
 def test_dealt_by_label_each_worker_has_labels_of_its_own(make: Makers, world: int) -> None:
     whole = Counter(own(make("pixels"), 0, 1)[0].targets.tolist())
-    held = [own(dealt(make, "pixels", "by_label", rank, world), rank, world)[0] for rank in range(world)]
+    held = [own(partitioned(make, "pixels", "by_label", rank, world), rank, world)[0] for rank in range(world)]
     assert [batch.size for batch in held] == [EXAMPLES // world] * world
     counts = [Counter(batch.targets.tolist()) for batch in held]
     for one, other in pairwise(counts):
@@ -281,15 +281,15 @@ def test_dealt_by_label_each_worker_has_labels_of_its_own(make: Makers, world: i
 
 
 def test_fixed_mixes_the_labels(make: Makers) -> None:
-    held = [own(dealt(make, "pixels", "fixed", rank, 2), rank, 2)[0].targets for rank in range(2)]
+    held = [own(partitioned(make, "pixels", "fixed", rank, 2), rank, 2)[0].targets for rank in range(2)]
     assert all(len(labels.unique()) > 5 for labels in held)
 
 
 def test_an_image_keeps_its_label_and_id(make: Makers) -> None:
     plain = shown(own(make("pixels"), 0, 1)[0])
-    for shards in DEALT:
+    for shards in PARTITIONED:
         for rank in range(2):
-            batch = shown(own(dealt(make, "pixels", shards, rank, 2, seed=5), rank, 2)[0])
+            batch = shown(own(partitioned(make, "pixels", shards, rank, 2, seed=5), rank, 2)[0])
             assert batch.items() <= plain.items()
 
 
@@ -297,9 +297,9 @@ def test_an_image_keeps_its_label_and_id(make: Makers) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 def test_generated_sequences_are_dealt_from_one_set(make: Makers, name: str, world: int) -> None:
     """Whatever the number of workers, the sequence of an id is the same, and no other task's set."""
-    single = shown(own(dealt(make, name, "fixed", 0, 1), 0, 1)[0])
+    single = shown(own(partitioned(make, name, "fixed", 0, 1), 0, 1)[0])
     for rank in range(world):
-        assert shown(own(dealt(make, name, "fixed", rank, world), rank, world)[0]).items() <= single.items()
+        assert shown(own(partitioned(make, name, "fixed", rank, world), rank, world)[0]).items() <= single.items()
     task = make(name)
     evaluated = torch.cat([b.inputs for s in ("validation", "test") for b in task.evaluation_batches(s, 0, 1)], 1)
     trained = {inputs for inputs, _ in single.values()}
@@ -309,12 +309,12 @@ def test_generated_sequences_are_dealt_from_one_set(make: Makers, name: str, wor
 @pytest.mark.parametrize("name", ["adding", "copying"])
 def test_generated_sequences_have_no_labels(make: Makers, name: str) -> None:
     with pytest.raises(ValueError, match=f"^the sequences of the task {name} have no labels to partition by"):
-        dealt(make, name, "by_label", 0, 2)
+        partitioned(make, name, "by_label", 0, 2)
 
 
 @by_way
 def test_a_task_refuses_what_the_workers_cannot_share(make: Makers, name: str, shards: Shards) -> None:
-    task = dealt(make, name, shards, 0, 3)
+    task = partitioned(make, name, shards, 0, 3)
     with pytest.raises(ValueError, match=r"the batch size must be a multiple of 3$"):
         task.train_batch(0, 0, 8, rank_slice(8, 0, 3))
     with pytest.raises(ValueError, match=f"^{EXAMPLES} training examples are too few for 33 workers$"):
@@ -324,6 +324,6 @@ def test_a_task_refuses_what_the_workers_cannot_share(make: Makers, name: str, s
 def test_a_task_that_cannot_be_dealt_says_so(make: Makers) -> None:
     task = make("adding")
     Task.set_partition(task, "shuffled", 0, 2)
-    for shards in DEALT:
+    for shards in PARTITIONED:
         with pytest.raises(ValueError, match=f"task adding can only be shuffled, not partitioned as {shards}$"):
             Task.set_partition(task, shards, 0, 2)
