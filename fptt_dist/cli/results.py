@@ -34,7 +34,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Print the validation and test metric of a run's checkpoint, as JSON."""
-    from fptt_dist.training.run import evaluate_run
+    from fptt_dist.training.saved_run import evaluate_run
     from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 
     typer.echo(json.dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint)))

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, on torch's own schedulers."""
+"""Schedulers of the learning rate, on torch's own, and of α, which follows it."""
 
 import math
 from bisect import bisect_right
@@ -9,10 +9,58 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from fptt_dist import config as settings
+from fptt_dist.algorithm.schedules import AlphaSchedule
 from fptt_dist.config import Config
 
 
-class LrSchedule:
+class Scheduler:
+    """A hyper-parameter of an optimizer's groups that changes during a run; this one never does."""
+
+    @property
+    def needs_validation(self) -> bool:
+        """True if each epoch must end with a validation."""
+        return False
+
+    def before_batch(self, batch: int) -> None:
+        """Set the value for a batch; `batch`: number of batches trained so far."""
+
+    def after_batch(self) -> None:
+        """Move to the next batch's value."""
+
+    def after_epoch(self, value: float) -> None:
+        """Move after an epoch whose validation gave `value`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+
+
+class AlphaScheduler(Scheduler):
+    """Sets α before each batch, from the run's progress and the learning rate of that batch.
+
+    Args:
+        schedule: α from both.
+        optimizer: whose groups it sets.
+        first_lr: the configured learning rate, of which the schedule sees the fraction that is left.
+        total_batches: batches of the run.
+    """
+
+    def __init__(self, schedule: AlphaSchedule, optimizer: Optimizer, *, first_lr: float, total_batches: int) -> None:
+        self._schedule = schedule
+        self._optimizer = optimizer
+        self._first_lr = first_lr
+        self._last_batch = max(1, total_batches - 1)
+
+    def before_batch(self, batch: int) -> None:
+        """Set α of each group; see `Scheduler.before_batch`."""
+        for group in self._optimizer.param_groups:
+            group["alpha"] = self._schedule(batch / self._last_batch, group["lr"] / self._first_lr)
+
+
+class LrScheduler(Scheduler):
     """Moves the learning rate after each batch, or after each epoch's validation.
 
     Args:
@@ -63,7 +111,7 @@ class LrSchedule:
             self._by_epoch.step(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
+        """Return plain values for a checkpoint."""
         scheduler = self._by_batch or self._by_epoch
         if scheduler is None:
             return {}

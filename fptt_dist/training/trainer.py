@@ -31,7 +31,7 @@ from fptt_dist.training.non_finite import NonFiniteError, describe, non_finite
 from fptt_dist.training.process.resume_hint import resume_hint
 from fptt_dist.training.process.signals import Interrupted, StopFlag, job_end_reason
 from fptt_dist.training.run_dir import Result, RunDirectory, versions
-from fptt_dist.training.schedulers import LrSchedule
+from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
 from fptt_dist.training.setup import factory
 from fptt_dist.training.setup.engine import batch_shares, build_engine, set_partition
 from fptt_dist.training.train_state import Best, OnValidation, Progress
@@ -141,17 +141,22 @@ class Trainer:
     def _prepare_state(self) -> None:
         """Build what changes during the run, and what saves it."""
         config = self.config
-        self.alpha_schedule = factory.build_alpha_schedule(config)
-        self.lr_schedule = LrSchedule(
-            config,
-            self.optimizer,
-            batches_per_epoch=self.batches_per_epoch,
-            total_batches=self.total_batches,
-            higher_is_better=self.task.higher_is_better,
-        )
-        regularized = SCHEMES[config.algorithm].has_regularizer and config.fptt.alpha > 0.0
-        chosen = config.evaluate.weights
-        self._weights: Weights = ("center" if regularized else "weights") if chosen == "auto" else chosen
+        self.schedulers = {
+            "lr": LrScheduler(
+                config,
+                self.optimizer,
+                batches_per_epoch=self.batches_per_epoch,
+                total_batches=self.total_batches,
+                higher_is_better=self.task.higher_is_better,
+            ),
+            "alpha": AlphaScheduler(
+                factory.build_alpha_schedule(config),
+                self.optimizer,
+                first_lr=config.optimizer.lr,
+                total_batches=self.total_batches,
+            ),
+        }
+        self._weights: Weights = factory.weights_to_evaluate(config)
         self.average, self.trigger = factory.build_average(config, self.optimizer, self.task)
         asynchronous = config.checkpoint.async_save
         # Collectives of the thread that writes must not be matched with those of the one that trains.
@@ -169,7 +174,7 @@ class Trainer:
             network=self.network,
             optimizer=self.optimizer,
             task=self.task,
-            lr_schedule=self.lr_schedule,
+            schedulers=self.schedulers,
             trigger=self.trigger,
             shapes=self.shapes,
             shares=self.shares,
@@ -273,9 +278,8 @@ class Trainer:
         """Train on this worker's share of one global batch, K windows."""
         began = time.perf_counter()
         position, size = self.state.position, self.config.train.batch_size
-        progress = position.batch / max(1, self.total_batches - 1)
-        for group in self.optimizer.param_groups:
-            group["alpha"] = self.alpha_schedule(progress, group["lr"] / self.config.optimizer.lr)
+        for scheduler in self.schedulers.values():
+            scheduler.before_batch(position.batch)
         recorded = (position.batch + 1) % self.config.logging.every_batches == 0
         batch = self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device)
         rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
@@ -285,7 +289,8 @@ class Trainer:
         self._check_finite()
         if self.task.stateful:
             self.state.carried = [hidden_of(state) for state in result.states]
-        self.lr_schedule.after_batch()
+        for scheduler in self.schedulers.values():
+            scheduler.after_batch()
         position.batch += 1
         position.cursor += size
         position.updates += self.loop.updates
@@ -388,7 +393,7 @@ class Trainer:
     def _validate_if_due(self, telemetry: MetricsLogger) -> float | None:
         """Validate when it is due; return the value, or None. `best` is up to date then."""
         epoch_ended = self.state.position.batch % self.batches_per_epoch == 0
-        needed = epoch_ended and self.lr_schedule.needs_validation
+        needed = epoch_ended and any(scheduler.needs_validation for scheduler in self.schedulers.values())
         if not (self._due(self.config.evaluate.every_batches) or needed or self.done):
             return None
         with self._evaluating() as network:
@@ -401,7 +406,8 @@ class Trainer:
             self.state.best = Best(self.state.position.batch, value)
         self._report("validation", value, telemetry, best=improved)
         if epoch_ended:
-            self.lr_schedule.after_epoch(value)
+            for scheduler in self.schedulers.values():
+                scheduler.after_epoch(value)
         if self.average is not None and self.trigger is not None and self.trigger(value):
             self.average.begin()
         return value
@@ -442,22 +448,6 @@ class Trainer:
             LOG.warning("the best checkpoint so far, %s, is lost (%s): the best is sought anew", folder, problem)
             self.state.best = None
 
-    def load_weights(self, folder: Path) -> None:
-        """Load a checkpoint's weights, the mean of its copies, and the task's state."""
-        self.state.load_weights(folder)
-
-    def evaluated_weights(self) -> AbstractContextManager[nn.Module]:
-        """Return a context with the network and the weights that the run evaluates, this worker's where they differ."""
-        return self._evaluating(own=True)
-
-    def test(self) -> dict[str, float]:
-        """Return the metric on the validation and test sets, with weights that are equal on all workers."""
-        with self.evaluated_weights() as network:
-            return {
-                split: evaluate(network, self.task, self.engine.everyone, split, self.device)
-                for split in ("validation", "test")
-            }
-
     def _finish(self, telemetry: MetricsLogger) -> Result:
         if self.state.best is None:  # resumed with nothing left to train, before any validation
             self._validate_if_due(telemetry)
@@ -469,8 +459,9 @@ class Trainer:
         problem = validate(folder)
         if problem is not None:
             raise OSError(f"the best checkpoint, {folder}, is lost: {problem}")
-        self.load_weights(folder)
-        value = self.test()["test"]
+        self.state.load_weights(folder)
+        with self._evaluating(own=True) as network:  # equal on all workers now
+            value = evaluate(network, self.task, self.engine.everyone, "test", self.device)
         self._report("test", value, telemetry)
         return Result(
             task=self.task.name,

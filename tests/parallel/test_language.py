@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.models import hidden_of, penalty_of
 from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup import factory
 from fptt_dist.training.trainer import Trainer
@@ -413,7 +414,12 @@ def nothing_opened(environment: LaunchEnvironment, config: Config) -> str:
 
 def measured(environment: LaunchEnvironment, configs: list[Config]) -> list[dict[str, float]]:
     """The metric of the untrained network."""
-    return [open_trainer(environment, config).test() for config in configs]
+    values = []
+    for trainer in (open_trainer(environment, config) for config in configs):
+        splits = ("validation", "test")
+        everyone = trainer.engine.everyone
+        values.append({s: evaluate(trainer.network, trainer.task, everyone, s, trainer.device) for s in splits})
+    return values
 
 
 def test_the_metric_is_the_same_on_any_number_of_workers(pool: Pool, tmp_path: Path) -> None:

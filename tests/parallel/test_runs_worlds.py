@@ -15,7 +15,7 @@ from fptt_dist.models import load_network
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.training.checkpoint import state_dict
 from fptt_dist.training.process.signals import StopFlag
-from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.setup import factory
 from fptt_dist.training.tools.export import export_run
 from tests.parallel.fault_driver import WORDS, again, broken, copied, place, whole

@@ -10,7 +10,7 @@ from torch import Tensor
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.training.checkpoint.store import read_values
-from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.saved_run import evaluate_run
 from tests.parallel.fault_driver import WORDS, broken, copied, place, whole
 from tests.parallel.pool import Pool
 from tests.parallel.runs import Outcome, open_trainer, tiny

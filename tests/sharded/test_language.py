@@ -13,8 +13,9 @@ from fptt_dist.config import Config
 from fptt_dist.models import load_network
 from fptt_dist.models.window_state import WindowState
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.training.run import evaluate_run, try_out
+from fptt_dist.training.run import try_out
 from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools import memory_model as memory
 from fptt_dist.training.tools.dry_run import dry_run, held_bytes
 from fptt_dist.training.tools.export import export_run

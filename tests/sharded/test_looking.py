@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fptt_dist.config import Config
 from fptt_dist.models import load_network
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.setup import factory
 from fptt_dist.training.tools.export import export_run
 from tests.parallel.pool import Pool

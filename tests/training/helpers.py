@@ -18,7 +18,7 @@ from fptt_dist.config import Train as TrainSection
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.training.process.signals import Interrupted, StopFlag
 from fptt_dist.training.run_dir import RunDirectory
-from fptt_dist.training.setup.factory import build_device
+from fptt_dist.training.setup.device import build_device
 from fptt_dist.training.trainer import Trainer
 
 TINY: dict[str, Any] = {

@@ -18,7 +18,7 @@ from fptt_dist.config import ConfigError
 from fptt_dist.training.checkpoint import store as checkpoint_module
 from fptt_dist.training.checkpoint.run_state import RunState
 from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, validate
-from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.setup import factory
 from tests.training.helpers import (
     assert_same_checkpoint,

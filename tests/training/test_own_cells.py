@@ -11,7 +11,7 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError, load
-from fptt_dist.training.run import evaluate_run
+from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.export import export_run
 from tests.program import ROOT
 from tests.training.helpers import assert_same_run, resumed, tiny, train_until

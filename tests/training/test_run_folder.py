@@ -14,8 +14,8 @@ from fptt_dist.history import read_runs
 from fptt_dist.training.lock import directory_lock as lock
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.lock.holder import Holder
-from fptt_dist.training.run import evaluate_run
 from fptt_dist.training.run_dir import RunDirectory, job_of
+from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.train_state import Progress
 from tests.training.helpers import assert_same_run, records, result, resumed, steps, tiny, train_until
 

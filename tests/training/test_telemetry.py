@@ -15,8 +15,8 @@ from fptt_dist.config import Config
 from fptt_dist.models import Network, recurrent_layer
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.tasks import Adding
-from fptt_dist.training.run import evaluate_run
 from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.dry_run import dry_run
 from fptt_dist.training.trainer import Trainer
 from tests.parallel.pool import Pool

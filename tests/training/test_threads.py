@@ -10,7 +10,7 @@ import pytest
 
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.parallel.comm.environment import FROM_SLURM, FROM_TORCHRUN
-from fptt_dist.training.run import threads
+from fptt_dist.training.setup.device import threads
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,9 +5,10 @@ A copy of the model is in one folder, or sharded over several: then each holds a
 workers and any strategy. Where workers had copies of their own, their weighted mean is read.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import safe_open
@@ -15,9 +16,35 @@ from torch import Tensor
 
 from fptt_dist.algorithm.fptt import CENTER
 from fptt_dist.parallel import ParameterShard
-from fptt_dist.training.checkpoint.store import read_values
+from fptt_dist.training.checkpoint.store import read_tensors, read_values
 
 MODEL, OPTIMIZER, PIECES = "model.safetensors", "optimizer.safetensors", "pieces.json"
+
+
+def rank_folder(folder: Path, rank: int) -> Path:
+    """Return the folder of what a worker wrote for itself alone."""
+    return folder / "rank" / str(rank)
+
+
+def copies_of(folder: Path, values: dict[str, Any]) -> list[tuple[list[int], list[Path]]]:
+    """Return each copy's workers, and the folders that hold it; `values`: the content of `state.json`."""
+    if values["replicated"]:
+        return [(list(range(len(values["shares"]))), [folder])]
+    return [(ranks, [rank_folder(folder, rank) for rank in ranks]) for ranks in values["copies"]]
+
+
+def plain_optimizer_values(
+    folder: Path, values: dict[str, Any], ranks: list[int] | None = None
+) -> list[dict[str, Any]]:
+    """Return what the optimizer's state has besides tensors, of each worker that wrote a part of it.
+
+    `ranks`: of one copy's workers; None: of all.
+    """
+    if values["replicated"]:
+        ranks = [0]
+    elif ranks is None:
+        ranks = list(range(len(values["shares"])))
+    return [read_values(rank_folder(folder, rank), "state.json")["optimizer"] for rank in ranks]
 
 
 def described(pieces: list[ParameterShard]) -> dict[str, list[int]]:
@@ -44,6 +71,15 @@ class SavedState:
                 parameter, _, key = name.rpartition("/")
                 if key not in self._keys.setdefault(parameter, []):
                     self._keys[parameter].append(key)
+
+    @classmethod
+    def mean_of(cls, folder: Path, values: dict[str, Any]) -> Self:
+        """Return the mean of a checkpoint's copies, weighted by shares of the batch, with Z for W̄ if it has Z."""
+        copies = copies_of(folder, values)
+        shares = [math.fsum(values["shares"][rank] for rank in ranks) for ranks, _ in copies]
+        shared = read_tensors(folder, "sync.safetensors").items()
+        centers = {name.removeprefix("center/"): z for name, z in shared if name.startswith("center/")}
+        return cls([folders for _, folders in copies], shares, centers)
 
     def weight(self, piece: ParameterShard) -> Tensor:
         """Return the elements of the parameter or buffer that `piece` names (flat)."""

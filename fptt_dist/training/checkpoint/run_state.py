@@ -14,7 +14,7 @@ sync in flight is dropped, and random streams start afresh from (seed, rank, bat
 """
 
 import logging
-import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,18 @@ from fptt_dist.parallel import Engine, SyncState
 from fptt_dist.tasks import Task
 from fptt_dist.training.checkpoint import state_dict
 from fptt_dist.training.checkpoint.pytree import flatten_state, unflatten_state
-from fptt_dist.training.checkpoint.reader import MODEL, OPTIMIZER, PIECES, SavedState, described
+from fptt_dist.training.checkpoint.reader import (
+    MODEL,
+    OPTIMIZER,
+    PIECES,
+    SavedState,
+    copies_of,
+    described,
+    plain_optimizer_values,
+    rank_folder,
+)
 from fptt_dist.training.checkpoint.store import Files, read_tensors, read_values
-from fptt_dist.training.schedulers import LrSchedule
+from fptt_dist.training.schedulers import Scheduler
 from fptt_dist.training.setup import factory
 from fptt_dist.training.train_state import Best, TrainState
 from fptt_dist.types import State
@@ -49,7 +58,7 @@ class RunState:
         network: the model.
         optimizer: FPTT.
         task: the data's position-independent state, and the loss's estimates.
-        lr_schedule: the learning-rate schedule.
+        schedulers: of the learning rate and of α, by name.
         trigger: of the average of the weights; None without one.
         shapes: shape of each parameter and buffer, by name.
         shares: each worker's share of the batch.
@@ -64,7 +73,7 @@ class RunState:
     network: nn.Module
     optimizer: FPTT
     task: Task
-    lr_schedule: LrSchedule
+    schedulers: Mapping[str, Scheduler]
     trigger: NonMonotonicTrigger | None
     shapes: dict[str, list[int]]
     shares: list[float]
@@ -107,7 +116,7 @@ class RunState:
                 "num_replicas": engine.sync.num_replicas,
                 "position": asdict(self.position),
                 "best": self.best and asdict(self.best),
-                "lr_schedule": self.lr_schedule.state_dict(),
+                "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
                 "validations": self.trigger and self.trigger.values,
             },
         }
@@ -131,7 +140,8 @@ class RunState:
         values = read_values(folder, "state.json")
         self.position = TrainState(**values["position"])
         self.best = values["best"] and Best(**values["best"])
-        self.lr_schedule.load_state_dict(values["lr_schedule"])
+        for name, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(values["schedulers"][name])
         if self.trigger is not None:
             self.trigger.values = values["validations"]
         self.task.load_state_dict(read_tensors(folder, "task.safetensors"))
@@ -142,9 +152,9 @@ class RunState:
             [engine.world, engine.sync.num_replicas, engine.replica_groups],
         )
         if then == now and same_engine:
-            own = _rank(folder, engine.rank)
-            ranks, mine = next(copy for copy in _copies(folder, values) if engine.rank in copy[0])
-            self._load(folder, values, SavedState([mine], [1.0]), [0] if values["replicated"] else ranks)
+            own = rank_folder(folder, engine.rank)
+            ranks, mine = next(copy for copy in copies_of(folder, values) if engine.rank in copy[0])
+            self._load(folder, values, SavedState([mine], [1.0]), ranks)
             kept.own = read_tensors(own, "sync.safetensors")
             own_values = read_values(own, "state.json")
             self.task.loss.load_state_dict(read_tensors(own, "loss.safetensors"))
@@ -163,26 +173,24 @@ class RunState:
         """
         values = read_values(folder, "state.json")
         self.task.load_state_dict(read_tensors(folder, "task.safetensors"))
-        copies = _copies(folder, values)
-        shares = [math.fsum(values["shares"][rank] for rank in ranks) for ranks, _ in copies]
-        shared = read_tensors(folder, "sync.safetensors").items()
-        centers = {name.removeprefix("center/"): z for name, z in shared if name.startswith("center/")}  # Z
-        ranks = [0] if values["replicated"] else list(range(len(values["shares"])))
-        self._load(folder, values, SavedState([folders for _, folders in copies], shares, centers), ranks)
+        self._load(folder, values, SavedState.mean_of(folder, values), None)
 
-    def _load(self, folder: Path, values: dict[str, Any], saved: SavedState, ranks: list[int]) -> None:
-        """Load this worker's shard of the weights and the optimizer state; `ranks`: the workers that wrote them."""
+    def _load(self, folder: Path, values: dict[str, Any], saved: SavedState, ranks: list[int] | None) -> None:
+        """Load this worker's shard of the weights and the optimizer state.
+
+        `ranks`: the workers that wrote the copy that is read; None: all copies are.
+        """
         pieces = self.engine.placement.shards()
         state_dict.check_model(values["shapes"], self.shapes, folder)
         state_dict.load_model(pieces, self.network, saved)
-        plain = [read_values(_rank(folder, rank), "state.json")["optimizer"] for rank in ranks]
+        plain = plain_optimizer_values(folder, values, ranks)
         state_dict.load_optimizer(pieces, self.optimizer, saved, state_dict.joined(plain))
         self.engine.placement.on_params_written()
 
     def _redistribute(self, folder: Path, values: dict[str, Any]) -> None:
         """Restore from another number of workers, or another engine: redistribute shards, or average copies."""
         then, engine = len(values["shares"]), self.engine
-        own = [_rank(folder, rank) for rank in range(then)]
+        own = [rank_folder(folder, rank) for rank in range(then)]
         how = f"{folder} was written by {then} worker{'s' if then > 1 else ''}, this run has {engine.world}"
         back = f"start {then}"
         if then == engine.world:
@@ -203,17 +211,6 @@ class RunState:
         if engine.rank == 0:
             what = "are theirs" if values["replicated"] or len(values["copies"]) == 1 else "are the mean of theirs"
             LOG.warning("%s: weights and optimizer state %s, random streams start afresh", how, what)
-
-
-def _copies(folder: Path, values: dict[str, Any]) -> list[tuple[list[int], list[Path]]]:
-    """Return each copy's workers, and the folders that hold it."""
-    if values["replicated"]:
-        return [(list(range(len(values["shares"]))), [folder])]
-    return [(ranks, [_rank(folder, rank) for rank in ranks]) for ranks in values["copies"]]
-
-
-def _rank(folder: Path, rank: int) -> Path:
-    return folder / "rank" / str(rank)
 
 
 def _to(state: Any, device: torch.device) -> Any:

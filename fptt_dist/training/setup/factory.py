@@ -22,27 +22,10 @@ from fptt_dist.models import (
     make_layer,
     recurrent_layer,
 )
-from fptt_dist.parallel import LaunchEnvironment, device_index
+from fptt_dist.parallel import Weights
 from fptt_dist.tasks import Adding, Copying, Language, Pixels, Task
 
 LOG = logging.getLogger("fptt_dist")
-
-
-def build_device(config: Config, environment: LaunchEnvironment) -> torch.device:
-    """Return the device on which this worker computes.
-
-    Raises:
-        ConfigError: device=cuda without a usable GPU, or more workers on the node than GPUs.
-    """
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "device=cuda, but torch finds no usable GPU: type device=cpu, or install a CUDA build of torch"
-        )
-    device = torch.device("cuda", device_index(environment, torch.cuda.device_count()))
-    torch.cuda.set_device(device)
-    return device
 
 
 def build_task(config: Config) -> Task:
@@ -177,6 +160,16 @@ def _can_be_fused(base: torch.optim.Optimizer, update: str) -> bool:
     if problem is not None:
         LOG.warning("train.compile_update=true leaves the update as it is: %s", problem)
     return problem is None
+
+
+def weights_to_evaluate(config: Config) -> Weights:
+    """Return W̄ where there is a regularizer, else W, unless `evaluate.weights` says which.
+
+    A started average of the weights comes before both, unless the key says which.
+    """
+    regularized = SCHEMES[config.algorithm].has_regularizer and config.fptt.alpha > 0.0
+    chosen = config.evaluate.weights
+    return ("center" if regularized else "weights") if chosen == "auto" else chosen
 
 
 def build_average(

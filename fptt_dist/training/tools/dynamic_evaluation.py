@@ -9,7 +9,6 @@ then, with g the gradient of its mean loss and θ₀ the trained weights,
 one stream) among them. The test text is read with the chosen values and with 0, and decides nothing.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from fptt_dist.algorithm import detach
 from fptt_dist.config import ConfigError
 from fptt_dist.tasks import Batch, Language, Split
-from fptt_dist.training.run import open_checkpoint
+from fptt_dist.training.saved_run import open_run
 
 RATES = (5e-4, 1e-3, 2e-3)  # η
 DECAYS = (2e-3, 2e-2)  # δ
@@ -129,17 +128,15 @@ def evaluate_dynamically(path: Path, which: str = "best") -> dict[str, float]:
     Raises:
         ConfigError: no run there, no such checkpoint, or a run that is not of a language model.
     """
-    trainer = open_checkpoint(path, which)
-    task, config = trainer.task, trainer.config
+    run = open_run(path, which)
+    task, config = run.task, run.config
     if not isinstance(task, Language):
         raise ConfigError(
             f"{path}: dynamic evaluation is for runs with task.name=language, this one has task.name={task.name}: "
             "leave --dynamic out"
         )
-    with trainer.evaluated_weights() as network:
-        model = copy.deepcopy(network)
     assert config.task.name == "language"
-    dynamic = DynamicEvaluation(model, task, trainer.device, SEGMENT[config.task.token_level])
+    dynamic = DynamicEvaluation(run.network, task, run.device, SEGMENT[config.task.token_level])
     rate, decay = dynamic.choose()
     return {
         "validation": dynamic("validation", rate, decay),

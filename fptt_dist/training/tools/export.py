@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fptt_dist.config import ConfigError, UserLayer
 from fptt_dist.models import save_network
-from fptt_dist.training.run import open_checkpoint
+from fptt_dist.training.saved_run import open_run
 
 
 def export_run(path: Path, out: Path, which: str = "best") -> Path:
@@ -21,23 +21,21 @@ def export_run(path: Path, out: Path, which: str = "best") -> Path:
     Raises:
         ConfigError: no run there, no such checkpoint, or a network with a user's layer.
     """
-    trainer = open_checkpoint(path, which)
-    config = trainer.config
-    if isinstance(config.model, UserLayer):
+    run = open_run(path, which)
+    if isinstance(run.config.model, UserLayer):
         raise ConfigError(
-            f"{path} has model.layer={config.model.layer}: an exported network is made of this package's layers; load "
-            f"{trainer.store.root} by your own code, or evaluate the run by fptt-dist evaluate {path}"
+            f"{path} has model.layer={run.config.model.layer}: an exported network is made of this package's layers; "
+            f"load {run.folder.checkpoints} by your own code, or evaluate the run by fptt-dist evaluate {path}"
         )
-    with trainer.evaluated_weights():
-        save_network(
-            trainer.network,
-            out,
-            {
-                "task": config.task.model_dump(),
-                "input": trainer.task.input_description(),
-                "algorithm": config.algorithm,
-                "weights": trainer.weights,
-                "run_id": trainer.folder.run_id,
-            },
-        )
+    save_network(
+        run.network,
+        out,
+        {
+            "task": run.config.task.model_dump(),
+            "input": run.task.input_description(),
+            "algorithm": run.config.algorithm,
+            "weights": run.weights,
+            "run_id": run.folder.run_id,
+        },
+    )
     return out

@@ -1,0 +1,119 @@
+"""A run that was trained: its network with the weights that it evaluates, read from a checkpoint without a trainer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fptt_dist.algorithm.averaging import AVERAGE, AVERAGED
+from fptt_dist.algorithm.fptt import CENTER
+from fptt_dist.config import Config, ConfigError, Run, load
+from fptt_dist.history import require_schema
+from fptt_dist.models import AwdLstm, Network
+from fptt_dist.parallel import Communicator, LaunchEnvironment
+from fptt_dist.parallel.placement.shard import full_shard
+from fptt_dist.tasks import Task
+from fptt_dist.training.checkpoint import state_dict
+from fptt_dist.training.checkpoint.reader import SavedState, plain_optimizer_values
+from fptt_dist.training.checkpoint.store import CheckpointStore, read_tensors, read_values
+from fptt_dist.training.evaluation import evaluate
+from fptt_dist.training.process.resume_hint import hint_of_workers
+from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.setup.device import build_device, prepare_torch
+from fptt_dist.training.setup.factory import build_model, build_task, weights_to_evaluate
+
+
+@dataclass
+class SavedRun:
+    """A run's network as one of its checkpoints has it.
+
+    Attributes:
+        folder: the run's folder.
+        config: its configuration.
+        task: its data, loss and metric.
+        network: in evaluation mode, with the weights that the run evaluates; their mean where workers had their own.
+        weights: W̄, W, or W's mean over updates.
+        device: where the network is.
+    """
+
+    folder: RunDirectory
+    config: Config
+    task: Task
+    network: Network | AwdLstm
+    weights: Literal["center", "weights", "average"]
+    device: torch.device
+
+
+def evaluate_run(path: Path, which: str = "best") -> dict[str, float]:
+    """Return the validation and test metric of a run's checkpoint.
+
+    Args:
+        path: the run's folder.
+        which: "best" or "latest".
+
+    Raises:
+        ConfigError: no run there, or no such checkpoint.
+    """
+    run = open_run(path, which)
+    return {
+        split: evaluate(run.network, run.task, Communicator(), split, run.device) for split in ("validation", "test")
+    }
+
+
+def open_run(path: Path, which: str) -> SavedRun:
+    """Return a run with the weights of its "best" or "latest" checkpoint.
+
+    Raises:
+        ConfigError: no run there, no such checkpoint, or one of another model.
+    """
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
+    require_schema(path)
+    config = load(path / "config.yaml")
+    folder = RunDirectory(config.model_copy(update={"run": Run(dir=str(path))}))
+    checkpoint = _find_checkpoint(folder, which)
+    environment = LaunchEnvironment()
+    device = build_device(config, environment)
+    prepare_torch(device, environment)
+    task = build_task(config)
+    network = build_model(config, task).to(device)
+    task.load_state_dict(read_tensors(checkpoint, "task.safetensors"))
+    weights = _load_weights(network, config, checkpoint)
+    return SavedRun(folder, config, task, network.eval(), weights, device)
+
+
+def _find_checkpoint(folder: RunDirectory, which: str) -> Path:
+    store = CheckpointStore(folder.checkpoints)
+    found = store.resolve_pointer("best") if which == "best" else store.newest()
+    if found is None:
+        newest = store.newest() if which == "best" else None
+        workers = None if newest is None else read_values(newest, "manifest.json")["world"]
+        path = folder.path
+        raise ConfigError(f"{path} has no complete {which} checkpoint yet: {hint_of_workers(path, workers)}")
+    return found
+
+
+@torch.no_grad()
+def _load_weights(network: nn.Module, config: Config, checkpoint: Path) -> Literal["center", "weights", "average"]:
+    """Load the weights that the run evaluates; return which these are."""
+    values = read_values(checkpoint, "state.json")
+    own = {name: list(t.shape) for name, t in (*network.named_parameters(), *network.named_buffers())}
+    state_dict.check_model(values["shapes"], own, checkpoint)
+    shards = [full_shard(name, parameter) for name, parameter in network.named_parameters()]
+    saved = SavedState.mean_of(checkpoint, values)
+    state_dict.load_model(shards, network, saved)
+    averaged = config.evaluate.weights == "auto" and _has_average(plain_optimizer_values(checkpoint, values))
+    weights = "average" if averaged else weights_to_evaluate(config)
+    key = {"average": AVERAGE, "center": CENTER}.get(weights)
+    for shard in shards:
+        entry: Any = dict(saved.entries(shard)).get(key) if key else None
+        if entry is not None:  # a parameter that never had a gradient has none
+            shard.tensor.copy_(entry.view(shard.shape))
+    return weights
+
+
+def _has_average(optimizer_values: list[dict[str, Any]]) -> bool:
+    """Return whether there is a mean of W over updates, as `WeightAverage.started` does."""
+    return all(group.get(AVERAGED) for group in optimizer_values[0]["param_groups"])
