@@ -155,7 +155,9 @@ def test_an_exported_network_is_the_one_that_was_evaluated(
     with torch.no_grad():
         assert torch.equal(model(x)[0], network(x)[0])
     if algorithm == "fptt":
-        saved = load_file(run / "checkpoints" / (run / "checkpoints" / "best").read_text().strip() / "model.safetensors")
+        saved = load_file(
+            run / "checkpoints" / (run / "checkpoints" / "best").read_text().strip() / "model.safetensors"
+        )
         assert not all(torch.equal(p, saved[name]) for name, p in network.named_parameters()), "W and W̄ differ"
 
 

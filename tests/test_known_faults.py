@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from fptt_dist import FPTT, train
 from fptt_dist.launchers.ray import trainable
 from fptt_dist.tasks.data.text import own_text
-from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, _describe
+from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, entry
 from fptt_dist.training.run_dir import RunDirectory
 from tests.training.helpers import checkpoints, resumed, steps, tiny, trainer_for
 
@@ -95,7 +95,8 @@ def _edit(checkpoint: Path, change: Callable[[Path], None] | None) -> None:
     (checkpoint / MANIFEST).unlink()
     if change is not None:
         change(checkpoint)
-    files = _describe(checkpoint) if change is not None else {}
+    written = (path for path in checkpoint.rglob("*") if path.is_file() and change is not None)
+    files = {path.relative_to(checkpoint).as_posix(): entry(path) for path in written}
     (checkpoint / MANIFEST).write_text(json.dumps({**manifest, "files": files}))
 
 

@@ -27,6 +27,7 @@ from fptt_dist.models.serialization import write_tensors
 
 SCHEMA_VERSION = 5
 MANIFEST = "manifest.json"
+ENTRIES = "entries.json"  # of the manifest, from a worker other than rank 0, until rank 0 has taken them
 BLOCK = 2**23  # bytes read at once: between two reads the thread that checks may have to wait for the one that trains
 LOG = logging.getLogger("fptt_dist")
 
@@ -125,17 +126,25 @@ class CheckpointStore:
 
     def _write(self, step: int, temporary: Path, final: Path, shared: Files, own: Files) -> None:
         """Write all files, then the manifest, then rename the folder, which makes it a checkpoint."""
+        files = {f"rank/{self.rank}/{name}": content for name, content in own.items()}
         if self.rank == 0:
-            for name, content in shared.items():
-                _write(temporary / name, content)
-        for name, content in own.items():
-            _write(temporary / "rank" / str(self.rank) / name, content)
+            files = {**shared, **files}
+        # Each worker hashes what it has written: on a shared file system rank 0 would read all of it back.
+        entries: dict[str, Any] = {}
+        for name, content in files.items():
+            _write(temporary / name, content)
+            entries[name] = entry(temporary / name)
+        if self.rank > 0:
+            _write(temporary / f"rank/{self.rank}" / ENTRIES, entries)
         self.wait_for_all("checkpoint written")
         if self.rank == 0:
+            for rank in range(1, self.world):
+                entries |= read_values(temporary / f"rank/{rank}", ENTRIES)
+                (temporary / f"rank/{rank}" / ENTRIES).unlink()
             if (temporary / "rank").is_dir():
                 _flush_folder(temporary / "rank")
             manifest = {"schema_version": SCHEMA_VERSION, "step": step, "world": self.world}
-            _write(temporary / MANIFEST, {**manifest, "files": _describe(temporary)})
+            _write(temporary / MANIFEST, {**manifest, "files": dict(sorted(entries.items()))})
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             _flush_folder(self.root)
@@ -231,11 +240,9 @@ def validate(folder: Path) -> str | None:
     return None
 
 
-def _describe(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _checksum(path)} for path in files
-    }
+def entry(path: Path) -> dict[str, Any]:
+    """Return a file's entry in the manifest."""
+    return {"bytes": path.stat().st_size, "sha256": _checksum(path)}
 
 
 def _checksum(path: Path) -> str:
