@@ -31,7 +31,7 @@ from tests.algorithm.helpers import BASES, snapshot
 
 Array = NDArray[np.float64]
 Rate = Callable[[int], float]
-OF_FPTT: dict[str, Any] = {"make_anchor": ConsensusTerm, "mean_squared_scale": mean_squared_scale}
+OF_FPTT: dict[str, Any] = {"make_term": ConsensusTerm, "mean_squared_scale": mean_squared_scale}
 
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (), (5,), (0,), (1,), (2, 1, 3))
 EXAMPLES = 12  # of a global batch

@@ -33,7 +33,7 @@ class LocalDual(SyncRule):
     Args:
         dual_update: "damped" or "admm".
         dual_step_size: ρ.
-        make_anchor: builds the optimizer's consensus term from center Z, dual μ and strength A by parameter.
+        make_term: builds the optimizer's consensus term from center Z, dual μ and strength A by parameter.
         mean_squared_scale: returns s² of the optimizer, (1,).
     """
 
@@ -42,12 +42,12 @@ class LocalDual(SyncRule):
         dual_update: Literal["damped", "admm"],
         dual_step_size: float,
         *,
-        make_anchor: Callable[[Mapping[Any, Tensor], Mapping[Any, Tensor], Mapping[Any, float]], Any],
+        make_term: Callable[[Mapping[Any, Tensor], Mapping[Any, Tensor], Mapping[Any, float]], Any],
         mean_squared_scale: Callable[[Any], Tensor],
     ) -> None:
         self.dual_update = dual_update
         self.dual_step_size = dual_step_size
-        self.make_anchor = make_anchor
+        self.make_term = make_term
         self.mean_squared_scale = mean_squared_scale
 
     def attach(self, optimizer: OptimizerView, names: list[str]) -> None:
@@ -61,7 +61,7 @@ class LocalDual(SyncRule):
         self.strength = [0.0] * len(self._params)  # A
         self._lr_sums = [0.0] * len(optimizer.param_groups)  # of the interval so far
         self._num_syncs = 0
-        optimizer.consensus_term = self.make_anchor(
+        optimizer.consensus_term = self.make_term(
             dict(zip(self._params, self.center, strict=True)),
             dict(zip(self._params, self.dual, strict=True)),
             _Live(self._params, self.strength),

@@ -111,7 +111,7 @@ def _consensus(
         rule = LocalDual(
             parallel.dual_update,
             parallel.dual_step_size,
-            make_anchor=ConsensusTerm,
+            make_term=ConsensusTerm,
             mean_squared_scale=mean_squared_scale,
         )
     else:
