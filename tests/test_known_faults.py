@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 
 from fptt_dist import FPTT, train
 from fptt_dist.launchers.ray import trainable
-from fptt_dist.tasks.data.text import own_text
 from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, entry
 from fptt_dist.training.run_dir import RunDirectory
 from tests.training.helpers import checkpoints, resumed, steps, tiny, trainer_for
@@ -49,17 +48,6 @@ def test_a_base_that_keeps_its_own_state_is_refused_or_saved_whole(tmp_path: Pat
 def test_a_differentiable_base_is_refused() -> None:
     with pytest.raises((TypeError, ValueError), match="differentiable"):
         FPTT(torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1, differentiable=True), alpha=0.5)
-
-
-@known("held-out text decides the training vocabulary")
-def test_the_vocabulary_comes_from_the_training_text_alone(tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_text("a a b\n" * 200 + "c d\n")
-    (tmp_path / "valid.txt").write_text("a b c\n")
-    vocabularies = []
-    for held_out in ("a b d\n", "a b d\nx\n"):
-        (tmp_path / "test.txt").write_text(held_out)
-        vocabularies.append(own_text(tmp_path, "word").vocabulary)
-    assert vocabularies[0] == vocabularies[1]
 
 
 def _no_constant(name: str) -> None:

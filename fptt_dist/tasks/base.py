@@ -1,8 +1,9 @@
 """The interface between tasks and the training loop."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -71,6 +72,8 @@ class Task(ABC):
             batches of an evaluation.
         vocabulary_size: V, where inputs are ids from 0 to V − 1; None where they are features.
         scale_lr_by_length: whether a batch's learning rate is in proportion to its length (Merity et al. 2018).
+        unknown_tokens: of a text's "train", "validation" and "test" part: the "share" of tokens that are read as
+            "<unk>", and the "commonest" symbols among them with their numbers; as in result.json.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Task(ABC):
     stateful: bool = False
     vocabulary_size: int | None = None
     scale_lr_by_length: bool = False
+    unknown_tokens: Mapping[str, Any] = MappingProxyType({})
 
     def set_partition(self, shards: Shards, rank: int, world: int) -> None:
         """Set the partition of the training examples over the workers; "shuffled" where it is not called.

@@ -16,7 +16,8 @@ from torch.nn import functional
 from fptt_dist.algorithm.losses import SequenceLoss
 from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
 from fptt_dist.tasks.data.errors import DataError
-from fptt_dist.tasks.data.text import TokenLevel, own_text, penn_treebank
+from fptt_dist.tasks.data.text import MIN_COUNT, own_text, penn_treebank
+from fptt_dist.tasks.data.unknown import TokenLevel, summary, warn
 
 SPLITS = ("train", "validation", "test")
 IGNORED = -100  # the target that cross_entropy leaves out
@@ -39,6 +40,8 @@ class Language(Task):
         root: folder that holds `ptb/`.
         text_dir: folder with train.txt, valid.txt and test.txt; None: the Penn Treebank in `root`.
         token_level: what a step reads and predicts.
+        min_count: symbols that train.txt of `text_dir` has less often are read as "<unk>".
+        vocabulary: of the run that the task is built for; None: the training text's.
         length: steps of a (usual) sequence.
         length_std: σ, standard deviation of the lengths.
         streams: B, sequences of a global batch.
@@ -62,6 +65,8 @@ class Language(Task):
         root: Path,
         text_dir: Path | None = None,
         token_level: TokenLevel = "word",
+        min_count: int = MIN_COUNT,
+        vocabulary: list[str] | None = None,
         length: int = 70,
         length_std: float = 0.0,
         streams: int,
@@ -70,7 +75,11 @@ class Language(Task):
         eval_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
-        read = penn_treebank(root, token_level) if text_dir is None else own_text(text_dir, token_level)
+        read = (
+            penn_treebank(root, token_level, vocabulary)
+            if text_dir is None
+            else own_text(text_dir, token_level, min_count=min_count, vocabulary=vocabulary)
+        )
         self.token_level: TokenLevel = token_level
         self.metric = "perplexity" if token_level == "word" else "bits_per_character"
         self.vocabulary = read.vocabulary
@@ -81,7 +90,7 @@ class Language(Task):
         self.streams = streams
         self.seed = seed
         self.loss = SequenceLoss()
-        self._train_path = read.paths[0]
+        self.train_path = read.paths[0]
         asked = (
             ("task.train_tokens", train_tokens),
             ("task.eval_tokens", eval_tokens),
@@ -91,6 +100,9 @@ class Language(Task):
             split: torch.from_numpy(_first(ids, path, *limit).astype(_smallest(self.vocabulary_size)))
             for split, ids, path, limit in zip(SPLITS, read.ids, read.paths, asked, strict=True)
         }
+        unknown = [read.unknown(part, len(ids)) for part, ids in enumerate(self._ids.values())]
+        warn(unknown, read.paths, set(read.vocabulary), token_level)
+        self.unknown_tokens = summary(dict(zip(SPLITS, unknown, strict=True)))
         self._shortest = max(SHORTEST, windows)
         self._check_length()
         column = len(self._ids["train"]) // streams
@@ -182,6 +194,10 @@ class Language(Task):
         except OverflowError:
             return math.inf
 
+    def train_digest(self) -> str:
+        """Return the SHA-256 of the training tokens that are used, as ids."""
+        return hashlib.sha256(self._ids["train"].cpu().numpy().tobytes()).hexdigest()
+
     def state_dict(self) -> dict[str, Tensor]:
         """The SHA-256 of the vocabulary and its size, so that a run resumes only with its own text."""
         digest = hashlib.sha256("\n".join(self.vocabulary).encode()).digest()
@@ -199,7 +215,7 @@ class Language(Task):
         own = self.state_dict()
         if not all(torch.equal(state[name].cpu(), own[name]) for name in own):
             raise DataError(
-                f"{self._train_path}: its vocabulary ({self.outputs} symbols) is not the checkpoint's "
+                f"{self.train_path}: its vocabulary ({self.outputs} symbols) is not the checkpoint's "
                 f"({int(state['symbols'])} symbols): the run needs the text that it was trained on"
             )
 
@@ -212,7 +228,7 @@ class Language(Task):
         found, needed = len(self._ids["train"]), self.streams * (steps + 1)
         if found < needed:
             raise DataError(
-                f"{self._train_path}: {found} tokens used for training are too few for task.length={self.length} and "
+                f"{self.train_path}: {found} tokens used for training are too few for task.length={self.length} and "
                 f"train.batch_size={self.streams}: {self.streams} streams of {steps} + 1 tokens need {needed}. "
                 "Type a smaller task.length or train.batch_size"
             )

@@ -18,6 +18,7 @@ from fptt_dist.training.setup.device import build_device, prepare_torch
 from fptt_dist.training.tools.dry_run import DryRun, dry_run
 from fptt_dist.training.train_state import OnValidation
 from fptt_dist.training.trainer import Trainer
+from fptt_dist.training.vocabulary import keep_vocabulary
 
 LOG = logging.getLogger("fptt_dist")
 
@@ -68,6 +69,7 @@ def _train(config: Config, environment: LaunchEnvironment, watch: OnValidation |
 
         def take_folder() -> None:
             held.enter_context(folder.held())
+            keep_vocabulary(folder.path, trainer.task)
 
         # After everything that can be refused: a mistake leaves no folder behind.
         everyone.rank0_first(take_folder, name="run folder")

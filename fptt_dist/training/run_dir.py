@@ -1,8 +1,8 @@
 """A run's folder: `runs/<name>/` with everything that a report needs.
 
-config.yaml (resolved) · versions.json · job.json and slurm/ (the newest SLURM job, its logs) · trial.json (which point
-of a sweep) · own_cell.py (a user's layer) · metrics.jsonl · tensorboard/ · checkpoints/ · result.json (last) ·
-report.html, report_figures/ · .lock (which process writes here, while it does)
+config.yaml (resolved) · versions.json · vocabulary.json (of a text) · job.json and slurm/ (the newest SLURM job, its
+logs) · trial.json (which point of a sweep) · own_cell.py (a user's layer) · metrics.jsonl · tensorboard/ ·
+checkpoints/ · result.json (last) · report.html, report_figures/ · .lock (which process writes here, while it does)
 """
 
 import json
@@ -13,7 +13,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from fptt_dist.config import Config, ConfigError, UserLayer, apply_overrides, ch
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
 from fptt_dist.history import RUN_SCHEMA, require_schema
+from fptt_dist.tasks.data.unknown import many_unknown
 from fptt_dist.training.lock.directory_lock import DirectoryLock, hold, is_lock
 from fptt_dist.training.lock.holder import slurm_job
 from fptt_dist.version import __version__
@@ -71,6 +72,7 @@ class Result:
         seed: the run's.
         run_id: the run's identity, minted once.
         versions: of Python, torch and this program.
+        unknown_tokens: share and commonest of the tokens read as "<unk>", by split; {} where the task is no text.
     """
 
     task: str
@@ -92,11 +94,12 @@ class Result:
     seed: int
     run_id: str
     versions: dict[str, str]
+    unknown_tokens: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
-            f"{self.task} {self.algorithm}: test {self.metric} {self.value:.5g} at batch {self.best_batch} of "
-            f"{self.batches} ({self.updates} updates, {self.seconds:.1f} s)"
+            f"{self.task} {self.algorithm}: test {self.metric} {self.value:.5g}{many_unknown(self.unknown_tokens)} at "
+            f"batch {self.best_batch} of {self.batches} ({self.updates} updates, {self.seconds:.1f} s)"
         )
 
 

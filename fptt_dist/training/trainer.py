@@ -483,4 +483,5 @@ class Trainer:
             seed=self.config.seed,
             run_id=self.folder.run_id,
             versions=versions(),
+            unknown_tokens=dict(self.task.unknown_tokens),
         )

@@ -175,6 +175,13 @@ def test_extra_windows_need_one_length() -> None:
     assert apply_overrides(BASE, {"task.name": "language", "fptt.window_remainder": "append"})
 
 
+def test_a_minimum_count_is_of_a_text_of_ones_own() -> None:
+    text = message(task={"name": "language", "min_count": 3})
+    assert text.startswith("task.min_count=3 has no effect on the Penn Treebank, which has its own <unk>: leave it out")
+    own = apply_overrides(BASE, {"task.name": "language", "task.text_dir": "x", "task.min_count": 3})
+    assert apply_overrides(own, {"task.min_count": 2, "task.text_dir": None})
+
+
 def test_the_windows_that_are_run() -> None:
     def resolved(length: int, remainder: str, **keys: int) -> tuple[int, int, int | None]:
         overrides = {f"fptt.{key}": value for key, value in keys.items()}

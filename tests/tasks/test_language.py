@@ -40,9 +40,8 @@ def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def language(text: Path, **options: Any) -> Language:
-    return Language(
-        root=Path("nowhere"), text_dir=text, **{"token_level": "character", "streams": 3, "length": 10, **options}
-    )
+    given = {"token_level": "character", "min_count": 1, "streams": 3, "length": 10, **options}
+    return Language(root=Path("nowhere"), text_dir=text, **given)
 
 
 def epoch_batches(task: Language, epoch: int) -> list[Batch]:
@@ -306,7 +305,7 @@ def test_the_training_unigram_has_the_perplexity_that_numpy_computes(tmp_path: P
     known = tokens(parts[2])[1:]
     entropy = -np.log([probability[token] for token in known]).mean()
     expected = np.exp(entropy) if token_level == "word" else entropy / np.log(2)
-    unigram = torch.tensor([probability[symbol] for symbol in task.vocabulary], dtype=torch.float64).log()
+    unigram = torch.tensor([probability.get(symbol, 0.0) for symbol in task.vocabulary], dtype=torch.float64).log()
     total, items = 0.0, 0
     for batch in task.evaluation_batches("test", 0, 1):
         summed, count = task.score(unigram.expand(*batch.inputs.shape, -1), batch)
@@ -329,37 +328,37 @@ def test_values_of_the_metrics(tmp_path: Path) -> None:
 
 def test_what_the_loop_sees(tmp_path: Path) -> None:
     task = language(write(tmp_path, "a a a a a b\n" * 9), token_level="word")
-    assert (task.inputs, task.outputs, task.vocabulary_size) == (1, 3, 3)
+    assert (task.inputs, task.outputs, task.vocabulary_size) == (1, 4, 4)
     assert task.stateful
     assert not task.higher_is_better
     assert isinstance(task.loss, SequenceLoss)
     batch = task.train_batch(0, 0, 3, slice(0, 3))
-    logits = torch.zeros(*batch.inputs.shape, 3)
-    assert task.loss(logits, batch.targets, Window(1, 1, slice(0, 10), 10)).item() == pytest.approx(math.log(3))
+    logits = torch.zeros(*batch.inputs.shape, 4)
+    assert task.loss(logits, batch.targets, Window(1, 1, slice(0, 10), 10)).item() == pytest.approx(math.log(4))
 
 
 def test_a_checkpoint_fits_its_own_text_alone(tmp_path: Path) -> None:
     one = language(write(tmp_path / "one", "a a a b b c\n" * 9), token_level="word")
     state = one.state_dict()
-    digest = hashlib.sha256(b"a\nb\n<eos>\nc").digest()
-    assert one.vocabulary == ["a", "b", "<eos>", "c"]
+    digest = hashlib.sha256(b"a\nb\n<eos>\nc\n<unk>").digest()
+    assert one.vocabulary == ["a", "b", "<eos>", "c", "<unk>"]
     assert bytes(state["vocabulary"].tolist()) == digest
     assert (state["vocabulary"].dtype, state["vocabulary"].shape) == (torch.uint8, (32,))
-    assert (state["symbols"].dtype, state["symbols"].shape, state["symbols"].item()) == (torch.int64, (), 4)
+    assert (state["symbols"].dtype, state["symbols"].shape, state["symbols"].item()) == (torch.int64, (), 5)
     again = write(tmp_path / "again", "a b a b a c\n" * 9, "b\n", "c\n")
     language(again, token_level="word", streams=2).load_state_dict(
         state
     )  # another order and other parts, the same symbols
     for name, train, size in (
-        ("renamed", "a a a b b d\n", 4),
-        ("swapped", "b b b a a c\n", 4),
-        ("more", "a b c d\n", 5),
+        ("renamed", "a a a b b d\n", 5),
+        ("swapped", "b b b a a c\n", 5),
+        ("more", "a b c d\n", 6),
     ):
         other = language(write(tmp_path / name, train * 12), token_level="word")
         with pytest.raises(DataError) as caught:
             other.load_state_dict(state)
         assert str(caught.value) == (
-            f"{tmp_path}/{name}/train.txt: its vocabulary ({size} symbols) is not the checkpoint's (4 symbols): the "
+            f"{tmp_path}/{name}/train.txt: its vocabulary ({size} symbols) is not the checkpoint's (5 symbols): the "
             "run needs the text that it was trained on"
         )
 
@@ -376,7 +375,7 @@ def test_the_description_of_the_inputs_names_every_symbol(tmp_path: Path) -> Non
 
 def test_tokens_limit_the_parts_and_not_the_vocabulary(numbered: Path) -> None:
     few = language(numbered, train_tokens=100, eval_tokens=50)
-    assert few.outputs == NUMBERED
+    assert few.outputs == NUMBERED + 1  # "<unk>"
     assert few.train_examples == 9
     scored = {
         split: sum(int((c.targets != -100).sum()) for c in few.chunks(split, streams=2, steps=9)) for split in SPLITS

@@ -1,6 +1,5 @@
 """Reading a text: symbols, vocabulary, unknown symbols, and what is wrong with files; the real Penn Treebank."""
 
-import logging
 import os
 from collections import Counter
 from itertools import product
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 
 from fptt_dist.tasks import DataError
 from fptt_dist.tasks.data import text as reading
-from fptt_dist.tasks.data.text import FILES, PENN_TREEBANK, Text, TokenLevel, own_text, penn_treebank
+from fptt_dist.tasks.data.text import FILES, PENN_TREEBANK, Text, own_text, penn_treebank
+from fptt_dist.tasks.data.unknown import TokenLevel, Unknown
 
 
 def write(folder: Path, train: str | bytes, valid: str | bytes, test: str | bytes) -> Path:
@@ -29,21 +29,21 @@ def symbols(text: Text) -> list[list[str]]:
 
 def test_words_are_split_at_white_space_and_lines_end(tmp_path: Path) -> None:
     folder = write(tmp_path, " the cat\tsat \n\nthe end\r\n", "cat\n  ", "sat the")
-    text = own_text(folder, "word")
+    text = own_text(folder, "word", min_count=1)
     assert symbols(text) == [
         ["the", "cat", "sat", "<eos>", "<eos>", "the", "end", "<eos>"],
         ["cat", "<eos>"],  # blanks after the last newline are no line
         ["sat", "the", "<eos>"],  # the last line has an end without a newline too
     ]
-    assert text.vocabulary == ["<eos>", "the", "cat", "end", "sat"]
+    assert text.vocabulary == ["<eos>", "the", "cat", "end", "sat", "<unk>"]
     assert text.paths == [folder / name for name in FILES]
 
 
 def test_characters_stand_as_they_are(tmp_path: Path) -> None:
     train = "aé𝔘 a\r\n日\n\n"
-    text = own_text(write(tmp_path, train, "日a", "\ufeff𝔘é"), "character")
+    text = own_text(write(tmp_path, train, "日a", "\ufeff𝔘é"), "character", min_count=1)
     assert symbols(text) == [list(train), ["日", "a"], ["𝔘", "é"]]  # a byte order mark is no character
-    assert text.vocabulary == ["\n", "a", "\r", " ", "é", "日", "𝔘"]
+    assert text.vocabulary == ["\n", "a", "\r", " ", "é", "日", "𝔘", "<unk>"]
 
 
 @given(
@@ -60,76 +60,75 @@ def test_ids_fall_in_frequency_whatever_the_pieces_are(
     whole = reading.PIECE
     reading.PIECE = piece
     try:
-        text = own_text(folder, "word")
-        letters = own_text(write(folder, content, content[-2:], content[-2:]), "character")
+        text = own_text(folder, "word", min_count=1)
+        letters = own_text(write(folder, content, content[-2:], content[-2:]), "character", min_count=1)
     finally:
         reading.PIECE = whole
     for read, wanted in ((text, expected), (letters, list(content))):
         assert symbols(read)[0] == wanted
         counts = Counter(wanted)
+        counts["<unk>"] += 0
         assert read.vocabulary == sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
         assert read.ids[0].dtype == np.int32
 
 
-def test_the_vocabulary_is_the_training_parts_alone(tmp_path: Path) -> None:
-    text = own_text(write(tmp_path, "a a b <unk>\n", "b b b b\n", "b c d\n"), "word")
-    assert text.vocabulary == ["a", "<eos>", "<unk>", "b"]
-    assert symbols(text)[1:] == [["b", "b", "b", "b", "<eos>"], ["b", "<unk>", "<unk>", "<eos>"]]
+def test_the_vocabulary_comes_from_the_training_text_alone(tmp_path: Path) -> None:
+    texts = [
+        own_text(write(tmp_path, "a a b\n" * 200 + "c d\n", "a b c\n", test), "word")
+        for test in ("a b d\n", "a b d\nx\n", "<unk>\n", "a\n")
+    ]
+    assert [text.vocabulary for text in texts] == [["a", "<eos>", "b", "<unk>"]] * 4
+    assert symbols(texts[1])[1:] == [["a", "b", "<unk>", "<eos>"], ["a", "b", "<unk>", "<eos>", "<unk>", "<eos>"]]
 
 
-def test_unknown_symbols_with_an_unk_are_no_reason_to_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, logger="fptt_dist"):
-        own_text(write(tmp_path, "a <unk>\n", "a\n", "z\n"), "word")
-        own_text(write(tmp_path, "a b\n", "a\n", "b\n"), "word")
-    assert caplog.records == []
-
-
-def test_without_an_unk_rare_symbols_become_it_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = write(tmp_path, "a a b b b once a rare new\nb\n", "x once y x a\n", "b y <unk>\n")
-    with caplog.at_level(logging.WARNING, logger="fptt_dist"):
-        text = own_text(folder, "word")
+def test_symbols_below_the_minimum_count_become_unk_everywhere(tmp_path: Path) -> None:
+    folder = write(tmp_path, "a a b b b once a <unk> new\nb\n", "x once y x a\n", "b y <unk>\n")
+    text = own_text(folder, "word")
     assert text.vocabulary == ["b", "<unk>", "a", "<eos>"]  # 4, 1 + 1 + 1, 3 and 2 times
     assert symbols(text) == [
         ["a", "a", "b", "b", "b", "<unk>", "a", "<unk>", "<unk>", "<eos>", "b", "<eos>"],
         ["<unk>", "<unk>", "<unk>", "<unk>", "a", "<eos>"],
         ["b", "<unk>", "<unk>", "<eos>"],
     ]
-    (record,) = caplog.records
-    assert (record.name, record.getMessage()) == (
-        "fptt_dist",
-        f"2 symbols of {folder}/valid.txt and 2 symbols of {folder}/test.txt are not in {folder}/train.txt, which has "
-        "no <unk>: they are read as <unk>, and so are the 3 symbols that it has only once",
+    assert own_text(folder, "word", min_count=4).vocabulary == ["<unk>", "b", "<eos>"]  # 6, 4 and 2 times
+    letters = own_text(write(tmp_path, "aabbaq", "ab", "aZ"), "character")
+    assert letters.vocabulary == ["a", "b", "<unk>"]
+    assert symbols(letters) == [["a", "a", "b", "b", "a", "<unk>"], ["a", "b"], ["a", "<unk>"]]
+
+
+@pytest.mark.parametrize(("token_level", "end"), [("word", "<eos>"), ("character", "\n")])
+def test_the_end_of_the_only_line_is_not_rare(tmp_path: Path, token_level: TokenLevel, end: str) -> None:
+    text = own_text(write(tmp_path, "a b a b\n", "a\nb\n", "b\n"), token_level)
+    assert [symbols(text)[part].count(end) for part in range(3)] == [1, 2, 1]
+
+
+def test_a_runs_own_vocabulary_is_taken_for_the_training_texts(tmp_path: Path) -> None:
+    folder = write(tmp_path, "x x y y\n", "x a\n", "b z\n")
+    text = own_text(folder, "word", vocabulary=["b", "a", "<unk>", "<eos>"])
+    assert text.vocabulary == ["b", "a", "<unk>", "<eos>"]
+    assert [ids.tolist() for ids in text.ids] == [[2, 2, 2, 2, 3], [2, 1, 3], [0, 2, 3]]
+    with pytest.raises(DataError) as caught:
+        own_text(folder, "word", vocabulary=["a", "<eos>"])
+    assert str(caught.value) == (
+        f"'x' in {folder} is not among the 2 symbols of the vocabulary, which has no <unk>: another text?"
     )
 
 
-def test_rare_characters_become_one_unknown_symbol(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = write(tmp_path, "aabbaq", "ab", "aZ")
-    text = own_text(folder, "character")
-    assert symbols(text) == [["a", "a", "b", "b", "a", "<unk>"], ["a", "b"], ["a", "<unk>"]]
-    (record,) = caplog.records
-    assert f"1 symbols of {folder}/test.txt are not in" in record.getMessage()
+def test_unknown_tokens_are_counted_among_those_used(tmp_path: Path) -> None:
+    text = own_text(write(tmp_path, "a a <unk> q\n", "z y z a\n" + "y z x <unk>\n", "a\n"), "word")
+    assert text.unknown(0, 5) == Unknown(2 / 5, {"q": 1})
+    assert text.unknown(1, 4) == Unknown(3 / 4, {"z": 2, "y": 1})
+    assert text.unknown(1, 10) == Unknown(7 / 10, {"z": 3, "y": 2, "x": 1})
+    assert text.unknown(2, 2) == Unknown(0.0, {})
 
 
-@pytest.mark.parametrize(
-    ("token_level", "train", "other", "symbol", "line"),
-    [
-        ("word", "a b\na b\n", "a\n\nb b z y\n", "'z'", 3),
-        ("word", "a b\na b\n", "<unk>\n", "'<unk>'", 1),
-        ("character", "ab\nab\n", "a\nZ", "'Z'", 2),
-        ("character", "abab", "ab\n", r"'\n'", 1),
-    ],
-)
-@pytest.mark.parametrize("where", [1, 2])
-def test_unknown_symbols_that_nothing_teaches(
-    tmp_path: Path, token_level: TokenLevel, train: str, other: str, symbol: str, line: int, where: int
+def test_lines_that_end_with_a_carriage_return_alone_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    parts = [train, train, train]
-    parts[where] = other
-    folder = write(tmp_path, *parts)
-    with pytest.raises(DataError) as caught:
-        own_text(folder, token_level)
-    assert str(caught.value).startswith(
-        f"{folder}/{FILES[where]}: {symbol} in line {line} is not in {folder}/train.txt, which has no <unk> to read it "
+    own_text(write(tmp_path, "a b\ra b\r", "a\n", "b\r\n"), "word")
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path}/train.txt has \\r (carriage return) and no newline: all of it is one line"
     )
 
 

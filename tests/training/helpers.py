@@ -20,6 +20,7 @@ from fptt_dist.training.process.signals import Interrupted, StopFlag
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.device import build_device
 from fptt_dist.training.trainer import Trainer
+from fptt_dist.training.vocabulary import keep_vocabulary
 
 TINY: dict[str, Any] = {
     "task.length": 12,
@@ -86,6 +87,7 @@ def trainer_for(config: Config) -> Trainer:
     folder = RunDirectory(config)
     trainer = Trainer(folder, LaunchEnvironment(), build_device(config, LaunchEnvironment()))
     folder.open()
+    keep_vocabulary(folder.path, trainer.task)
     newest = trainer.store.newest()
     if newest is not None:
         trainer.restore(newest)

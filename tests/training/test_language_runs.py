@@ -1,6 +1,8 @@
 """Runs on a text: the carried state, lengths and rates, masks, resuming bit for bit, what is refused."""
 
+import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fptt_dist import train
-from fptt_dist.config import ConfigError, apply_overrides
+from fptt_dist.config import ConfigError, apply_overrides, load
 from fptt_dist.models import hidden_of
 from fptt_dist.tasks import DataError, Language
 from fptt_dist.training.evaluation import evaluate
+from fptt_dist.training.run import evaluate_run
 from fptt_dist.training.tools.dry_run import dry_run
+from fptt_dist.training.tools.export import export_run
 from fptt_dist.training.tools.memory_model import MOMENTS
 from fptt_dist.training.trainer import Trainer
+from fptt_dist.training.vocabulary import FILE
 from tests.training.helpers import (
     checkpoints,
     content,
@@ -311,9 +316,76 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
     before = sorted((tmp_path / "run").rglob("*"))
     for name in ("valid", "test"):
         (tmp_path / "text" / f"{name}.txt").write_text("other words\n" * 30)
-    with pytest.raises(DataError, match=r"train\.txt"):
+    with pytest.raises(DataError, match=r"train\.txt is not the text that .*/run was trained on: put that one back"):
         train(resumed(config))
     assert sorted((tmp_path / "run").rglob("*")) == before
+    (tmp_path / "run" / FILE).unlink()
+    with pytest.raises(DataError, match=r"its vocabulary \(6 symbols\) is not the checkpoint's \(10 symbols\)"):
+        train(resumed(config))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 3 batches, with its text beside it."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    train(tiny_text(run, batches=3))
+    return run
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of `finished`, whose text is its own."""
+    shutil.copytree(finished.parent, tmp_path / "copy")
+    config = tmp_path / "copy/run/config.yaml"
+    config.write_text(config.read_text().replace(str(finished.parent), str(tmp_path / "copy")))
+    return tmp_path / "copy/run"
+
+
+def test_held_out_words_change_nothing_of_a_run(copied: Path) -> None:
+    """They are "<unk>", in the same run resumed, and in a new one."""
+    before, vocabulary = result(copied), (copied / FILE).read_bytes()
+    with (copied.parent / "text/test.txt").open("a") as file:
+        file.write("x\n")
+    assert evaluate_run(copied)["validation"] == before["validation"]
+    config = apply_overrides(load(copied / "config.yaml"), {"resume": "auto", "train.max_batches": 5})
+    train(config)
+    assert (copied / FILE).read_bytes() == vocabulary
+    after = result(copied)
+    assert after["unknown_tokens"]["test"] == {"share": 1 / 82, "commonest": {"x": 1}}
+    assert after["parameters"] == before["parameters"]
+    train(apply_overrides(config, {"resume": "never", "run.dir": str(copied.parent / "new")}))
+    new = result(copied.parent / "new")
+    assert (new["validation"], new["value"], new["parameters"]) == (
+        after["validation"],
+        after["value"],
+        after["parameters"],
+    )
+
+
+def test_evaluation_and_export_take_the_runs_vocabulary(copied: Path) -> None:
+    before = result(copied)
+    lines = (copied.parent / "text/train.txt").read_text().replace("a", "new")
+    (copied.parent / "text/train.txt").write_text(lines)
+    found = evaluate_run(copied)
+    assert (found["validation"], found["test"]) == (before["validation"], before["value"])
+    exported = json.loads((export_run(copied, copied / "export") / "model.json").read_text())
+    vocabulary = json.loads((copied / FILE).read_text())["vocabulary"]
+    assert sorted(vocabulary) == sorted(["<eos>", "<unk>", *"abcdefgh"])
+    assert exported["input"]["vocabulary"] == vocabulary
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "list"])
+def test_a_damaged_vocabulary_is_made_again_from_the_text(
+    copied: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, before = copied / FILE, result(copied)
+    content = file.read_text()
+    vocabulary = json.loads(content)
+    file.write_text({"cut": content[:-30], "flipped": content.replace('"h"', '"i"'), "list": "[1]"}[damage])
+    assert evaluate_run(copied)["test"] == before["value"]
+    assert f"{file} is damaged" in caplog.text
+    train(apply_overrides(load(copied / "config.yaml"), {"resume": "auto", "train.max_batches": 4}))
+    assert json.loads(file.read_text()) == vocabulary
 
 
 def test_a_text_too_short_says_what_is_needed(tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ class LanguageTask(_OfLength):
         description="folder with train.txt, valid.txt and test.txt, null = the Penn Treebank in data.root/ptb",
     )
     token_level: Literal["word", "character"] = Field(default="word", description="what a step reads and predicts")
+    min_count: int = Field(
+        default=2,
+        ge=1,
+        description="words (or characters) that train.txt of task.text_dir has less often are read as <unk>; the Penn "
+        "Treebank has its own <unk>",
+    )
     length: _Length = 70
     length_std: float = Field(
         default=0.0,
@@ -124,6 +130,17 @@ class LanguageTask(_OfLength):
     )
     train_tokens: int | None = Field(default=None, ge=2, description="training tokens used, null = all")
     eval_tokens: int | None = Field(default=None, ge=2, description="tokens of valid and of test used each, null = all")
+
+    @model_validator(mode="after")
+    def _counts_in_a_text_of_ones_own(self) -> Self:
+        """Refuse a count that would have no effect."""
+        if self.text_dir is None and self.min_count != 2:
+            text = (
+                f"task.min_count={self.min_count} has no effect on the Penn Treebank, which has its own <unk>: leave "
+                "it out, or type task.text_dir=… for a text of your own"
+            )
+            refuse([Conflict(text, ("task.min_count", "task.text_dir"))])
+        return self
 
 
 class CopyingTask(Section):

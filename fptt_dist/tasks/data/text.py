@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 from fptt_dist.tasks.data.datasets import DATASETS
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.idx import is_file
+from fptt_dist.tasks.data.unknown import SHOWN, UNKNOWN, TokenLevel, Unknown, named
 
-TokenLevel = Literal["word", "character"]
 END = "<eos>"  # of a line, where symbols are separated by blanks
-UNKNOWN = "<unk>"
+MIN_COUNT = 2
+LOG = logging.getLogger("fptt_dist")
 PIECE = 1 << 20  # characters turned into ids at a time
 _SIZES = {file.name: file.bytes for file in DATASETS["ptb"].files if file.bytes is not None}
 PENN_TREEBANK = {
@@ -24,7 +24,6 @@ PENN_TREEBANK = {
     "character": {name: size for name, size in _SIZES.items() if ".char." in name},
 }  # bytes
 FILES = ("train.txt", "valid.txt", "test.txt")
-LOG = logging.getLogger("fptt_dist")
 
 
 @dataclass(frozen=True)
@@ -34,20 +33,44 @@ class Text:
     Attributes:
         vocabulary: V symbols; an id is a place in it. By falling frequency in the training part, ties by the symbol.
         paths: the files of the training, validation and test part.
-        ids: (N,) int32 each, in the order of `paths`.
+        symbols: S symbols of all parts, known or not.
+        numbers: (N,) int32 each, in the order of `paths`: places in `symbols`.
+        id_of: (S,) int32, the id that each symbol is read as.
     """
 
     vocabulary: list[str]
     paths: list[Path]
-    ids: list[NDArray[np.int32]]
+    symbols: list[str]
+    numbers: list[NDArray[np.int32]]
+    id_of: NDArray[np.int32]
+
+    @property
+    def ids(self) -> list[NDArray[np.int32]]:
+        """(N,) int32 each, in the order of `paths`."""
+        return [self.id_of[part] for part in self.numbers]
+
+    def unknown(self, part: int, tokens: int) -> Unknown:
+        """Return what is read as "<unk>" among the first `tokens` of part number `part`."""
+        counts = np.bincount(self.numbers[part][:tokens], minlength=len(self.symbols))
+        unknown = np.array([self.vocabulary[place] == UNKNOWN for place in self.id_of.tolist()])
+        lacking = {
+            self.symbols[number]: int(counts[number])
+            for number in np.flatnonzero(unknown & (counts > 0)).tolist()
+            if self.symbols[number] != UNKNOWN
+        }
+        commonest = sorted(lacking, key=lambda symbol: (-lacking[symbol], symbol))[:SHOWN]
+        return Unknown(float(counts[unknown].sum() / tokens), {symbol: lacking[symbol] for symbol in commonest})
 
 
-def penn_treebank(root: Path, token_level: TokenLevel) -> Text:
+def penn_treebank(root: Path, token_level: TokenLevel, vocabulary: list[str] | None = None) -> Text:
     """Mikolov's Penn Treebank: 10,000 words, or 50 characters ("_" is the blank); each line's end is a symbol.
+
+    The files have "<unk>" for rare words already, so their symbols stay as they are.
 
     Args:
         root: folder that holds `ptb/`.
         token_level: words of `ptb.*.txt`, or characters of `ptb.char.*.txt`.
+        vocabulary: of the run that the text is read for, instead of the training part's.
 
     Raises:
         DataError: a file is missing, of another size or not UTF-8; the message says what gets it.
@@ -64,22 +87,26 @@ def penn_treebank(root: Path, token_level: TokenLevel) -> Text:
         if found != expected:
             guess = "truncated?" if found < expected else "another text?"
             raise DataError(f"{folder / name} has {found} bytes, expected {expected} ({guess}). Get it with: {again}")
-    return _read([folder / name for name in sizes], separated=True)
+    return _read([folder / name for name in sizes], separated=True, min_count=None, vocabulary=vocabulary)
 
 
-def own_text(folder: Path, token_level: TokenLevel) -> Text:
+def own_text(
+    folder: Path, token_level: TokenLevel, *, min_count: int = MIN_COUNT, vocabulary: list[str] | None = None
+) -> Text:
     """A text of one's own: train.txt, valid.txt and test.txt, UTF-8.
 
-    The vocabulary is train.txt's. Symbols that it lacks are read as its "<unk>"; where it has none, so are the symbols
-    that it has only once, and a warning says so.
+    The vocabulary has the symbols that train.txt has at least `min_count` times, the end of a line, and "<unk>", as
+    which all others are read.
 
     Args:
         folder: that holds the three files.
         token_level: words, split at white space, each line's end "<eos>"; or characters as they stand,
             newlines among them.
+        min_count: number of times that train.txt has each symbol of the vocabulary, at least.
+        vocabulary: of the run that the text is read for, instead of train.txt's.
 
     Raises:
-        DataError: a file is missing, empty or not UTF-8, or has symbols that cannot be read as "<unk>".
+        DataError: a file is missing, empty or not UTF-8.
     """
     for name in FILES:
         if not is_file(folder / name):
@@ -87,70 +114,51 @@ def own_text(folder: Path, token_level: TokenLevel) -> Text:
             raise DataError(
                 f"{what}: type task.text_dir=… for a folder that holds {FILES[0]}, {FILES[1]} and {FILES[2]}"
             )
-    return _read([folder / name for name in FILES], separated=token_level == "word")
+    return _read(
+        [folder / name for name in FILES], separated=token_level == "word", min_count=min_count, vocabulary=vocabulary
+    )
 
 
-def _read(paths: list[Path], *, separated: bool) -> Text:
+def _read(paths: list[Path], *, separated: bool, min_count: int | None, vocabulary: list[str] | None) -> Text:
+    """Read the files; `min_count` None: all symbols of the training part, and no other "<unk>" than its own."""
     index: defaultdict[str, int] = defaultdict()  # a new symbol's number is how many there are before it
     index.default_factory = index.__len__
-    train = _numbers(paths[0], index, separated)
-    counts = np.bincount(train)
-    numbers = [train, *(_numbers(path, index, separated) for path in paths[1:])]
-    reads_as = _reads_as(paths, numbers, counts, index, END if separated else "\n")
-    totals = np.zeros(len(index), dtype=np.int64)
-    np.add.at(totals, reads_as[: len(counts)], counts)
+    numbers = [_numbers(path, index, separated) for path in paths]
     symbols = list(index)
-    order = sorted(np.flatnonzero(totals).tolist(), key=lambda number: (-totals[number], symbols[number]))
-    ids = np.zeros(len(index), dtype=np.int32)
-    ids[order] = np.arange(len(order))
-    ids = ids[reads_as]
-    return Text([symbols[number] for number in order], paths, [ids[part] for part in numbers])
+    if vocabulary is None:
+        counts = np.bincount(numbers[0], minlength=len(symbols))
+        vocabulary = _vocabulary(symbols, counts, min_count, END if separated else "\n")
+    places = {symbol: place for place, symbol in enumerate(vocabulary)}
+    unknown = places.get(UNKNOWN)
+    lacking = [symbol for symbol in symbols if symbol not in places]
+    if lacking and unknown is None:
+        raise DataError(
+            f"{named(lacking[0])} in {paths[0].parent} is not among the {len(vocabulary)} symbols of the vocabulary, "
+            f"which has no {UNKNOWN}: another text?"
+        )
+    ids = np.array([places.get(symbol, unknown) for symbol in symbols], dtype=np.int32)
+    return Text(vocabulary, paths, symbols, numbers, ids)
 
 
-def _reads_as(
-    paths: list[Path], numbers: list[NDArray], counts: NDArray, index: defaultdict[str, int], end: str
-) -> NDArray:
-    """The number that each symbol's number is read as: its own, or that of "<unk>", which joins `index` if needed."""
-    known = len(counts)
-    if len(index) == known:
-        return np.arange(known)
-    unknown = index[UNKNOWN]
-    reads_as = np.arange(len(index))
-    reads_as[known:] = unknown
-    if unknown < known:
-        return reads_as
-    once = counts == 1
-    if not once.any():
-        raise DataError(_first_unknown(paths, numbers, known, index, end))
-    reads_as[:known][once] = unknown
-    lacking = [
-        f"{np.unique(part[part >= known]).size} symbols of {path}"
-        for path, part in zip(paths[1:], numbers[1:], strict=True)
-        if part.max() >= known
-    ]
-    LOG.warning(
-        f"{' and '.join(lacking)} are not in {paths[0]}, which has no {UNKNOWN}: they are read as {UNKNOWN}, and so "
-        f"are the {once.sum()} symbols that it has only once"
-    )
-    return reads_as
+def _vocabulary(symbols: list[str], counts: NDArray, min_count: int | None, end: str) -> list[str]:
+    """The symbols, of which the training part has `counts`, without the rare ones; the end of a line is never rare.
 
-
-def _first_unknown(
-    paths: list[Path], numbers: list[NDArray], known: int, index: defaultdict[str, int], end: str
-) -> str:
-    path, part = next((p, n) for p, n in zip(paths[1:], numbers[1:], strict=True) if n.max() >= known)
-    place = int(np.argmax(part >= known))
-    line = 1 + np.count_nonzero(part[:place] == index[end])
-    return (
-        f"{path}: {list(index)[part[place]]!r} in line {line} is not in {paths[0]}, which has no {UNKNOWN} to read it "
-        f"as, and no symbol only once that could teach what {UNKNOWN} is like: add it to {paths[0]}, or write "
-        f"{UNKNOWN} for rare symbols"
-    )
+    A text on one line has one end, and its other parts many.
+    """
+    found = {symbol: int(count) for symbol, count in zip(symbols, counts, strict=True) if count}
+    totals = found
+    if min_count is not None:
+        totals = {symbol: count for symbol, count in found.items() if count >= min_count or symbol == end}
+        rare = sum(count for symbol, count in found.items() if symbol not in totals)
+        totals[UNKNOWN] = totals.get(UNKNOWN, 0) + rare
+    return sorted(totals, key=lambda symbol: (-totals[symbol], symbol))
 
 
 def _numbers(path: Path, index: defaultdict[str, int], separated: bool) -> NDArray[np.int32]:
     """The symbols of a file by their numbers in `index`, which learns the new ones."""
     content = _content(path)
+    if separated and "\r" in content and "\n" not in content:
+        LOG.warning(f"{path} has \\r (carriage return) and no newline: all of it is one line")
     if separated and content[content.rfind("\n") + 1 :].strip():
         content += "\n"  # the last line has an end too; blanks after the last newline are no line
     pieces = _pieces(content, separated)

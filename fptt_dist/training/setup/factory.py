@@ -24,12 +24,13 @@ from fptt_dist.models import (
 )
 from fptt_dist.parallel import Weights
 from fptt_dist.tasks import Adding, Copying, Language, Pixels, Task
+from fptt_dist.training.vocabulary import read_vocabulary
 
 LOG = logging.getLogger("fptt_dist")
 
 
 def build_task(config: Config) -> Task:
-    """Return the task, with the run's seed."""
+    """Return the task, with the run's seed, and of a run on a text the vocabulary that its folder keeps."""
     match config.task:
         case settings.AddingTask() as task:
             return Adding(
@@ -61,6 +62,8 @@ def build_task(config: Config) -> Task:
                 root=Path(config.data.root),
                 text_dir=None if task.text_dir is None else Path(task.text_dir),
                 token_level=task.token_level,
+                min_count=task.min_count,
+                vocabulary=None if config.run.dir is None else read_vocabulary(Path(config.run.dir)),
                 length=task.length,
                 length_std=task.length_std,
                 streams=config.train.batch_size,
