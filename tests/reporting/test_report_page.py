@@ -18,7 +18,7 @@ from PIL import Image
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError, dump
-from fptt_dist.reporting import PaperRow, Report, make_report, paper_table, read_runs
+from fptt_dist.reporting import PaperRow, Report, make_report, paper_table, read_runs, results_table
 from fptt_dist.reporting.html import page as report_page
 from fptt_dist.reporting.html.images import show_figure
 from fptt_dist.reporting.html.paper import is_paper_table, read_paper_table
@@ -216,6 +216,21 @@ def test_fptt_alone_says_what_is_not_shown(runs: Path, tmp_path: Path) -> None:
     pages = [Page(make_report([runs / name], tmp_path / f"{name}.html").path) for name in ("fptt-0", "tbptt-0")]
     assert ["cannot show the effect of the regularizer" in page.text for page in pages] == [True, False]
     assert all("What FPTT adds" not in page.headings for page in pages)
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_unknown_tokens_of_a_text_are_shown(runs: Path, tmp_path: Path) -> None:
+    run = tmp_path / "fptt"
+    shutil.copytree(runs / "fptt-0", run)
+    assert "Unknown tokens" not in Page(make_report([run]).path).headings
+    parts = {"train": [0.01, {}], "validation": [0.2, {"x": 2}], "test": [0.314, {"<b>": 1200, "\u2028": 1}]}
+    unknown = {name: {"share": share, "commonest": commonest} for name, (share, commonest) in parts.items()}
+    (run / "result.json").write_text(json.dumps({**result(run), "unknown_tokens": unknown}))
+    page = Page(make_report([run]).path)
+    assert "Unknown tokens" in page.headings
+    (row,) = page.table("unknown tokens of")
+    assert list(row.values())[1:] == ["1.00%", "20.00%", "31.40%", r"'<b>' 1,200×, '\u2028' (LINE SEPARATOR) 1×"]
+    assert list(results_table(read_runs([run])).columns[2].cells) == ["mse (31% <unk>)"]
 
 
 def test_the_page_needs_nothing_beside_it_and_runs_nothing(written: Report) -> None:

@@ -12,6 +12,7 @@ from fptt_dist.reporting.paper.table import NOT_FINITE
 from fptt_dist.reporting.runs.groups import Group, differences
 from fptt_dist.reporting.runs.metrics import HIGHER_IS_BETTER
 from fptt_dist.reporting.sweeps.directory import TRIAL
+from fptt_dist.tasks.data.unknown import named
 
 NONE = "–"
 COLUMNS = (
@@ -66,6 +67,22 @@ def run_row(run: History, label: str, *, tested: bool = True) -> list[str]:
         f"{known['best_batch']:,}" if "best_batch" in known else NONE,
         f"{known['seconds']:,.1f}" if "seconds" in known else NONE,
         str(known.get("workers", NONE)),
+    ]
+
+
+UNKNOWN_COLUMNS = ("unknown tokens of", "train", "validation", "test", "commonest in the test text")
+
+
+def unknown_rows(groups: list[Group]) -> list[list[str]]:
+    """Return the cells of `UNKNOWN_COLUMNS` for each group on a text: shares of tokens read as "<unk>", and symbols."""
+    known = {group.label: parts for group in groups for r in results_of(group) if (parts := r.get("unknown_tokens"))}
+    return [
+        [
+            label,
+            *(f"{parts[split]['share']:.2%}" for split in ("train", "validation", "test")),
+            ", ".join(f"{named(symbol)} {n:,}×" for symbol, n in parts["test"]["commonest"].items()) or NONE,
+        ]
+        for label, parts in known.items()
     ]
 
 

@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from fptt_dist.history import History
+from fptt_dist.tasks.data.unknown import many_unknown
 
 
 def results_table(runs: list[History]) -> Table:
@@ -19,7 +20,7 @@ def results_table(runs: list[History]) -> Table:
         table.add_row(
             str(run.path),
             result["algorithm"],
-            result["metric"],
+            result["metric"] + many_unknown(result.get("unknown_tokens", {})),
             f"{result['value']:.5f}",
             f"{result['validation']:.5f}",
             f"{result['sequences']:,}",
