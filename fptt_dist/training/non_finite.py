@@ -1,11 +1,14 @@
 """The end of a run at a non-finite value: the error, and the words that say where it was seen first."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
+from fptt_dist.algorithm import Window
+from fptt_dist.parallel import Communicator
 from fptt_dist.parallel.nan_check import LOSS, SUM, NonFiniteRecord
+from fptt_dist.tasks import Batch
 
 
 class NonFiniteError(Exception):
@@ -26,6 +29,38 @@ def describe(seen: NonFiniteRecord, updates: int, batches_per_epoch: int, world:
     rank = f", on rank {seen.rank}" if world > 1 else ""
     what = seen.tensor if seen.tensor in (LOSS, SUM) else f"the gradient of {seen.tensor}"
     return f"{what} is not finite in {window} of batch {batch + 1}, epoch {batch // batches_per_epoch}{rank}"
+
+
+def fault_in_data(batch: Batch, passes: Iterable[list[Window]], everyone: Communicator) -> str | None:
+    """Return the first value of a batch's inputs or targets that is not finite; None if all are; all workers together.
+
+    Args:
+        batch: this worker's share.
+        passes: the windows of its sequences, by forward and backward passes.
+        everyone: all workers.
+    """
+    found = everyone.all_gather_object(_first_fault(batch, [window for each in passes for window in each]), name="data")
+    for rank, fault in enumerate(found):
+        if fault is not None:
+            return fault + (f" of rank {rank}'s share" if everyone.world > 1 else "")
+    return None
+
+
+def _first_fault(batch: Batch, windows: list[Window]) -> str | None:
+    tensors = (("inputs", batch.inputs, True), ("targets", batch.targets, batch.per_step_targets))
+    for name, tensor, has_steps in tensors:
+        places = torch.isfinite(tensor).logical_not().nonzero()
+        if len(places) == 0:
+            continue
+        first = places[0].tolist()
+        value = float(tensor[tuple(first)])
+        if not has_steps:
+            return f"the {name} have {value:g} in sequence {first[0] + 1}"
+        step, sequence = first[:2]
+        window = next(window for window in windows if window.part.start <= step < window.part.stop)
+        within = f", in window {window.index} of {window.count}" if window.count > 1 else ""
+        return f"the {name} have {value:g} at step {step + 1} of {len(tensor)}{within}, sequence {sequence + 1}"
+    return None
 
 
 def non_finite(tensors: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ from fptt_dist.training.checkpoint.store import CheckpointStore, Files, validate
 from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
-from fptt_dist.training.non_finite import NonFiniteError, describe, non_finite
+from fptt_dist.training.non_finite import NonFiniteError, describe, fault_in_data, non_finite
 from fptt_dist.training.process.resume_hint import resume_hint
 from fptt_dist.training.process.signals import Interrupted, StopFlag, job_end_reason
 from fptt_dist.training.run_dir import Result, RunDirectory, versions
@@ -363,7 +363,10 @@ class Trainer:
             return
         seen = self.engine.control.first_non_finite()
         where = describe(seen, self.loop.updates, self.batches_per_epoch, self.engine.world)
-        raise NonFiniteError(f"{where}. {self._way_out()}")
+        epoch, place = divmod(seen.window // self.loop.updates, self.batches_per_epoch)
+        batch = self.task.train_batch(epoch, place * (size := self.config.train.batch_size), size, self.share)
+        fault = fault_in_data(batch, self.loop.passes(len(batch.inputs)), self.engine.everyone)
+        raise NonFiniteError(f"{where}. {self._way_out(fault)}")
 
     def _check_storable(self, files: Files) -> None:
         """Refuse a checkpoint that must not be written; all workers together.
@@ -382,10 +385,11 @@ class Trainer:
                     f"{names[0]}{of} is not finite after batch {self.state.position.batch}. {self._way_out()}"
                 )
 
-    def _way_out(self) -> str:
+    def _way_out(self, fault: str | None = None) -> str:
         lower = f"Lower optimizer.lr (now {self.config.optimizer.lr:g})"
         clip = "" if self.config.train.max_norm else " or set train.max_norm=1"
-        return f"The newest checkpoint is {self.store.newest() or 'none'}. {lower}{clip}"
+        remedy = lower + clip if fault is None else f"The cause is in that batch: {fault}. Correct the data"
+        return f"The newest checkpoint is {self.store.newest() or 'none'}. {remedy}"
 
     def _due(self, every: int | None) -> bool:
         return self.state.position.batch % (every or self.batches_per_epoch) == 0

@@ -190,6 +190,7 @@ def test_what_is_not_finite_on_one_worker_stops_all(pool: Pool, tmp_path: Path, 
         f"the loss is not finite in window 3 of 4 of batch 6, epoch 1, on rank {world - 1}. The newest checkpoint is "
     )
     assert said[0].startswith(where)
+    assert f"the inputs have inf at step 13 of 20, in window 3 of 4, sequence 1 of rank {world - 1}'s share" in said[0]
     for folder in (tmp_path / "run/checkpoints").glob("step-*"):
         assert (folder / "manifest.json").is_file(), "what cannot be gone on from is no checkpoint"
         for name, value in content(folder).items():

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from fptt_dist import train
-from fptt_dist.training.non_finite import NonFiniteError
+from fptt_dist.algorithm.windows import sequence_windows
+from fptt_dist.parallel import Communicator
+from fptt_dist.tasks import Adding, Batch
+from fptt_dist.training.non_finite import NonFiniteError, fault_in_data
 from fptt_dist.training.setup import factory
 from tests.training.helpers import checkpoints, content, records, steps, tiny
 from tests.training.toys import Majority, Overflowing
@@ -41,12 +44,52 @@ def test_the_place_is_named(
     with pytest.raises(NonFiniteError) as caught:
         train(tiny(tmp_path / "run", overrides))
     newest = tmp_path / "run" / "checkpoints" / "step-00000002"
+    window = "" if algorithm == "bptt" else f", in window {step // 4 + 1} of 3"
     assert str(caught.value) == (
-        f"the loss is not finite in {where}. The newest checkpoint is {newest}. Lower optimizer.lr (now 0.01)"
+        f"the loss is not finite in {where}. The newest checkpoint is {newest}. The cause is in that batch: the inputs "
+        f"have inf at step {step + 1} of 12{window}, sequence 1. Correct the data"
     )
     assert steps(tmp_path / "run") == [1, 2]
     assert not (tmp_path / "run" / "result.json").exists()
     assert_only_finite(tmp_path / "run")
+
+
+def test_a_target_that_is_not_a_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Undefined(Adding):
+        def generate(self, seed: list[int], size: int) -> Batch:
+            batch = super().generate(seed, size)
+            if size == 4:
+                batch.targets[2] = math.nan
+            return batch
+
+    monkeypatch.setattr(factory, "build_task", lambda config: Undefined(length=12, examples=20, test=16))
+    with pytest.raises(NonFiniteError) as caught:
+        train(tiny(tmp_path / "run"))
+    assert str(caught.value) == (
+        "the loss is not finite in window 1 of 3 of batch 1, epoch 0. The newest checkpoint is none. The cause is in "
+        "that batch: the targets have nan in sequence 3. Correct the data"
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "said"),
+    [
+        ([], [], None),
+        ([(4, 1, 0), (9, 0, 1)], [], "the inputs have nan at step 5 of 10, in window 2 of 3, sequence 2"),
+        ([], [(8, 2)], "the targets have nan at step 9 of 10, in window 3 of 3, sequence 3"),
+        ([(9, 0, 0)], [(0, 0)], "the inputs have nan at step 10 of 10, in window 3 of 3, sequence 1"),
+    ],
+)
+def test_the_place_in_the_data_is_named(
+    inputs: list[tuple[int, ...]], targets: list[tuple[int, ...]], said: str | None
+) -> None:
+    batch = Batch(torch.ones(10, 3, 2), torch.ones(10, 3), per_step_targets=True)
+    for tensor, places in ((batch.inputs, inputs), (batch.targets, targets)):
+        for place in places:
+            tensor[place] = math.nan
+    assert fault_in_data(batch, [sequence_windows(10, 3)], Communicator()) == said
+    ids = Batch(torch.ones(10, 3, dtype=torch.int64), torch.full((10, 3), -100), per_step_targets=True)
+    assert fault_in_data(ids, [[window] for window in sequence_windows(10, 3)], Communicator()) is None
 
 
 DIVERGING: dict[str, dict[str, Any]] = {
