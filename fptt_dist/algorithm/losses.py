@@ -17,6 +17,8 @@ from torch.nn import functional
 from fptt_dist.algorithm.target_estimates import LabelEstimate
 from fptt_dist.algorithm.windows import Window
 
+IGNORED = -100  # the target of a step that has none
+
 
 class WindowLoss:
     """The loss ℓ_k of window k; subclasses compute it.
@@ -72,7 +74,10 @@ class WindowLoss:
 
 
 class SequenceLoss(WindowLoss):
-    """A class per step: the mean cross-entropy over the window's steps and the batch."""
+    """A class per step: the mean cross-entropy over the window's steps and the batch.
+
+    Steps whose target is −100 are padding and left out; a window of nothing else has the loss 0, and no gradient.
+    """
 
     terminal = False
     loss_steps = "all"
@@ -80,8 +85,9 @@ class SequenceLoss(WindowLoss):
     def __call__(
         self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
     ) -> Tensor:
-        """ℓ_k from logits (S, B, C) and classes (S, B)."""
-        return functional.cross_entropy(output.flatten(0, 1), target.flatten(0, 1))
+        """ℓ_k from logits (S, B, C) and classes (S, B), −100 for padding."""
+        loss = functional.cross_entropy(output.flatten(0, 1), target.flatten(0, 1), ignore_index=IGNORED)
+        return torch.where((target == IGNORED).all(), 0.0, loss)  # the mean over nothing is NaN
 
 
 class RegressionLoss(WindowLoss):

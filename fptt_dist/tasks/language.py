@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from fptt_dist.algorithm.losses import SequenceLoss
+from fptt_dist.algorithm.losses import IGNORED, SequenceLoss
 from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.text import MIN_COUNT, own_text, penn_treebank
 from fptt_dist.tasks.data.unknown import TokenLevel, summary, warn
 
 SPLITS = ("train", "validation", "test")
-IGNORED = -100  # the target that cross_entropy leaves out
 EVALUATION_STREAMS, EVALUATION_STEPS = 10, 64
 USUAL = 0.95  # share of the sequences whose mean length is the usual one; the others' is half of it
 SHORTEST = 5  # steps of a sequence of random length

@@ -59,6 +59,24 @@ def test_sequence_loss_is_the_mean_over_steps_and_batch(random: np.random.Genera
     assert not SequenceLoss.terminal
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_padding_has_no_loss_and_no_gradient(dtype: torch.dtype) -> None:
+    window = sequence_windows(STEPS, 1)[0]
+    logits = torch.randn(STEPS, BATCH, CLASSES, dtype=dtype, requires_grad=True)
+    targets = torch.full((STEPS, BATCH), -100)
+    loss = SequenceLoss()(logits, targets, window)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert (loss.item(), loss.dtype) == (0.0, dtype)
+    assert not gradient.any()
+    targets[1, 2] = 3
+    loss = SequenceLoss()(logits, targets, window)
+    expected = torch.nn.functional.cross_entropy(logits[1, 2], targets[1, 2])
+    assert loss.item() == expected.item()
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (alone,) = torch.autograd.grad(expected, logits)
+    assert torch.equal(gradient, alone)
+
+
 def test_regression_loss_reads_the_last_step_and_grows_with_the_window(
     subtests: pytest.Subtests, random: np.random.Generator
 ) -> None:
