@@ -168,7 +168,7 @@ def test_an_exported_language_model_is_the_one_that_was_evaluated(keys: dict[str
     model = load_network(export_run(tmp_path / "run", tmp_path / "network"))
     description = json.loads((tmp_path / "network" / "model.json").read_text())
     task = build_task(config)
-    assert sorted(description["input"]["vocabulary"]) == ["<eos>", *"abcdefgh"]
+    assert sorted(description["input"]["vocabulary"]) == ["<eos>", "<unk>", *"abcdefgh"]
     state, total, items = None, 0.0, 0
     with torch.no_grad():
         for batch in task.evaluation_batches("test", 0, 1):

@@ -17,6 +17,7 @@ from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
 from fptt_dist.tasks.data import cifar
 from fptt_dist.tasks.data.augmentation import Augmentation
 from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.tasks.data.identity import check_identity
 from fptt_dist.tasks.data.idx import read_labelled_images
 from fptt_dist.tasks.partition import Partition, Shards
 
@@ -289,11 +290,17 @@ def _read(root: Path, dataset: Dataset) -> tuple[NDArray, NDArray, NDArray, NDAr
     folder, side = _folder(root, dataset), IMAGES[dataset].side
     images, labels = read_labelled_images(folder, "train", dataset, CLASSES)
     test_images, test_labels = read_labelled_images(folder, "t10k", dataset, CLASSES)
+    check_identity(folder, {**_named("train", images, labels), **_named("t10k", test_images, test_labels)}, dataset)
     for found, where in ((images, "train"), (test_images, "t10k")):
         if found.shape[1:] != (side, side):
             size = f"{found.shape[1]} × {found.shape[2]} pixels, expected {side} × {side}"
             raise DataError(f"{folder}/{where}-images-idx3-ubyte: {size}")
     return images, labels, test_images, test_labels
+
+
+def _named(part: str, images: NDArray, labels: NDArray) -> dict[str, NDArray]:
+    """A part's arrays by their files' names."""
+    return {f"{part}-images-idx3-ubyte": images, f"{part}-labels-idx1-ubyte": labels}
 
 
 def _normalized(kind: Images) -> Tensor:

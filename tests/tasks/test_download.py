@@ -7,15 +7,17 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fptt_dist.tasks import DataError
-from fptt_dist.tasks.data import download
+from fptt_dist.tasks.data import datasets, download
 from fptt_dist.tasks.data.datasets import DATASETS, RemoteDataset, RemoteFile
 from fptt_dist.tasks.data.download import check, fetch
 
@@ -41,6 +43,10 @@ class Handler(BaseHTTPRequestHandler):
         self.host.seen.append((mirror, name, self.headers.get("Range")))
         archive = self.host.served[name]
         match mirror:
+            case "flood":
+                self.flood()
+            case "long":
+                self.answer(200, b"x" * (archive_limit(name) + 1))
             case "404" | "500" | "416":
                 self.send_error(int(mirror))
             case "labels-only" if "labels" not in name:
@@ -65,6 +71,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.ranged(archive, send=CUT)
             case _:
                 raise AssertionError(mirror)
+
+    def flood(self) -> None:
+        """Send zeros without an end."""
+        self.send_response(200)
+        self.end_headers()
+        with suppress(ConnectionError):
+            while True:
+                self.wfile.write(bytes(1 << 16))
 
     def ranged(self, archive: bytes, send: int | None = None) -> None:
         found = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
@@ -121,6 +135,10 @@ class Server(ThreadingHTTPServer):
     def ranges(self, wanted: str = "images.gz") -> list[tuple[str, str | None]]:
         """Mirror and Range of each request for a file."""
         return [(mirror, asked) for mirror, name, asked in self.seen if name == wanted]
+
+
+def archive_limit(name: str) -> int:
+    return RemoteFile(name, len(CONTENT[name.removesuffix(".gz")]), None).most_bytes
 
 
 @pytest.fixture
@@ -201,6 +219,8 @@ def test_whole_files_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest
     fetch("small", tmp_path)
     assert server.seen == [("ranged", "labels.gz", None)], "only what is wrong"
     assert (folder / "images.gz").stat().st_mtime_ns == stamps[folder / "images.gz"]
+    assert check("small", tmp_path) == [f"{folder}/labels: 999 bytes uncompressed, expected 1000"], "beside the archive"
+    (folder / "labels").unlink()
     assert check("small", tmp_path) == []
 
 
@@ -225,6 +245,48 @@ def test_the_second_mirror_steps_in(
     fetch("small", tmp_path)
     assert server.ranges() == [(mirror, None), ("ranged", None)]
     assert listing(tmp_path / "small") == {"images.gz": ARCHIVE["images"]}
+
+
+@pytest.mark.parametrize("name", ["small", "old"])
+def test_no_more_is_received_than_a_file_can_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server, name: str
+) -> None:
+    """Of the file's own size where it is known, and else of any."""
+    monkeypatch.setattr(datasets, "LARGEST", archive_limit("images.gz"))
+    most, mirrors = archive_limit("images.gz"), server.mirrors("flood", "long")
+    known(monkeypatch, mirrors, "images")
+    said = refusal(tmp_path, name)
+    assert f"{mirrors[0]}images.gz: sends more than the {most} bytes that it has at most\n" in said
+    assert f"{mirrors[1]}images.gz: announces {most + 1} bytes, and images.gz has at most {most}\n" in said
+    assert listing(tmp_path / name) == {}
+    known(monkeypatch, server.mirrors("flood", "ranged"), "images")
+    fetch(name, tmp_path)
+    assert listing(tmp_path / name) == {"images.gz": ARCHIVE["images"]}
+
+
+def test_the_limits_hold_for_what_mirrors_have() -> None:
+    """gzip adds at most 5 bytes for each 16 KiB, and 18."""
+    sizes = {file.name: (file.bytes, file.most_bytes) for each in DATASETS.values() for file in each.files}
+    assert all(most > size + 5 * (size // (1 << 14) + 1) + 18 for size, most in sizes.values() if size is not None)
+    assert datasets.LARGEST > 170_052_171  # CIFAR-10's archive
+
+
+def test_a_bomb_is_not_decompressed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known(monkeypatch, (), "labels")
+    path = tmp_path / "small" / "labels.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(bytes(1 << 24), compresslevel=1))
+    pieces: list[int] = []
+    real = download._chunks
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[bytes]:
+        for piece in real(*arguments, **options):
+            pieces.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(download, "_chunks", counted)
+    assert check("small", tmp_path) == [f"{path}: more than 1000 bytes uncompressed, expected 1000"]
+    assert sum(pieces) <= download.CHUNK
 
 
 def test_the_errors_of_all_mirrors_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
@@ -431,7 +493,7 @@ def test_what_check_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for path, written, problem in (
         (plain, content, None),
         (plain, content[:-1], "999 bytes uncompressed, expected 1000"),
-        (plain, content + b"x", "1001 bytes uncompressed, expected 1000"),
+        (plain, content + b"x", "more than 1000 bytes uncompressed, expected 1000"),
         (plain, b"", "0 bytes uncompressed, expected 1000"),
         (plain, flipped, wrong),
         (archive, packed, None),
@@ -459,14 +521,12 @@ def test_check_names_every_file_that_is_wrong(tmp_path: Path, monkeypatch: pytes
     ]
 
 
-def test_of_two_the_archive_is_checked_as_it_is_the_one_that_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_both_are_checked_the_archive_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known(monkeypatch, (), "labels")
     (tmp_path / "small").mkdir()
     (tmp_path / "small" / "labels").write_bytes(b"broken")
     (tmp_path / "small" / "labels.gz").write_bytes(ARCHIVE["labels"])
-    assert check("small", tmp_path) == []
+    assert check("small", tmp_path) == [f"{tmp_path}/small/labels: 6 bytes uncompressed, expected 1000"]
     (tmp_path / "small" / "labels").write_bytes(CONTENT["labels"])
     (tmp_path / "small" / "labels.gz").write_bytes(OTHER)
     (problem,) = check("small", tmp_path)

@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import struct
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -118,7 +119,7 @@ def test_another_magic_number(tmp_path: Path) -> None:
 def test_another_length_than_announced(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"file{ending}"
     assert refusal(write(path, idx_bytes(IMAGES)[:-1]), 3) == f"{path} announces 3 × 4 × 5 = 60 bytes and holds 59"
-    assert refusal(write(path, idx_bytes(IMAGES) + b"xy"), 3) == f"{path} announces 3 × 4 × 5 = 60 bytes and holds 62"
+    assert refusal(write(path, idx_bytes(IMAGES) + b"xy"), 3) == f"{path} announces 3 × 4 × 5 = 60 bytes and holds more"
     assert refusal(write(path, idx_bytes(LABELS)[:-3]), 1) == f"{path} announces 3 = 3 bytes and holds 0"
 
 
@@ -127,6 +128,32 @@ def test_sizes_that_overflow_are_counted_right(tmp_path: Path) -> None:
         tmp_path / "file", struct.pack(">4I", 0x0803, 2**31, 2**31, 4)
     )  # 2⁶⁴ bytes: nothing, if cut to 64 bits
     assert refusal(path, 3).endswith(f"= {2**64} bytes and holds 0")
+
+
+@pytest.mark.parametrize("magic", [0, 0x0803])
+def test_a_bomb_is_not_decompressed_to_its_end(tmp_path: Path, magic: int) -> None:
+    header, path = struct.pack(">4I", magic, 2, 3, 4), tmp_path / "file.gz"
+    path.write_bytes(gzip.compress(header + bytes(1 << 25), compresslevel=1))
+    tracemalloc.start()
+    try:
+        message = refusal(path, 3)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert message.endswith("holds more" if magic else "its magic number is 0x00000000, expected 0x00000803")
+    assert most < 1 << 21
+
+
+def test_a_plain_file_that_differs_from_its_archive_is_refused(tmp_path: Path) -> None:
+    plain, archive = tmp_path / "train-labels-idx1-ubyte", tmp_path / "train-labels-idx1-ubyte.gz"
+    write_split(tmp_path)
+    write(plain, idx_bytes(LABELS))
+    assert np.array_equal(read_labelled_images(tmp_path, "train", "mnist", 10)[1], LABELS), "the same twice"
+    for content in (idx_bytes(LABELS[::-1]), idx_bytes(LABELS)[:-1]):
+        write(plain, content)
+        with pytest.raises(DataError) as caught:
+            read_labelled_images(tmp_path, "train", "mnist", 10)
+        assert str(caught.value) == f"{archive} and {plain} differ: delete the one that is wrong"
 
 
 def test_an_archive_cut_short(tmp_path: Path) -> None:

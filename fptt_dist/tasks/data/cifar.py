@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.idx import is_file
+from fptt_dist.tasks.data.nearby import get_it
 
 FOLDER = "cifar-10-batches-bin"
 PICKLED_FOLDER = "cifar-10-batches-py"
@@ -71,9 +72,10 @@ def _missing(root: Path, name: str) -> DataError:
     for pickled in (folder / plain, root / PICKLED_FOLDER / plain, root / plain):
         if is_file(pickled):
             return _pickled(pickled, root)
+    get = get_it(root, folder / name)
     return DataError(
-        f"{folder / name} is missing. Get cifar10 with: {_fetch(root)}; or type data.root=… for the folder that holds "
-        f"{FOLDER}/"
+        f"{folder / name} is missing. {get} cifar10 with: {_fetch(root)}; or type data.root=… for the folder that "
+        f"holds {FOLDER}/"
     )
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from fptt_dist.tasks.data import cifar
 
+LARGEST = 1 << 28  # bytes of a file whose size is not known: the largest, CIFAR-10's archive, has 1.6e8
+
 
 @dataclass(frozen=True)
 class RemoteFile:
@@ -29,6 +31,11 @@ class RemoteFile:
     def remote(self) -> str:
         """Its name on a mirror."""
         return f"{self.name}.gz" if self.gzipped else self.name
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that a mirror may send at most: gzip makes what cannot be compressed a little larger."""
+        return LARGEST if self.bytes is None else self.bytes + self.bytes // 256 + 1024
 
 
 @dataclass(frozen=True)

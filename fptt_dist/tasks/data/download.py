@@ -35,7 +35,8 @@ def check(name: str, root: Path) -> list[str]:
         DataError: an unknown data set.
     """
     folder = folder_of(name, root)
-    return [problem for file in _dataset(name).files if (problem := _problem(folder, file)) is not None]
+    found = ((_problem(folder, file) or _second_problem(folder, file)) for file in _dataset(name).files)
+    return [problem for problem in found if problem is not None]
 
 
 def fetch(name: str, root: Path, *, progress: bool = False) -> Path:
@@ -86,9 +87,11 @@ def _fetch_file(dataset: RemoteDataset, folder: Path, file: RemoteFile, progress
         try:
             folder.mkdir(parents=True, exist_ok=True)
             fetched = pooch.retrieve(
-                url, known_hash=None, fname=f"{part.name}.new", path=folder, downloader=_resuming(part, progress)
+                url, known_hash=None, fname=f"{part.name}.new", path=folder, downloader=_resuming(part, file, progress)
             )
         except OSError as error:  # requests' errors are OSErrors too
+            if isinstance(error, TooLargeError):
+                part.unlink(missing_ok=True)
             failures.append(f"{url}: {_reason(error)}")
             continue
         problem = _content_problem(Path(fetched), file)
@@ -131,7 +134,11 @@ def _unpack(folder: Path, archive: RemoteFile, files: list[RemoteFile]) -> None:
         raise DataError(f"{path} does not hold {lacking}. Delete it, and fetch again")
 
 
-def _resuming(part: Path, progress: bool) -> Callable[..., None]:
+class TooLargeError(OSError):
+    """A mirror sends more than the file can have; nothing of it is kept."""
+
+
+def _resuming(part: Path, wanted: RemoteFile, progress: bool) -> Callable[..., None]:
     """Return a downloader for pooch that keeps what it has received in `part` and requests the rest."""
 
     def download(url: str, output_file: Any, pooch: Any) -> None:
@@ -152,6 +159,8 @@ def _resuming(part: Path, progress: bool) -> Callable[..., None]:
             received = held if resumed else 0
             rest = int(response.headers.get("Content-Length", 0))
             expected = received + rest if rest else None
+            if (expected or 0) > wanted.most_bytes:
+                raise TooLargeError(f"announces {expected} bytes, and {wanted.remote} has at most {wanted.most_bytes}")
             with part.open("ab" if resumed else "wb") as file, Progress(disable=not progress) as bar:
                 task = bar.add_task(part.name.removesuffix(".part"), total=expected, completed=received)
                 try:
@@ -160,6 +169,8 @@ def _resuming(part: Path, progress: bool) -> Callable[..., None]:
                     for chunk in response.raw.stream(CHUNK, decode_content=False):
                         file.write(chunk)
                         received += len(chunk)
+                        if received > wanted.most_bytes:
+                            raise TooLargeError(f"sends more than the {wanted.most_bytes} bytes that it has at most")
                         bar.update(task, completed=received)
                 except urllib3.exceptions.HTTPError as error:
                     raise OSError(
@@ -187,6 +198,15 @@ def _problem(folder: Path, file: RemoteFile) -> str | None:
     return f"{plain}: missing (as .gz too)" if file.gzipped else f"{plain}: missing"
 
 
+def _second_problem(folder: Path, file: RemoteFile) -> str | None:
+    """Return the problem of a plain file beside its archive, or None: training refuses two that differ."""
+    plain = folder / file.name
+    if _only_as_remote(file) or not (is_file(folder / file.remote) and is_file(plain)):
+        return None
+    problem = _content_problem(plain, file)
+    return None if problem is None else f"{plain}: {problem}"
+
+
 def _only_as_remote(file: RemoteFile) -> bool:
     """Return whether a file must be kept as on the mirrors: the checksum is of that form, or it is not gzipped."""
     return not file.gzipped or (file.checksum or "").startswith("md5:")
@@ -200,6 +220,8 @@ def _content_problem(path: Path, file: RemoteFile) -> str | None:
         for chunk in _chunks(path, decompress=file.gzipped and kind == "sha256" and path.name != file.name):
             digest.update(chunk)
             size += len(chunk)
+            if file.bytes is not None and size > file.bytes:
+                return f"more than {file.bytes} bytes{unpacked}, expected {file.bytes}"
     except (OSError, EOFError, zlib.error) as error:
         return f"cannot be decompressed: {error}" if file.gzipped else f"cannot be read: {error}"
     if file.bytes is not None and size != file.bytes:

@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.tasks.data.nearby import get_it
 
 UNSIGNED_BYTE = 0x08
+CHUNK = 1 << 20  # bytes
 
 
 def find_idx(folder: Path, name: str, dataset: str) -> Path:
@@ -24,8 +26,9 @@ def find_idx(folder: Path, name: str, dataset: str) -> Path:
     for path in (folder / f"{name}.gz", folder / name):
         if is_file(path):
             return path
+    get = get_it(folder.parent, folder / name, of=dataset)
     raise DataError(
-        f"{folder} has neither {name} nor {name}.gz. Get {dataset} with: fptt-dist data fetch {dataset} "
+        f"{folder} has neither {name} nor {name}.gz. {get} {dataset} with: fptt-dist data fetch {dataset} "
         f"--root {folder.parent}; or type data.root=… for the folder that holds {folder.name}/"
     )
 
@@ -44,8 +47,13 @@ def is_file(path: Path) -> bool:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
+def magic_number(dimensions: int) -> int:
+    """Return what an IDX file of unsigned bytes begins with."""
+    return (UNSIGNED_BYTE << 8) + dimensions
+
+
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of one IDX file of unsigned bytes, plain or gzipped.
+    """The array of one IDX file of unsigned bytes, plain or gzipped; no more is decompressed than its header announces.
 
     Args:
         path: the file; a name ending in .gz is decompressed.
@@ -54,22 +62,46 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     Raises:
         DataError: it cannot be read or decompressed, has another magic number, or another length than it announces.
     """
-    content = _content(path)
-    header = 4 + 4 * dimensions
-    expected = (UNSIGNED_BYTE << 8) + dimensions
-    if len(content) < header:
-        raise DataError(f"{path} is no IDX file: {len(content)} bytes, and the header alone has {header}")
-    (magic,) = struct.unpack(">I", content[:4])
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            shape = _shape(path, stream.read(4 + 4 * dimensions), dimensions)
+            announced = math.prod(shape)
+            content = bytearray()
+            # Piece by piece: Python allocates at once what it is asked to read. One more, to see that it ends there.
+            while chunk := stream.read(min(CHUNK, announced + 1 - len(content))):
+                content += chunk
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if len(content) != announced:
+        held = "more" if len(content) > announced else len(content)
+        raise DataError(f"{path} announces {' × '.join(map(str, shape))} = {announced} bytes and holds {held}")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _shape(path: Path, head: bytes, dimensions: int) -> tuple[int, ...]:
+    header, expected = 4 + 4 * dimensions, magic_number(dimensions)
+    if len(head) < header:
+        raise DataError(f"{path} is no IDX file: {len(head)} bytes, and the header alone has {header}")
+    magic, *shape = struct.unpack(f">{1 + dimensions}I", head)
     if magic != expected:
         raise DataError(
             f"{path} is no IDX file of unsigned bytes with {dimensions} dimension(s): its magic number is "
             f"{magic:#010x}, expected {expected:#010x}"
         )
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    announced, held = math.prod(shape), len(content) - header
-    if held != announced:
-        raise DataError(f"{path} announces {' × '.join(map(str, shape))} = {announced} bytes and holds {held}")
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape).copy()
+    return tuple(shape)
+
+
+def _read_only_version(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    """Read a file of which there may be an archive and a plain version, that must be the same."""
+    array, plain = read_idx(path, dimensions), path.with_suffix("")
+    if path.suffix == ".gz" and is_file(plain):
+        try:
+            same = np.array_equal(array, read_idx(plain, dimensions))
+        except DataError:
+            same = False
+        if not same:
+            raise DataError(f"{path} and {plain} differ: delete the one that is wrong")
+    return array
 
 
 def read_labelled_images(folder: Path, prefix: str, dataset: str, classes: int) -> tuple[NDArray, NDArray]:
@@ -86,7 +118,7 @@ def read_labelled_images(folder: Path, prefix: str, dataset: str, classes: int) 
     """
     image_path = find_idx(folder, f"{prefix}-images-idx3-ubyte", dataset)
     label_path = find_idx(folder, f"{prefix}-labels-idx1-ubyte", dataset)
-    images, labels = read_idx(image_path, 3), read_idx(label_path, 1)
+    images, labels = _read_only_version(image_path, 3), _read_only_version(label_path, 1)
     if len(images) == 0:
         raise DataError(f"{image_path} holds no image")
     if len(images) != len(labels):
@@ -95,11 +127,3 @@ def read_labelled_images(folder: Path, prefix: str, dataset: str, classes: int) 
         at = int(np.argmax(labels >= classes))
         raise DataError(f"{label_path}: label {at} is {labels[at]}, expected 0 to {classes - 1}")
     return images, labels
-
-
-def _content(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error

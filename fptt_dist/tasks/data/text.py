@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fptt_dist.tasks.data.datasets import DATASETS
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.idx import is_file
+from fptt_dist.tasks.data.nearby import get_it
 from fptt_dist.tasks.data.unknown import SHOWN, UNKNOWN, TokenLevel, Unknown, named
 
 END = "<eos>"  # of a line, where symbols are separated by blanks
@@ -79,8 +80,9 @@ def penn_treebank(root: Path, token_level: TokenLevel, vocabulary: list[str] | N
     again = f"fptt-dist data fetch ptb --root {root}"
     for name, expected in sizes.items():
         if not is_file(folder / name):
+            get = get_it(root, folder / name)
             raise DataError(
-                f"{folder} has no {name}. Get the Penn Treebank with: {again}; or type data.root=… for the folder "
+                f"{folder} has no {name}. {get} the Penn Treebank with: {again}; or type data.root=… for the folder "
                 "that holds ptb/, or task.text_dir=… for a folder with a text of your own"
             )
         found = (folder / name).stat().st_size
