@@ -71,8 +71,9 @@ def open_run(path: Path, which: str) -> SavedRun:
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
     require_schema(path)
-    config = load(path / "config.yaml")
-    folder = RunDirectory(config.model_copy(update={"run": Run(dir=str(path))}))
+    saved = load(path / "config.yaml")
+    config = saved.model_copy(update={"run": Run(dir=str(path))})  # it may have been moved
+    folder = RunDirectory(config)
     checkpoint = _find_checkpoint(folder, which)
     environment = LaunchEnvironment()
     device = build_device(config, environment)
