@@ -9,7 +9,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomic(path: Path, content: str | bytes, *, parents: bool = False) -> None:
-    """Write a file atomically: a reader or a crash sees the old content or the new.
+    """Write a file atomically: a reader, a crash or a power failure leaves the old content or the new.
 
     Args:
         path: where it is put.
@@ -23,11 +23,12 @@ def write_atomic(path: Path, content: str | bytes, *, parents: bool = False) -> 
     try:
         if parents:
             path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            temporary.write_bytes(content)
-        else:
-            temporary.write_text(content)
+        with temporary.open("wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())  # or the new name may reach the disk before the content does
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -36,3 +37,11 @@ def write_atomic(path: Path, content: str | bytes, *, parents: bool = False) -> 
         else:
             then = "choose a folder in which you may create files"
         raise OSError(f"{path} could not be written: {error.strerror or error}: {then}") from error
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

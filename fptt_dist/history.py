@@ -1,6 +1,6 @@
 """A finished or running run, read back from its folder."""
 
-import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,17 @@ from typing import Any
 from ruamel.yaml import YAML, YAMLError
 
 from fptt_dist.config import ConfigError
+from fptt_dist.records import read_lines, read_record
 
+LOG = logging.getLogger("fptt_dist")
 RUN_SCHEMA = 2
 """Schema number of a run directory, in its versions.json; 1 where none is there: then `tbptt` meant one update per
 sequence, and truncated BPTT had another name."""
+NEEDED: dict[str, dict[str, Any]] = {
+    "train": {"batch": int},
+    "evaluation": {"batch": int, "split": str, "value": int | float},
+}
+"""Values of the records of metrics.jsonl, by their kind, without which one cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,7 @@ class History:
     @property
     def versions(self) -> dict[str, Any]:
         """Versions and hardware, from the result or else from versions.json; {} where they are not recorded."""
-        found, file = (self.result or {}).get("versions"), self.path / "versions.json"
-        if found is None and file.is_file():
-            found = json.loads(file.read_text())
+        found = (self.result or {}).get("versions") or read_record(self.path / "versions.json")
         return found if isinstance(found, dict) else {}
 
     @property
@@ -61,19 +66,25 @@ def read_runs(paths: list[Path]) -> list[History]:
     return [_read(path) for path in paths]
 
 
+def readable_runs(paths: list[Path]) -> list[History]:
+    """Read the runs' folders; one that cannot be read is left out, which the log says."""
+    found = []
+    for path in paths:
+        try:
+            found.append(_read(path))
+        except ConfigError as error:
+            LOG.warning("%s is left out: %s", path, error)
+    return found
+
+
 def require_schema(run: Path) -> None:
-    """Return if this version can read the run directory, or nothing was started there.
+    """Return if this version can read the run directory, or there is no versions.json to say of which schema it is.
 
     Raises:
         ConfigError: it is of another schema, in which the same words may mean something else.
     """
-    file = run / "versions.json"
-    if not file.is_file():
-        return
-    try:
-        there = json.loads(file.read_text()).get("schema_version", 1)
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
+    versions = read_record(run / "versions.json")
+    there = RUN_SCHEMA if versions is None else versions.get("schema_version", 1)
     if there != RUN_SCHEMA:
         raise ConfigError(
             f"{run} has run schema {there} of another fptt_dist, this one reads {RUN_SCHEMA}: use the version in "
@@ -87,18 +98,18 @@ def _read(path: Path) -> History:
     require_schema(path)
     try:
         config = YAML(typ="safe", pure=True).load((path / "config.yaml").read_text())
-        result = path / "result.json"
         records = _records(path)
-        if not (isinstance(config, dict) and "algorithm" in config and isinstance(config.get("task"), dict)):
+        sections = isinstance(config, dict) and [config.get("task"), config.get("train", {})]
+        if not (sections and "algorithm" in config and all(isinstance(section, dict) for section in sections)):
             raise ValueError("config.yaml is no configuration of a run")
         return History(
             path=path,
             config=config,
             training=[record for record in records if record["kind"] == "train"],
             evaluations=[record for record in records if record["kind"] == "evaluation"],
-            result=json.loads(result.read_text()) if result.is_file() else None,
+            result=read_result(path),
         )
-    except (ValueError, KeyError, YAMLError) as error:
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a run's folder: {error}") from error
 
 
@@ -110,14 +121,28 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     """
     try:
         return [record for record in _records(path) if record["kind"] == "evaluation"]
-    except (ValueError, KeyError) as error:
+    except OSError as error:
         raise ConfigError(f"{path} cannot be read as a run's folder: {error}") from error
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    metrics = path / "metrics.jsonl"
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]  # a run in progress may be writing the last line
+    """Return the records of metrics.jsonl that can be used."""
+    return [
+        record for record in read_lines(path / "metrics.jsonl") if _has(record, NEEDED.get(str(record.get("kind"))))
+    ]
+
+
+def _has(record: dict[str, Any], needed: dict[str, Any] | None) -> bool:
+    return needed is not None and all(isinstance(record.get(key), kind) for key, kind in needed.items())
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """Return result.json of a run; None while it is not finished, and where it is damaged, which the log says."""
+    result = read_record(path / "result.json")
+    if result is None or _has(result, {"value": int | float, "validation": int | float}):
+        return result
+    LOG.warning("%s is no result of a run and counts as missing", path / "result.json")
+    return None
 
 
 def last_words(log: Path) -> str:

@@ -5,7 +5,6 @@ They are strict: whoever mends a fault, knowingly or not, is told, and moves the
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fptt_dist import FPTT, train
-from fptt_dist.launchers.ray import trainable
 from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, entry
-from fptt_dist.training.run_dir import RunDirectory
 from tests.training.helpers import checkpoints, resumed, steps, tiny, trainer_for
 
 
@@ -48,33 +45,6 @@ def test_a_base_that_keeps_its_own_state_is_refused_or_saved_whole(tmp_path: Pat
 def test_a_differentiable_base_is_refused() -> None:
     with pytest.raises((TypeError, ValueError), match="differentiable"):
         FPTT(torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1, differentiable=True), alpha=0.5)
-
-
-def _no_constant(name: str) -> None:
-    raise AssertionError(f"{name} is no JSON")
-
-
-@pytest.fixture
-def diverged(tmp_path: Path) -> RunDirectory:
-    """A finished run whose metric is no number."""
-    config = tiny(tmp_path / "run", batches=2)
-    folder = RunDirectory(config)
-    finished = train(config)
-    folder.write_result(replace(finished, value=float("inf"), validation=float("nan")))
-    return folder
-
-
-@known("a metric that is not finite is written as Infinity, which is no JSON")
-def test_a_result_that_is_not_finite_is_json(diverged: RunDirectory) -> None:
-    json.loads((diverged.path / "result.json").read_text(), parse_constant=_no_constant)
-
-
-@known("a metric that is not finite reaches Ray Tune's schedulers, which then stop nothing")
-def test_ray_tune_gets_finite_values(diverged: RunDirectory) -> None:
-    result = diverged.read_result()
-    assert result is not None
-    told = trainable._final(result, diverged.path)
-    assert torch.tensor([told["value"], told["best"]]).isfinite().all()
 
 
 def _edit(checkpoint: Path, change: Callable[[Path], None] | None) -> None:

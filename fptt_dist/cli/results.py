@@ -1,6 +1,5 @@
 """The subcommands for runs that were started: jobs, evaluate, report, export."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,10 +33,11 @@ def evaluate(
     ] = False,
 ) -> None:
     """Print the validation and test metric of a run's checkpoint, as JSON."""
+    from fptt_dist.records import dumps
     from fptt_dist.training.saved_run import evaluate_run
     from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 
-    typer.echo(json.dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint)))
+    typer.echo(dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint)))
 
 
 def report(

@@ -38,6 +38,7 @@ def train(
     else:
         result = run.train(settings)
         lines = [str(result), f"everything is in {run.RunDirectory(settings).path}"]
+        lines += [result.diverged] if result.diverged else []
     if rank_of_process() == "0":
         typer.echo("\n".join(lines))
 

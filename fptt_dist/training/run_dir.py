@@ -7,6 +7,7 @@ checkpoints/ · result.json (last) · report.html, report_figures/ · .lock (whi
 
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -20,7 +21,8 @@ from typing import Any
 from fptt_dist.config import Config, ConfigError, UserLayer, apply_overrides, changes, dump, load
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
-from fptt_dist.history import RUN_SCHEMA, require_schema
+from fptt_dist.history import RUN_SCHEMA, read_result, require_schema
+from fptt_dist.records import dumps, loads, read_record
 from fptt_dist.tasks.data.unknown import many_unknown
 from fptt_dist.training.lock.directory_lock import DirectoryLock, hold, is_lock
 from fptt_dist.training.lock.holder import slurm_job
@@ -96,6 +98,16 @@ class Result:
     versions: dict[str, str]
     unknown_tokens: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def diverged(self) -> str | None:
+        """Why nothing has been learned, and what to do, where a value is not finite; None where both are."""
+        if math.isfinite(self.value) and math.isfinite(self.validation):
+            return None
+        return (
+            f"the run diverged: validation {self.metric} {self.validation:g}, test {self.metric} {self.value:g}: lower "
+            "optimizer.lr in a new run.dir"
+        )
+
     def __str__(self) -> str:
         return (
             f"{self.task} {self.algorithm}: test {self.metric} {self.value:.5g}{many_unknown(self.unknown_tokens)} at "
@@ -160,8 +172,10 @@ class RunDirectory:
 
     @property
     def run_id(self) -> str:
-        """The run's identity."""
-        return json.loads((self.path / "versions.json").read_text())["run_id"]
+        """The run's identity, minted once; of a run that was opened."""
+        found = self._known_id()
+        assert found is not None
+        return found
 
     @property
     def logs(self) -> Path:
@@ -243,25 +257,30 @@ class RunDirectory:
         Raises:
             ConfigError: as `check`, or the folder cannot be created.
         """
-        if not self.check():
-            try:
-                self.checkpoints.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"run.dir={self.path} cannot be created: {error.strerror}") from error
-            write_atomic(
-                self.path / "versions.json",
-                json.dumps(
-                    {"run_id": uuid.uuid4().hex, "schema_version": RUN_SCHEMA, "command": sys.argv, **versions()},
-                    indent=1,
-                )
-                + "\n",
-            )
-        self.checkpoints.mkdir(exist_ok=True)
+        resumes = self.check()
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.dir={self.path} cannot be created: {error.strerror}") from error
+        if not resumes or _id_in(self.path / "versions.json") is None:
+            self._write_versions()
         job = slurm_job()
         if job not in (None, self.job.get("job")) and "SUBMITIT_EXECUTOR" not in os.environ:  # else submit notes it
             self.note_job(job)
         write_atomic(self.path / "config.yaml", dump(self.config))
         self._keep_own_cell()
+
+    def _write_versions(self) -> None:
+        """Write versions.json; of a run whose file was damaged, with the identity that its checkpoints have."""
+        run_id = self._known_id() or uuid.uuid4().hex
+        values = {"run_id": run_id, "schema_version": RUN_SCHEMA, "command": sys.argv, **versions()}
+        write_atomic(self.path / "versions.json", json.dumps(values, indent=1) + "\n")
+
+    def _known_id(self) -> str | None:
+        """Return the run's identity, from versions.json or else from the newest checkpoint; None if neither has it."""
+        states = sorted(self.checkpoints.glob("step-*[0-9]/state.json"), reverse=True)
+        found = (_id_in(file) for file in (self.path / "versions.json", *states))
+        return next((each for each in found if each is not None), None)
 
     def _keep_own_cell(self) -> None:
         """Keep the file of a user's layer as it was when the run began, and warn when it has changed since."""
@@ -303,30 +322,37 @@ class RunDirectory:
             )
 
     def cut_metrics(self, batch: int) -> None:
-        """Drop the records after `batch`, which the resumed run writes again; in place, for who has the file open."""
+        """Drop the records after `batch`, which the resumed run writes again; in place, for who has the file open.
+
+        A corrupt line stays where records that are kept come after it.
+        """
         self._check_held()
         if not self.metrics.is_file():
             return
         with self.metrics.open("rb+") as file:
-            kept, last = 0, b"\n"
+            kept, end, last = 0, 0, b"\n"
             for line in file:
-                if _batch_of(line) > batch:
+                end += len(line)
+                done = _batch_of(line)
+                if done is None:
+                    continue
+                if done > batch:
                     break
-                kept, last = kept + len(line), line
+                kept, last = end, line
             file.truncate(kept)
             if not last.endswith(b"\n"):
                 file.seek(kept)
                 file.write(b"\n")
 
     def write_result(self, result: Result) -> None:
-        """Write result.json, the last file of a run.
+        """Write result.json, the last file of a run; a value that is not finite is null there, see `records`.
 
         Raises:
             LostLockError: another process has taken the folder over.
             OSError: it could not be written.
         """
         self._check_held()
-        write_atomic(self.path / "result.json", json.dumps(asdict(result), indent=1) + "\n")
+        write_atomic(self.path / "result.json", dumps(asdict(result), indent=1) + "\n")
 
     def discard_result(self) -> None:
         """Delete result.json: the run resumes, so it is no longer finished."""
@@ -334,23 +360,33 @@ class RunDirectory:
         (self.path / "result.json").unlink(missing_ok=True)
 
     def read_result(self) -> Result | None:
-        """Return the result of a finished run; None while it is not finished."""
-        path = self.path / "result.json"
-        return Result(**json.loads(path.read_text())) if path.is_file() else None
+        """Return the result of a finished run; None while it is not finished, and where it is damaged."""
+        found = read_result(self.path)
+        try:
+            return None if found is None else Result(**found)
+        except TypeError as error:
+            LOG.warning("%s is no result of a run and counts as missing: %s", self.path / "result.json", error)
+            return None
 
 
 def job_of(run: Path) -> dict[str, str]:
     """Return the newest SLURM job of a run: its number "job" and, where it is known, rank 0's "log"; {} for none."""
-    path = run / "job.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = read_record(run / "job.json") or {}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
-def _batch_of(line: bytes) -> float:
-    """Return the batch after which a record was written; infinity for a truncated or corrupt line."""
+def _id_in(file: Path) -> str | None:
+    found = (read_record(file) or {}).get("run_id")
+    return found if isinstance(found, str) else None
+
+
+def _batch_of(line: bytes) -> float | None:
+    """Return the batch after which a record was written; None for a truncated or corrupt line."""
     try:
-        return float(json.loads(line)["batch"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return float("inf")
+        batch = float(loads(line)["batch"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return batch if math.isfinite(batch) else None
 
 
 def flat_values(config: Config) -> dict[str, Any]:

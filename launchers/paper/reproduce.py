@@ -22,6 +22,7 @@ from fptt_dist.launchers.paper.rows import Budget, Tables, Target, TargetRow, lo
 from fptt_dist.launchers.sweeps.plan import said_once
 from fptt_dist.parallel import resolve_environment
 from fptt_dist.parallel.comm.environment import set_variables
+from fptt_dist.records import dumps, read_record
 from fptt_dist.reporting import (
     DYNAMIC,
     NOT_FINITE,
@@ -295,10 +296,10 @@ def _evaluate_dynamically(run: PlannedRun) -> None:
         return
     of = {"run_id": result.run_id, "best_batch": result.best_batch}
     file = path / DYNAMIC
-    if file.is_file() and of.items() <= json.loads(file.read_text()).items():
+    if of.items() <= (read_record(file) or {}).items():
         return
     with run.folder.alone():
-        write_atomic(file, json.dumps({**evaluate_dynamically(path), **of}, indent=1) + "\n")
+        write_atomic(file, dumps({**evaluate_dynamically(path), **of}, indent=1) + "\n")
 
 
 def _write(plan: TargetPlan) -> str:

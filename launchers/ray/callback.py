@@ -8,6 +8,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from fptt_dist.config.values import show
+from fptt_dist.launchers.ray.reports import shown
 from fptt_dist.launchers.sweeps.directory import note_trial, read_failure, read_note
 from fptt_dist.launchers.sweeps.plan import STATE
 
@@ -37,9 +38,9 @@ class Bookkeeper(Callback):
         folder = self.folder / str(trial)
         state = "finished" if (folder / "result.json").is_file() else "stopped"
         if state == "stopped":
-            note_trial(folder, {**read_note(folder), "state": state})
+            note_trial(folder, {**trial.config["trial"], **read_note(folder), "state": state})
         last = trial.last_result
-        self._tell(trials, trial, f"{state} at batch {last['batch']}, validation {self.metric} {last['best']:.5g}")
+        self._tell(trials, trial, f"{state} at batch {last['batch']}, validation {self.metric} {shown(last['best'])}")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Record a run that has failed for good."""

@@ -1,6 +1,5 @@
 """The function that Ray Tune runs: one run of a sweep, alone or as the driver of a run on several workers."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -21,11 +20,12 @@ from fptt_dist.config import Config, ConfigError, dump
 from fptt_dist.config.schema.section import explicit
 from fptt_dist.files import write_atomic
 from fptt_dist.launchers.ray.cluster import Need
+from fptt_dist.launchers.ray.reports import report_of
 from fptt_dist.launchers.ray.workers import MeetingPlace
 from fptt_dist.launchers.sweeps.directory import note_failure, note_trial, read_failure, read_note
 from fptt_dist.launchers.sweeps.plan import config_of
 from fptt_dist.parallel import LostWorkerError
-from fptt_dist.reporting import read_runs
+from fptt_dist.records import read_lines
 from fptt_dist.streams import protect
 from fptt_dist.tasks import DataError
 from fptt_dist.training.lock.directory_lock import HeldError, is_lock
@@ -52,6 +52,7 @@ class SweepContext:
         base: the configuration's explicit values.
         folder: of the sweep.
         need: of each run.
+        higher_is_better: the metric's direction.
         command: what resumes it.
         starter: a token of the process that runs the sweep.
     """
@@ -59,6 +60,7 @@ class SweepContext:
     base: dict[str, Any]
     folder: Path
     need: Need
+    higher_is_better: bool
     command: str
     starter: str
 
@@ -93,14 +95,14 @@ def run_trial(context: SweepContext, point: Mapping[str, Any]) -> None:
         if context.need.workers == 1:
             with run.alone():
                 _go_back_to(tune.get_checkpoint(), run, point)
-            result = train(config, lambda progress: _report(progress, folder))
+            result = train(config, lambda progress: _report(progress, folder, context))
         else:
             with run.alone():
-                if before and before["overrides"] != point["overrides"]:  # another point: Ray Tune does not know
+                if before and before.get("overrides") != point["overrides"]:  # another point: Ray Tune does not know
                     _empty(folder)
                 note_trial(folder, point)
             result = _train_on_workers(context, config)
-        tune.report(_final(result, folder))
+        tune.report(_final(result, folder, context.higher_is_better))
 
 
 def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunDirectory, point: Mapping[str, Any]) -> None:
@@ -114,7 +116,7 @@ def _go_back_to(checkpoint: tune.Checkpoint | None, run: RunDirectory, point: Ma
     with checkpoint.as_directory() as packed:
         shutil.copytree(packed, run.checkpoints)
     shutil.move(run.checkpoints / METRICS, run.metrics)
-    batch = max(json.loads(line)["batch"] for line in run.metrics.read_text().splitlines())
+    batch = max((record.get("batch", 0) for record in read_lines(run.metrics)), default=0)
     for step in run.checkpoints.iterdir():
         # A report goes into the folder of one with its number, if a driver that was killed left one: of another point,
         # where Optuna has suggested another for this run since.
@@ -133,13 +135,14 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _report(progress: Progress, folder: Path) -> None:
+def _report(progress: Progress, folder: Path, context: SweepContext) -> None:
     """Tell Ray Tune how far a run is, with all that it needs to resume from there; may not return."""
     with tempfile.TemporaryDirectory(prefix=PACKED, dir=folder) as packed:
         for each in {progress.checkpoint, progress.best_checkpoint}:
             shutil.copytree(each, Path(packed) / each.name, copy_function=_link)
         shutil.copy2(folder / METRICS, packed)
-        tune.report(_progress(progress, folder), checkpoint=tune.Checkpoint.from_directory(packed))
+        told = _progress(progress, folder, context.higher_is_better)
+        tune.report(told, checkpoint=tune.Checkpoint.from_directory(packed))
 
 
 def _link(source: str, destination: str) -> str:
@@ -150,18 +153,16 @@ def _link(source: str, destination: str) -> str:
     return destination
 
 
-def _progress(at: Progress, folder: Path) -> dict[str, Any]:
-    return _metrics(folder, value=at.value, best=at.best, batch=at.batch, seconds=at.seconds)
+def _progress(at: Progress, folder: Path, higher_is_better: bool) -> dict[str, Any]:
+    values = {"value": at.value, "best": at.best, "batch": at.batch, "seconds": at.seconds}
+    return report_of(folder, higher_is_better=higher_is_better, **values)
 
 
-def _final(result: Result, folder: Path) -> dict[str, Any]:
+def _final(result: Result, folder: Path, higher_is_better: bool) -> dict[str, Any]:
     """Return the last report, after all is written: whatever Ray Tune makes of it, the run is finished."""
     best = result.validation
-    return _metrics(folder, value=best, best=best, batch=result.batches, seconds=result.seconds)
-
-
-def _metrics(folder: Path, **known: float) -> dict[str, Any]:
-    return {**known, "bytes_sent": read_runs([folder])[0].bytes_sent}
+    values = {"value": best, "best": best, "batch": result.batches, "seconds": result.seconds}
+    return report_of(folder, higher_is_better=higher_is_better, **values)
 
 
 def _train_on_workers(context: SweepContext, config: Config) -> Result:
@@ -169,7 +170,12 @@ def _train_on_workers(context: SweepContext, config: Config) -> Result:
     need = context.need
     trainer = ray.train.torch.TorchTrainer(
         _worker,
-        train_loop_config={"values": explicit(config), "command": context.command, "starter": context.starter},
+        train_loop_config={
+            "values": explicit(config),
+            "higher_is_better": context.higher_is_better,
+            "command": context.command,
+            "starter": context.starter,
+        },
         torch_config=MeetingPlace(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=need.workers,
@@ -194,7 +200,8 @@ def _worker(given: dict[str, Any]) -> None:
     os.environ |= {RESUME: given["command"], STARTER: given["starter"]}
     config = Config.model_validate(given["values"])
     folder = RunDirectory(config).path
-    train(config, lambda progress: ray.train.report(_progress(progress, folder)))
+    higher = given["higher_is_better"]
+    train(config, lambda progress: ray.train.report(_progress(progress, folder, higher)))
 
 
 @contextmanager

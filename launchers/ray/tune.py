@@ -89,7 +89,7 @@ def _fit(plan: SweepPlan, need: Need, at_once: int, *, there: bool) -> int:
     from fptt_dist.launchers.ray.callback import Bookkeeper
 
     command, starter = os.environ.get(RESUME, plan.command), uuid.uuid4().hex
-    common = trial.SweepContext(explicit(plan.base), plan.folder, need, command, starter)
+    common = trial.SweepContext(explicit(plan.base), plan.folder, need, plan.higher_is_better, command, starter)
     # The driver of a run on several workers only waits: a CPU of its own would keep them from starting. Ray wants it
     # to take something; a byte is always there.
     takes = {"CPU": need.cpus, "GPU": need.gpus} if need.workers == 1 else {"memory": 1.0}

@@ -87,6 +87,8 @@ class TrainingJob:
             result = run.train(Config.model_validate(values))
         if rank_of_process() == "0":
             print(result)
+            if result.diverged:
+                print(result.diverged)
             write_if_over(Path(values["run"]["dir"]).parent)
         atexit.register(end_at_once, 0)  # after submitit has written down that it went well
 

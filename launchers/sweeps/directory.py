@@ -17,11 +17,13 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from fptt_dist.config import ConfigError
+from fptt_dist.config.loading.loader import read_mapping
 from fptt_dist.config.schema.section import explicit
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
 from fptt_dist.launchers.sweeps.plan import STATE, SweepPlan
 from fptt_dist.launchers.sweeps.search_space import Overrides
+from fptt_dist.records import read_record
 from fptt_dist.reporting import SWEEP, TRIAL, is_sweep, read_sweep, write_sweep
 from fptt_dist.training.lock.directory_lock import HeldError, hold, is_lock
 
@@ -45,7 +47,9 @@ def check_folder(plan: SweepPlan, *, resume: bool, option: str = "--resume") -> 
         raise ConfigError(
             f"run.dir={folder} holds a sweep already: type {option} to resume it, or run.dir=… for another folder"
         )
-    before, now = YAML(typ="safe", pure=True).load(file.read_text()), _asked(plan)
+    before, now = read_mapping(file).values, _asked(plan)
+    if not before:
+        raise ConfigError(f"{file} is empty, so it was damaged: type run.dir=… for a new sweep")
     lines = _differences("", before, now)
     if lines:
         raise ConfigError(
@@ -75,7 +79,7 @@ def note_trial(folder: Path, note: Mapping[str, Any]) -> None:
 
 
 def read_note(folder: Path) -> dict[str, Any]:
-    """Return the contents of a run's trial.json; {} where there is none."""
+    """Return the contents of a run's trial.json; {} where there is none, or it cannot be read."""
     return _read(folder / TRIAL)
 
 
@@ -93,7 +97,7 @@ def read_failure(sweep: Path, name: str, overrides: Overrides) -> dict[str, Any]
 
 
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_record(file) or {}
 
 
 def write_if_over(folder: Path) -> None:

@@ -1,12 +1,15 @@
 """What a scheduler knows after a restart of its sweep: what earlier runs had reported, no more and no less."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
+from fptt_dist.launchers.ray.reports import bounded
 from fptt_dist.launchers.ray.schedulers import Sparing, build_scheduler
 from fptt_dist.launchers.sweeps.plan import SweepPlan, make_plan
 from tests.ray_sweeps.helpers import BATCHES, sweep_file
@@ -51,8 +54,27 @@ def test_a_trial_that_is_added_twice_counts_once(tmp_path: Path) -> None:
     assert json.dumps(_rungs(scheduler)) == before
 
 
-def _plan(folder: Path) -> SweepPlan:
-    file = sweep_file(folder, {"optimizer.lr": {"grid": [0.01, 0.02, 0.03, 0.04, 0.05]}}, scheduler={"name": "asha"})
+@pytest.mark.parametrize("scheduler", ["asha", "none"])
+def test_values_that_are_not_finite_are_the_poorest(scheduler: str, tmp_path: Path) -> None:
+    built = build_scheduler(_plan(tmp_path, scheduler))
+    stopped = []
+    for name, value in {"001": math.inf, "002": 0.5, "003": math.nan, "004": 1e300, "005": 0.4}.items():
+        report = {"batch": 3, "value": bounded(value, higher_is_better=False)}
+        built.on_trial_add(NO_CONTROLLER, _trial(name))
+        if built.on_trial_result(NO_CONTROLLER, _trial(name), report) == TrialScheduler.STOP:
+            stopped.append(name)
+    assert stopped == ([] if scheduler == "none" else ["001", "003", "004"])
+
+
+def test_a_run_may_get_finite_before_the_first_rung(tmp_path: Path) -> None:
+    built = build_scheduler(_plan(tmp_path))
+    built.on_trial_add(NO_CONTROLLER, _trial("001"))
+    report = {"batch": 2, "value": bounded(math.inf, higher_is_better=False)}
+    assert built.on_trial_result(NO_CONTROLLER, _trial("001"), report) == TrialScheduler.CONTINUE
+
+
+def _plan(folder: Path, scheduler: str = "asha") -> SweepPlan:
+    file = sweep_file(folder, {"optimizer.lr": {"grid": [0.01, 0.02, 0.03, 0.04, 0.05]}}, scheduler={"name": scheduler})
     return make_plan(file, [f"run.dir={folder / 'out'}"])
 
 

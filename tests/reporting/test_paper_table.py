@@ -6,10 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fptt_dist import train
-from fptt_dist.config import ConfigError
 from fptt_dist.reporting import DYNAMIC, NOT_FINITE, PaperRow, paper_table
 from tests.reporting.paper import make_run, table_of
 from tests.training.helpers import result, tiny, train_until
@@ -157,8 +154,7 @@ def test_several_machines_are_all_named(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", 0.5)
     (run / "result.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"run/result.json cannot be read: "):
-        paper_table(table_of(PaperRow(label="row", runs=[run])))
+    assert cells(PaperRow(label="row", runs=[run]))[0][2] == "not finished (batch 0)"
 
 
 def test_real_runs(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tables and pictures from the folders of runs."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from fptt_dist import train
 from fptt_dist.config import ConfigError
+from fptt_dist.history import readable_runs
 from fptt_dist.reporting import History, read_runs, results_table
 from tests.training.helpers import records, result, tiny, train_until
 
@@ -75,9 +77,6 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         ({"config_yaml": "algorithm: x\ntask: 3\n"}, no_configuration),
         ({"config_yaml": ""}, no_configuration),
         ({"config_yaml": "a: {\n"}, unreadable),
-        ({"config_yaml": CONFIG, "metrics_jsonl": "nonsense\n"}, unreadable),
-        ({"config_yaml": CONFIG, "metrics_jsonl": '{"batch": 1}\n'}, unreadable),
-        ({"config_yaml": CONFIG, "result_json": "{"}, unreadable),
     ]
     for number, (files, message) in enumerate(rows):
         folder = tmp_path / str(number)
@@ -85,6 +84,18 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read_runs([folder_with(folder, **files)])
         assert message in str(caught.value), files
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 20, b'{"value": 1', b"[1]", b"{}", b'{"value": "x", "validation": 1}'])
+def test_damaged_files_count_as_missing(damage: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = '{"kind": "train", "batch": 1}\n'
+    lines = [good, "[1]\n", '{"batch": 1}\n', '{"kind": []}\n', '{"kind": "evaluation", "batch": 1}\n', good]
+    folder = folder_with(tmp_path, config_yaml=CONFIG, metrics_jsonl="".join(lines), versions_json="[1]")
+    (folder / "result.json").write_bytes(damage)
+    with caplog.at_level(logging.WARNING):
+        (history,) = readable_runs([folder])
+    assert (history.result, len(history.training)) == (None, 2)
+    assert f"{folder / 'result.json'} " in caplog.text
 
 
 def test_a_running_run_may_be_in_the_middle_of_a_line(tmp_path: Path) -> None:

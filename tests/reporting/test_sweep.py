@@ -1,6 +1,7 @@
 """Sweeps read back from their folders: ranking, table, sweep.json, best.yaml and TensorBoard's HParams."""
 
 import json
+import logging
 import math
 import statistics
 from pathlib import Path
@@ -317,11 +318,21 @@ def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:
             read_sweep(tmp_path)
     sweep = make_sweep(tmp_path, ["fptt.alpha"])
     assert read_sweep(sweep).points == []
-    for text, message in {"{": "cannot be read", "[]": "needs index", '{"index": 1, "overrides": 3}': "needs"}.items():
-        (sweep / "001").mkdir(exist_ok=True)
-        (sweep / "001" / "trial.json").write_text(text)
-        with pytest.raises(ConfigError, match=rf"trial\.json .*{message}"):
-            read_sweep(sweep)
+
+
+def test_a_trial_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = make_sweep(tmp_path, ["fptt.alpha"])
+    run(sweep, 0, values=(0.5,))
+    run(sweep, 1, values=(0.4,))
+    (sweep / "000" / "config.yaml").write_text("")
+    for number, text in enumerate(("{", "[]", "", '{"index": 1, "overrides": 3}')):
+        (sweep / f"10{number}").mkdir()
+        (sweep / f"10{number}" / "trial.json").write_text(text)
+    with caplog.at_level(logging.WARNING):
+        results = write_sweep(sweep)
+    assert [(trial.name, trial.state) for trial in results.trials] == [("000", "waiting"), ("001", "finished")]
+    left_out = [said.partition(" is left out: ")[0] for said in caplog.messages if " is left out: " in said]
+    assert left_out == [str(sweep / name) for name in ("100", "101", "102", "103", "000")]
 
 
 def test_a_sweep_that_has_not_started(tmp_path: Path) -> None:

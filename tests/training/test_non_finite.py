@@ -1,6 +1,8 @@
 """A loss or weight that is not finite stops the run, says where, and never reaches a checkpoint."""
 
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from torch import Tensor
 
 from fptt_dist import train
 from fptt_dist.algorithm.windows import sequence_windows
+from fptt_dist.launchers.ray import trainable
 from fptt_dist.parallel import Communicator
 from fptt_dist.tasks import Adding, Batch
 from fptt_dist.training.non_finite import NonFiniteError, fault_in_data
+from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup import factory
 from tests.training.helpers import checkpoints, content, records, steps, tiny
 from tests.training.toys import Majority, Overflowing
@@ -139,3 +143,37 @@ def test_a_center_that_overflows_in_the_last_update_is_not_saved(tmp_path: Path)
     with pytest.raises(NonFiniteError, match=r"/center is not finite after batch 1. The newest checkpoint is none."):
         train(tiny(tmp_path / "run", overrides))
     assert steps(tmp_path / "run") == []
+
+
+class Infinite(Majority):
+    """Its loss is finite, its metric is not: as the perplexity of a large loss."""
+
+    def value(self, mean: float) -> float:
+        return math.inf
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is no JSON")
+
+
+def test_a_metric_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "build_task", lambda config: Infinite(config.windows))
+    finished = train(tiny(tmp_path / "run", batches=2))
+    assert finished.diverged is not None
+    assert finished.diverged.startswith("the run diverged: validation accuracy inf, test accuracy inf: lower optimizer")
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=no_constant)
+    written = json.loads((tmp_path / "run" / "result.json").read_text(), parse_constant=no_constant)
+    assert (written["value"], written["non_finite"]) == (None, {"value": "inf", "validation": "inf"})
+    assert RunDirectory(tiny(tmp_path / "run")).read_result() == finished
+
+
+@pytest.mark.parametrize(("higher", "worst"), [(False, 1e100), (True, -1e100)])
+def test_ray_tune_gets_finite_values(higher: bool, worst: float, tmp_path: Path) -> None:
+    finished = train(tiny(tmp_path / "run", batches=1))
+    told = trainable._final(finished, tmp_path / "run", higher)
+    assert told["value"] == told["best"] == finished.validation
+    assert finished.diverged is None
+    for value in (math.inf, -math.inf, math.nan):
+        told = trainable._final(replace(finished, validation=value), tmp_path / "run", higher)
+        assert told["value"] == told["best"] == worst

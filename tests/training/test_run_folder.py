@@ -195,7 +195,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(subtests: pytest.Subtests, tmp_p
     assert_same_run(tmp_path / "straight", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("end", [b"\n", b"", b'\n{"batch": 2\xff}\n{"batch": 2}\n'])
+@pytest.mark.parametrize("end", [b"\n", b"", b'\n{"batch": 2\xff}\n', b'\n{"batch": 2\xff}\n{"batch": 3}\n'])
 def test_metrics_are_cut_in_place(end: bytes, tmp_path: Path) -> None:
     folder = RunDirectory(tiny(tmp_path))
     folder.cut_metrics(2)
@@ -207,6 +207,14 @@ def test_metrics_are_cut_in_place(end: bytes, tmp_path: Path) -> None:
         folder.cut_metrics(1)
         writer.write('{"batch": 2}\n')
     assert folder.metrics.read_bytes() == b'{"batch": 1}\n{"batch": 2}\n'
+
+
+def test_a_corrupt_line_takes_no_record_with_it(tmp_path: Path) -> None:
+    folder = RunDirectory(tiny(tmp_path))
+    kept = b'{"batch": 1}\n{"batch": 2\xff}\n{"batch": 3}\n'
+    folder.metrics.write_bytes(kept + b'{"batch": 4}\n')
+    folder.cut_metrics(3)
+    assert folder.metrics.read_bytes() == kept
 
 
 def test_a_folder_that_is_held_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

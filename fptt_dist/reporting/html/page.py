@@ -1,6 +1,7 @@
 """The page of a report: one self-contained HTML file, made from run directories alone."""
 
 import io
+import logging
 import shlex
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from ruamel.yaml import YAML
 from fptt_dist.config import ConfigError
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
-from fptt_dist.history import History, read_runs
+from fptt_dist.history import History, readable_runs
 from fptt_dist.reporting.html import table as report_table
 from fptt_dist.reporting.html.images import Shown, data_url, show_figure
 from fptt_dist.reporting.html.paper import WrittenTable, read_paper_table
@@ -27,6 +28,7 @@ from fptt_dist.reporting.sweeps.heatmap import heatmap_figure
 from fptt_dist.reporting.sweeps.results import SweepResults
 from fptt_dist.reporting.sweeps.table import sweep_table
 
+LOG = logging.getLogger("fptt_dist")
 PAGE = "report.html"
 TEMPLATE = "page.html.jinja"
 SECTIONS = ("Convergence", "Windows", "FPTT", "Consensus", "Speed")
@@ -112,23 +114,35 @@ class Report:
 
 
 def make_report(folders: list[Path], out: Path | None = None) -> Report:
-    """Read the folders and write the page with its figures beside it.
+    """Read the folders and write the page with its figures beside it; what cannot be read is left out, see the log.
 
     Args:
         folders: of runs or sweeps, or with any of these below them, as `fptt-dist reproduce` writes.
         out: the page's file; None: report.html in the first folder.
 
     Raises:
-        ConfigError: a folder that holds no run, a file that cannot be read, or `out` is no HTML file.
+        ConfigError: a folder that holds no run, nothing can be read, or `out` is no HTML file.
         OSError: the page could not be written.
     """
     if out is not None and out.suffix != ".html":
         raise ConfigError(f"--out {out}: the report is one file: type --out {out / PAGE}")
     sources = find_sources(folders)
-    runs = read_runs(sources.runs)
-    report = Report(folders, out, sources, runs, [write_sweep(path) for path in sources.sweeps])
+    report = Report(folders, out, sources, readable_runs(sources.runs), _written_sweeps(sources.sweeps))
+    if not (report.runs or report.sweeps):
+        raise ConfigError(f"{', '.join(map(str, folders))}: no run there can be read, see above")
     _write(report)
     return report
+
+
+def _written_sweeps(paths: list[Path]) -> list[SweepResults]:
+    """Write the results of the sweeps; one that cannot be read is left out, which the log says."""
+    found = []
+    for path in paths:
+        try:
+            found.append(write_sweep(path))
+        except ConfigError as error:
+            LOG.warning("%s is left out: %s", path, error)
+    return found
 
 
 def _write(report: Report) -> None:

@@ -1,6 +1,5 @@
 """The tables of a report: one row per group of runs, and the comparison of FPTT with the other algorithms."""
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fptt_dist.history import History
+from fptt_dist.records import read_record
 from fptt_dist.reporting.paper.table import NOT_FINITE
 from fptt_dist.reporting.runs.groups import Group, differences
 from fptt_dist.reporting.runs.metrics import HIGHER_IS_BETTER
@@ -186,11 +186,7 @@ def _algorithm(group: Group) -> str:
 
 def _note(run: History, name: str) -> dict[str, Any]:
     """Return the content of a small JSON file of the run; {} where it is missing or unreadable."""
-    try:
-        found = json.loads((run.path / name).read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_record(run.path / name) or {}
 
 
 def _value(value: float | None) -> str:

@@ -84,8 +84,7 @@ def _shown(row: PaperRow) -> str:
 
 def _stays_below(row: PaperRow, limit: float) -> str:
     """Return the median over the seeds of the first batch from which every validation stays below a limit."""
-    finished = [run for run in row.runs if (run / "result.json").is_file()]
-    batches = sorted(_from_batch(read_evaluations(run), limit) for run in finished)
+    batches = sorted(_from_batch(read_evaluations(run), limit) for run in row.finished)
     middle = batches[len(batches) // 2] if batches else float("inf")
     return "not" if middle == float("inf") else f"from {middle:.0f}"
 

@@ -1,17 +1,16 @@
 """The paper's rows beside ours, as a Markdown table."""
 
-import json
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fptt_dist.config import ConfigError
-from fptt_dist.history import read_runs
+from fptt_dist.history import read_result, readable_runs
+from fptt_dist.records import read_record
 
 DYNAMIC = "dynamic.json"
 """The results of dynamic evaluation, in a run directory."""
@@ -55,14 +54,19 @@ class PaperRow:
     dynamic: bool = False
 
     @cached_property
-    def results(self) -> list[dict[str, Any]]:
+    def finished(self) -> dict[Path, dict[str, Any]]:
         """result.json of the runs that are finished."""
-        return [found for run in self.runs if (found := _json(run / "result.json")) is not None]
+        return {run: found for run in self.runs if (found := read_result(run)) is not None}
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The results of the finished runs."""
+        return list(self.finished.values())
 
     @property
     def ours(self) -> str:
         """Mean and standard deviation of the test metric, and the states of the unfinished runs."""
-        unfinished = [_state(run) for run in self.runs if not (run / "result.json").is_file()]
+        unfinished = [_state(run) for run in self.runs if run not in self.finished]
         parts = [self._spread(self.results, "value")] if self.results else []
         return "; ".join([*parts, *(state for state in dict.fromkeys(unfinished) if state != NOT_RUN)]) or NOT_RUN
 
@@ -76,7 +80,7 @@ class PaperRow:
         """Mean and standard deviation of the test metric with dynamic evaluation."""
         if not self.dynamic:
             return NONE
-        found = [_json(run / DYNAMIC) for run in self.runs if (run / "result.json").is_file()]
+        found = [read_record(run / DYNAMIC) for run in self.finished]
         known = [each for each in found if each is not None]
         return self._spread(known, "test") if known else NOT_RUN
 
@@ -128,11 +132,7 @@ class PaperTable:
 
 
 def paper_table(table: PaperTable) -> str:
-    """Return the table as Markdown, with the provenance of its values below it.
-
-    Raises:
-        ConfigError: a file of a run cannot be read.
-    """
+    """Return the table as Markdown, with the provenance of its values below it."""
     columns: list[tuple[str, Callable[[PaperRow], str]]] = [
         ("row", lambda row: row.label),
         ("paper", lambda row: row.paper or NONE),
@@ -163,17 +163,17 @@ def below(table: PaperTable) -> list[str]:
     return [
         f"`{table.command}`",
         f"Budget {BUDGETS[table.budget]}",
-        *_ran([run for row in table.rows for run in row.runs], [r for row in table.rows for r in row.results]),
+        *_ran({run: result for row in table.rows for run, result in row.finished.items()}),
         "The test set is evaluated once, at the best validation checkpoint; nothing was chosen on it.",
         "Training time is a run's, without evaluation.",
         *(f"{note[0].upper()}{note[1:]}." for note in table.notes),
     ]
 
 
-def _ran(runs: list[Path], results: list[dict[str, Any]]) -> list[str]:
-    """Return the software and hardware of the runs, and their dates."""
-    machines = sorted({_machine(result["versions"]) for result in results})
-    stamps = [(run / "result.json").stat().st_mtime for run in runs if (run / "result.json").is_file()]
+def _ran(finished: Mapping[Path, dict[str, Any]]) -> list[str]:
+    """Return the software and hardware of the finished runs, and their dates."""
+    machines = sorted({_machine(result["versions"]) for result in finished.values()})
+    stamps = [(run / "result.json").stat().st_mtime for run in finished]
     days = [datetime.fromtimestamp(stamp, UTC).strftime("%Y-%m-%d") for stamp in sorted(stamps)]
     when = [] if not days else [f"Finished {days[0]}{f' to {days[-1]}' if days[-1] != days[0] else ''}."]
     return [*(f"{machine}." for machine in machines), *when]
@@ -187,24 +187,13 @@ def _machine(versions: dict[str, str]) -> str:
 
 def _state(run: Path) -> str:
     """Return the state of an unfinished run."""
-    broken = _json(run / NOT_FINITE)
+    broken = read_record(run / NOT_FINITE)
     if broken is not None:
-        return f"not finite (batch {broken['batch']})"
+        return f"not finite (batch {broken.get('batch')})"
     if not (run / "config.yaml").is_file():
         return NOT_RUN
-    (history,) = read_runs([run])
-    records = [*history.training, *history.evaluations]
+    records = [record for history in readable_runs([run]) for record in (*history.training, *history.evaluations)]
     return f"not finished (batch {max((record['batch'] for record in records), default=0)})"
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file; None where it does not exist."""
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
 
 
 def _duration(seconds: float) -> str:

@@ -1,15 +1,17 @@
 """Reader of a sweep directory."""
 
-import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fptt_dist.config import ConfigError
 from fptt_dist.config.loading.loader import read_mapping
-from fptt_dist.history import History, last_words, read_runs
+from fptt_dist.history import History, last_words, readable_runs
+from fptt_dist.records import read_record
 from fptt_dist.reporting.sweeps.results import SweepResults, TrialRow
 
+LOG = logging.getLogger("fptt_dist")
 SWEEP = "sweep.yaml"
 """The requested sweep, in a sweep directory."""
 TRIAL = "trial.json"
@@ -22,10 +24,10 @@ def is_sweep(path: Path) -> bool:
 
 
 def read_sweep(path: Path) -> SweepResults:
-    """Read a sweep directory.
+    """Read a sweep directory; a trial that cannot be read is left out, which the log says.
 
     Raises:
-        ConfigError: a folder that holds no sweep, or a file of it that cannot be read.
+        ConfigError: a folder that holds no sweep, or its sweep.yaml cannot be read.
     """
     if not is_sweep(path):
         raise ConfigError(f"{path} is not a sweep's folder: it has no {SWEEP}")
@@ -34,27 +36,26 @@ def read_sweep(path: Path) -> SweepResults:
     for key, kind in kinds.items():
         if not isinstance(asked.get(key), kind):
             raise ConfigError(f"{path / SWEEP} is not the file of a sweep: its {key} is missing or wrong")
-    notes = sorted((_noted(file) for file in path.glob(f"*/{TRIAL}")), key=lambda note: note["index"])
+    found = [note for file in sorted(path.glob(f"*/{TRIAL}")) if (note := _noted(file)) is not None]
+    notes = sorted(found, key=lambda note: note["index"])
     runs = [_history(note["path"]) for note in notes]
     task = next((run.config["task"].get("name", "") for run in runs if run is not None), "")
     trials = [_row(note, run, asked["varying"]) for note, run in zip(notes, runs, strict=True)]
     return SweepResults(path, asked, task, trials)
 
 
-def _noted(file: Path) -> dict[str, Any]:
-    """Return the content of trial.json, with its folder as "path"."""
-    try:
-        note = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not (isinstance(note, dict) and isinstance(note.get("index"), int) and isinstance(note.get("overrides"), dict)):
-        raise ConfigError(f"{file} is not the file of a sweep's run: it needs index and overrides")
-    return {**note, "path": file.parent}
+def _noted(file: Path) -> dict[str, Any] | None:
+    """Return the content of trial.json, with its folder as "path"; None where it cannot be read."""
+    note = read_record(file) or {}
+    if isinstance(note.get("index"), int) and isinstance(note.get("overrides"), dict):
+        return {**note, "path": file.parent}
+    LOG.warning("%s is left out: its %s does not say which trial of the sweep it is", file.parent, TRIAL)
+    return None
 
 
 def _history(path: Path) -> History | None:
-    """Return a trial's run; None before it has started."""
-    return read_runs([path])[0] if (path / "config.yaml").is_file() else None
+    """Return a trial's run; None before it has started, and where it cannot be read."""
+    return next(iter(readable_runs([path])), None) if (path / "config.yaml").is_file() else None
 
 
 def _row(note: dict[str, Any], run: History | None, varying: list[str]) -> TrialRow:
@@ -111,8 +112,5 @@ def _message(note: dict[str, Any], state: str) -> str:
         return ""
     if note.get("message"):
         return note["message"]
-    try:
-        log = json.loads((note["path"] / "job.json").read_text()).get("log")
-    except (OSError, ValueError):
-        return ""
-    return last_words(Path(log)) if log else ""
+    log = (read_record(note["path"] / "job.json") or {}).get("log")
+    return last_words(Path(log)) if isinstance(log, str) else ""

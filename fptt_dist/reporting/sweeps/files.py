@@ -1,11 +1,8 @@
 """Writer of a sweep directory's own files: sweep.json, best.yaml, figures/ and tensorboard/."""
 
-import json
-import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from fptt_dist.algorithm import SCHEMES
 from fptt_dist.config import dump, load
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
+from fptt_dist.records import dumps
 from fptt_dist.reporting.sweeps.directory import read_sweep
 from fptt_dist.reporting.sweeps.figures import draw_sweep
 from fptt_dist.reporting.sweeps.results import Point, SweepResults, TrialRow
@@ -29,8 +27,7 @@ def write_sweep(path: Path) -> SweepResults:
         ConfigError: a folder that holds no sweep, or a file of it that cannot be read.
     """
     results = read_sweep(path)
-    text = json.dumps(_plain(_summary(results)), indent=1, allow_nan=False) + "\n"
-    write_atomic(path / "sweep.json", text)
+    write_atomic(path / "sweep.json", dumps(_summary(results), indent=1) + "\n")
     if results.best is None:
         (path / "best.yaml").unlink(missing_ok=True)
     else:
@@ -133,12 +130,3 @@ def _columns(rows: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         }
         for name, row in rows.items()
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return the value for strict JSON, with null for non-finite numbers."""
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,5 @@
 """Output of a run in progress: a progress line, metrics.jsonl, TensorBoard."""
 
-import json
 import resource
 import sys
 import time
@@ -16,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from fptt_dist.parallel import Communicator, Engine
 from fptt_dist.parallel.comm.communicator import Traffic
+from fptt_dist.records import dumps
 from fptt_dist.training.logging import tensorboard as board
 from fptt_dist.training.run_dir import Result, RunDirectory
 
@@ -212,4 +212,4 @@ class MetricsLogger:
         return self.active and self.folder.is_held
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps({**record, "time": round(time.time(), 3)}) + "\n")
+        self._file.write(dumps({**record, "time": round(time.time(), 3)}) + "\n")
