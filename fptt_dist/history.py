@@ -1,6 +1,7 @@
 """A finished or running run, read back from its folder."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,20 @@ def require_schema(run: Path) -> None:
         raise ConfigError(
             f"{run} has run schema {there} of another fptt_dist, this one reads {RUN_SCHEMA}: use the version in "
             "versions.json, or type run.dir=… for a new run"
+        )
+
+
+def require_config(run: Path) -> None:
+    """Return if config.yaml of the run is complete: all defaults would be taken for an empty one.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    file = run / "config.yaml"
+    if not re.search(rb"^algorithm:", file.read_bytes(), re.MULTILINE):  # every run's own has every key
+        raise ConfigError(
+            f"{file} is damaged, it has no algorithm: write it again with fptt-dist config show CONFIG key=value …, or "
+            "type run.dir=… for a new run"
         )
 
 

@@ -26,6 +26,15 @@ def test_the_old_content_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_the_content_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power failure leaves an empty file under the right name."""
+    calls, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(os.readlink(f"/proc/self/fd/{file}")), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), replace(*paths)))
+    write_atomic(tmp_path / "file", "text")
+    assert calls == [str(tmp_path / "file.tmp"), "replace", str(tmp_path)]
+
+
 def test_a_folder_is_made_where_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "a" / "b" / "file"
     with pytest.raises(OSError, match=r"file could not be written: No such file or directory: choose a folder in "):

@@ -21,7 +21,7 @@ from typing import Any
 from fptt_dist.config import Config, ConfigError, UserLayer, apply_overrides, changes, dump, load
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
-from fptt_dist.history import RUN_SCHEMA, read_result, require_schema
+from fptt_dist.history import RUN_SCHEMA, read_result, require_config, require_schema
 from fptt_dist.records import dumps, loads, read_record
 from fptt_dist.tasks.data.unknown import many_unknown
 from fptt_dist.training.lock.directory_lock import DirectoryLock, hold, is_lock
@@ -193,6 +193,7 @@ class RunDirectory:
             raise ConfigError(f"run.dir={self.path} is a file: type run.dir=… for the run's own folder")
         if saved.is_file():
             require_schema(self.path)
+            require_config(self.path)
             if self.config.resume == "never":
                 raise ConfigError(
                     f"run.dir={self.path} holds a run already: type resume=auto to resume it, or run.dir=… for another "

@@ -10,7 +10,7 @@ from torch import nn
 from fptt_dist.algorithm.averaging import AVERAGE, AVERAGED
 from fptt_dist.algorithm.fptt import CENTER
 from fptt_dist.config import Config, ConfigError, Run, load
-from fptt_dist.history import require_schema
+from fptt_dist.history import require_config, require_schema
 from fptt_dist.models import AwdLstm, Network
 from fptt_dist.parallel import Communicator, LaunchEnvironment
 from fptt_dist.parallel.placement.shard import full_shard
@@ -71,6 +71,7 @@ def open_run(path: Path, which: str) -> SavedRun:
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
     require_schema(path)
+    require_config(path)
     saved = load(path / "config.yaml")
     config = saved.model_copy(update={"run": Run(dir=str(path))})  # it may have been moved
     folder = RunDirectory(config)

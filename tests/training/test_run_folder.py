@@ -209,6 +209,34 @@ def test_metrics_are_cut_in_place(end: bytes, tmp_path: Path) -> None:
     assert folder.metrics.read_bytes() == b'{"batch": 1}\n{"batch": 2}\n'
 
 
+@pytest.mark.parametrize("damage", [b"", b"\0" * 20, b'{"run_id": "', b"[1]"])
+def test_a_run_with_damaged_small_files_resumes(damage: bytes, tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", {"checkpoint.every_batches": 1}, batches=2)
+    before = train(config)
+    for name in ("versions.json", "result.json", "job.json"):
+        (tmp_path / "run" / name).write_bytes(damage)
+    with (tmp_path / "run" / "metrics.jsonl").open("rb+") as metrics:
+        metrics.write(b"\xff")
+    again = train(resumed(config))
+    assert (again.run_id, again.value, again.batches) == (before.run_id, before.value, 2)
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["run_id"] == before.run_id
+    assert RunDirectory(config).read_result() == again
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text(errors="replace").splitlines()) == 5
+
+
+@pytest.mark.parametrize("text", ["", "seed: 0\n"])
+def test_a_configuration_that_is_lost_is_named(text: str, tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", batches=1)
+    train(config)
+    (tmp_path / "run" / "config.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"run/config.yaml is damaged, it has no algorithm: write"
+    ):
+        train(resumed(config))
+    with pytest.raises(ConfigError, match="is damaged, it has no algorithm"):
+        evaluate_run(tmp_path / "run")
+
+
 def test_a_corrupt_line_takes_no_record_with_it(tmp_path: Path) -> None:
     folder = RunDirectory(tiny(tmp_path))
     kept = b'{"batch": 1}\n{"batch": 2\xff}\n{"batch": 3}\n'
