@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from fptt_dist.streams import printable
+
 
 @contextmanager
 def one_message() -> Iterator[None]:
@@ -70,7 +72,7 @@ def end_at_once(code: int) -> NoReturn:
 
 def _leave(message: str, code: int) -> NoReturn:
     # In one write: several workers end at once, and the lines of one must not land within those of another.
-    print(f"fptt-dist: {message}\n", end="", file=sys.stderr)
+    print(f"fptt-dist: {printable(message)}\n", end="", file=sys.stderr)
     if _may_be_aborted():
         end_at_once(code)
     sys.exit(code)

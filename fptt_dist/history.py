@@ -102,8 +102,8 @@ def require_config(run: Path) -> None:
     file = run / "config.yaml"
     if not re.search(rb"^algorithm:", file.read_bytes(), re.MULTILINE):  # every run's own has every key
         raise ConfigError(
-            f"{file} is damaged, it has no algorithm: write it again with fptt-dist config show CONFIG key=value …, or "
-            "type run.dir=… for a new run"
+            f"{file} is no run's, or damaged: it has no algorithm: write it again with fptt-dist config show CONFIG "
+            "key=value …, or type run.dir=… for a new run"
         )
 
 

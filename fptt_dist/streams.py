@@ -6,6 +6,7 @@ must not end because of that: what cannot be printed is dropped, and so is every
 
 import io
 import os
+import re
 import select
 import sys
 from contextlib import suppress
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 
 STANDARD = ("standard input", "standard output", "standard error")
 """Names of the file descriptors 0, 1 and 2."""
+_CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """Return a text that somebody else may have chosen, such as a file's name, safe for a terminal.
+
+    Control characters, which could move the cursor or change what is shown, and bytes that are no UTF-8 are escaped;
+    line ends and tabs stay.
+    """
+    encodable = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), encodable)
 
 
 def protect(*, result: bool = False) -> None:

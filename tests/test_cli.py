@@ -237,7 +237,7 @@ MISTAKES = {  # our own: one message, from "fptt-dist: " to the end
     "evaluate nothing": f"nothing {NO_RUN}",
     "evaluate empty": f"empty {NO_RUN}",
     "evaluate file": f"file {NO_RUN}",
-    "evaluate other": "a: unknown key (other/config.yaml:1)",
+    "evaluate other": "other/config.yaml is no run's, or damaged: it has no algorithm: ",
     "report nothing": "nothing is not there: type fptt-dist report RUN…, the folders of runs",
     "report file": "file is a file, not a folder: type fptt-dist report RUN…, the folders of runs",
     "report empty": "empty holds no run: neither it nor a folder below it has a config.yaml; fptt-dist jobs FOLDER ",
@@ -429,8 +429,24 @@ def test_jobs(finished: Path, fptt_dist: Command, tmp_path: Path, monkeypatch: p
     assert fptt_dist("jobs", "elsewhere") == (
         2,
         "",
-        "fptt-dist: elsewhere: no run is there: type fptt-dist jobs FOLDER, the folder above the runs' folders\n",
+        f"fptt-dist: {tmp_path}/elsewhere: no run is there: type fptt-dist jobs FOLDER, the folder above the runs' "
+        "folders\n",
     )
+
+
+def test_names_with_terminal_escapes(finished: Path, fptt_dist: Command, tmp_path: Path) -> None:
+    """A folder that somebody else has named, in their own words about it."""
+    evil = tmp_path / "\x1b]0;mine\x07\x1b[2J"
+    shutil.copytree(finished, evil / "a")
+    (evil / "b").mkdir()
+    (evil / "b" / "config.yaml").write_text("a: 1")
+    (evil / "c").mkdir()
+    (evil / "c" / "log").write_text("fptt-dist: \x1b[31mred\n")
+    (evil / "c" / "job.json").write_text(json.dumps({"job": "process 12", "log": str(evil / "c" / "log")}))
+    for command in (("jobs",), ("report",), ("evaluate",)):
+        _, out, err = fptt_dist(*command, str(evil))
+        assert r"\x1b]0;mine\x07\x1b[2J" in out + err
+        assert "\x1b" not in (out + err).replace("\x1b[1m", "").replace("\x1b[0m", "")
 
 
 REMOTE = "s3://bucket/x"

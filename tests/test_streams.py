@@ -13,6 +13,7 @@ import pytest
 
 from fptt_dist import train
 from fptt_dist.config import dump
+from fptt_dist.streams import printable
 from tests.training.helpers import assert_same_run, tiny
 
 ROOT = Path(__file__).parents[1]
@@ -92,7 +93,7 @@ PROGRAM = """
 import os, sys, types
 package = sys.modules["fptt_dist"] = types.ModuleType("fptt_dist")  # without what it imports
 package.__path__ = ["fptt_dist"]
-from fptt_dist.streams import protect
+from fptt_dist.streams import printable, protect
 protect()
 if os.get_blocking(1):
     for part in range(3):
@@ -130,3 +131,9 @@ def test_a_pipe_that_does_not_block_gets_everything(options: tuple[str, ...]) ->
         assert process.wait(60) == 0
     os.close(reader)
     assert got == b"x" * 200_000
+
+
+def test_what_somebody_else_chose_cannot_move_the_cursor() -> None:
+    assert printable("näme\n\t文 ±") == "näme\n\t文 ±"
+    assert printable("\x1b[2J\r\x07\x9b1m\x7f") == r"\x1b[2J\r\x07\x9b1m\x7f"
+    assert printable(os.fsdecode(b"run\xff") + "\u202etxt.exe") == r"run\udcff\u202etxt.exe"

@@ -11,7 +11,7 @@ import typer
 
 from fptt_dist.cli import config, data, doctor, results, training
 from fptt_dist.exit import one_message
-from fptt_dist.streams import protect
+from fptt_dist.streams import printable, protect
 from fptt_dist.version import __version__
 
 app = typer.Typer(
@@ -37,6 +37,14 @@ app.add_typer(config.app, name="config")
 app.add_typer(data.app, name="data")
 
 
+class _Printable(logging.Formatter):
+    """Messages may name files, and quote what is in them."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line that is printed."""
+        return printable(super().formatMessage(record))
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fptt-dist {__version__}")
@@ -55,7 +63,9 @@ def program(
 def main() -> NoReturn:
     """Run the program; a user's mistake is one message and exit code 2, never a traceback."""
     protect(result=True)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Printable("%(message)s"))
     with one_message():
         app(standalone_mode=True)
     raise AssertionError("the program did not exit")

@@ -7,6 +7,7 @@ import typer
 
 from fptt_dist.cli.arguments import local_path
 from fptt_dist.cli.tables import print_rows, print_sweep, print_table
+from fptt_dist.streams import printable
 
 
 def jobs(
@@ -22,7 +23,9 @@ def jobs(
     print_rows(("run", "state", "batch", "newest value", "job", "nodes"), cells)
     for row in rows:
         if row.last_words:
-            typer.echo(f"\n{row.run}: {row.last_words}\n  (the whole log: {row.log})")
+            typer.echo(printable(f"\n{row.run}: {row.last_words}\n  (the whole log: {row.log})"))
+        if row.resume:
+            typer.echo(printable(f"\n{row.run}: {row.resume}"))
 
 
 def evaluate(
@@ -66,7 +69,7 @@ def report(
         print_table(results_table(page.alone))
     for results in page.sweeps:
         print_sweep(results)
-    typer.echo(f"page: {page.path}")
+    typer.echo(printable(f"page: {page.path}"))
 
 
 def export(

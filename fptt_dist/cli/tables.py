@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fptt_dist.streams import printable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,7 +21,7 @@ def print_rows(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(*header, box=None, pad_edge=False, header_style="bold", show_header=bool(header))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     print_table(table)
 
 
@@ -37,7 +39,7 @@ def print_sweep(results: "SweepResults") -> None:
     from fptt_dist.reporting import sweep_table
 
     print_table(sweep_table(results))
-    typer.echo(f"sweep.json, figures/ and tensorboard/ are in {results.path}")
+    typer.echo(printable(f"sweep.json, figures/ and tensorboard/ are in {results.path}"))
     if results.best is None:
         typer.echo("no run is finished with a finite value", err=True)
         return

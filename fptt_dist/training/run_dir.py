@@ -193,7 +193,6 @@ class RunDirectory:
             raise ConfigError(f"run.dir={self.path} is a file: type run.dir=… for the run's own folder")
         if saved.is_file():
             require_schema(self.path)
-            require_config(self.path)
             if self.config.resume == "never":
                 raise ConfigError(
                     f"run.dir={self.path} holds a run already: type resume=auto to resume it, or run.dir=… for another "
@@ -304,6 +303,7 @@ class RunDirectory:
         write_atomic(self.path / "job.json", json.dumps({"job": job, **more}, indent=1) + "\n")
 
     def _check_same_run(self, saved: Path) -> None:
+        require_config(self.path)
         old, now = load(saved), self.config
         may_change = MAY_CHANGE
         if old.parallel.strategy in SAME_UPDATES and now.parallel.strategy in SAME_UPDATES:

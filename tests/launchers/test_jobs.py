@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,11 @@ from fptt_dist import train
 from fptt_dist.config import ConfigError
 from fptt_dist.launchers.slurm import jobs
 from fptt_dist.launchers.slurm.jobs import JobRow, Queued, active_jobs, list_runs, queue
+from fptt_dist.training.lock.holder import Holder
 from fptt_dist.training.run_dir import RunDirectory
 from tests.training.helpers import isolated, tiny, train_until
+
+STOPPED = "stopped at batch 3, resumable"
 
 
 def stand_in(folder: Path, name: str, script: str) -> None:
@@ -71,10 +75,49 @@ def test_from_the_folders_alone(runs: Path, programs: Path) -> None:
     finished, interrupted = rows["finished"], rows["interrupted"]
     assert (finished.state, finished.batch) == ("finished", "4 of 4")
     assert finished.metric == f"test mse {RunDirectory(tiny(runs / 'finished')).read_result().value:.4g}"  # type: ignore[union-attr]
-    assert (interrupted.state, interrupted.batch) == ("not finished", "3 of 9")
+    assert (interrupted.state, interrupted.batch) == (STOPPED, "3 of 9")
     assert interrupted.metric.startswith("validation mse ")
     for row in rows.values():
         assert (row.job, row.nodes, row.log, row.last_words) == ("", "", None, "")
+    config = runs / "interrupted" / "config.yaml"
+    assert (finished.resume, interrupted.resume) == ("", f"resume with: fptt-dist train {config} resume=auto")
+
+
+def test_what_is_saved_counts_and_what_runs(runs: Path, programs: Path) -> None:
+    run = runs / "interrupted"
+    (run / "metrics.jsonl").unlink()
+    for name in ("step-00000009.tmp", "step-00000010", "step-00000011"):
+        (run / "checkpoints" / name).mkdir()
+    (run / "checkpoints" / "step-00000011" / "manifest.json").write_text('{"wor')
+    assert (by_name(runs)["interrupted"].state, by_name(runs)["interrupted"].batch) == (STOPPED, "3 of 9")
+    manifest = run / "checkpoints" / "step-00000003" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"world": 1', '"world": 2'))
+    again = f"fptt-dist launch {run / 'config.yaml'} --nproc 2 resume=auto"
+    assert by_name(runs)["interrupted"].resume == f"resume its 2 workers, on one node, with: {again}"
+    note(run, "12")
+    assert by_name(runs)["interrupted"].resume == "resume with the same command and resume=auto"
+    (run / "trial.json").write_text("{}")
+    assert by_name(runs)["interrupted"].resume == "resume its sweep with the same command and --resume"
+    holder = Holder.here(kernel=False)
+    (run / ".lock").write_bytes(holder.text())
+    row = by_name(runs)["interrupted"]
+    assert (row.state, row.nodes, row.resume) == ("running", holder.host, "")
+    (run / ".lock").write_bytes(replace(holder, began="0").text())  # of a process that was killed
+    assert by_name(runs)["interrupted"].state == STOPPED
+    shutil.rmtree(run / "checkpoints")
+    row = by_name(runs)["interrupted"]
+    assert (row.state, row.batch, row.resume) == ("stopped, nothing saved", "0 of 9", "")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 20, b'{"job": "1', b"[1]", b'{"job": 12, "log": null}'])
+def test_damaged_files_hide_nothing(damage: bytes, runs: Path, programs: Path) -> None:
+    for name in ("job.json", "result.json", "versions.json"):
+        (runs / "interrupted" / name).write_bytes(damage)
+    (runs / "interrupted" / "versions.json").write_bytes(b"[1]")
+    with (runs / "interrupted" / "metrics.jsonl").open("ab") as metrics:
+        metrics.write(b"\xff\n[1]\n")
+    row = by_name(runs)["interrupted"]
+    assert (row.state, row.batch, row.job) == (STOPPED, "3 of 9", "")
 
 
 def test_a_run_that_only_waits(runs: Path, programs: Path) -> None:
@@ -95,8 +138,8 @@ def test_what_the_queue_says(runs: Path, programs: Path) -> None:
         "12|FAILED|n0|NonZeroExitCode": ("failed", "", True),
         "12|TIMEOUT|n0|TimeLimit": ("timeout", "", True),
         "12|OUT_OF_MEMORY|n0|OutOfMemory": ("out_of_memory", "", True),
-        "12|COMPLETED|n0|None": ("not finished", "", True),
-        "13|RUNNING|n0|None": ("not finished", "", True),
+        "12|COMPLETED|n0|None": (STOPPED, "", True),
+        "13|RUNNING|n0|None": (STOPPED, "", True),
     }
     note(runs / "interrupted", "12", "srun: launched\nfptt-dist: the reason\nand where to look\nsrun: error: n0\n\n")
     found = {}
@@ -163,10 +206,11 @@ def test_runs_are_found_below(runs: Path, programs: Path) -> None:
     assert set(by_name(runs / "finished")) == {"finished"}
 
 
-def test_no_run_is_there(tmp_path: Path) -> None:
-    for place in (tmp_path, tmp_path / "gone"):
+def test_no_run_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for named, place in ((tmp_path, tmp_path), (Path("runs"), tmp_path / "runs")):
         with pytest.raises(ConfigError) as caught:
-            list_runs(place)
+            list_runs(named)
         assert str(caught.value) == (
             f"{place}: no run is there: type fptt-dist jobs FOLDER, the folder above the runs' folders"
         )
@@ -196,7 +240,7 @@ def test_squeue_fails(runs: Path, programs: Path, caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING):
         rows = by_name(runs)
     assert caplog.messages == [message]
-    assert [rows[name].state for name in ("finished", "interrupted")] == ["finished", "not finished"]
+    assert [rows[name].state for name in ("finished", "interrupted")] == ["finished", STOPPED]
 
 
 def test_squeue_is_not_asked_of_local_runs(runs: Path, programs: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -232,8 +276,10 @@ def test_a_folder_that_is_no_run_does_not_hide_the_others(
 ) -> None:
     (runs / "thesis").mkdir()
     (runs / "thesis" / "config.yaml").write_text("title: mine\n")
-    (runs / "truncated").mkdir()
-    (runs / "truncated" / "job.json").write_text('{"job": "1')
+    (runs / "nothing").mkdir()
+    (runs / "nothing" / "config.yaml").write_text("algorithm: fptt\ntask: {name: adding}\ntrain: 3\n")
+    (runs / "torn").mkdir()
+    (runs / "torn" / "job.json").write_text('{"job": "1')
     with caplog.at_level(logging.WARNING):
         assert {"finished", "interrupted"} <= set(by_name(runs))
     assert f"{runs / 'thesis'} cannot be read as a run's folder" in caplog.text

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import re
 import shlex
 import shutil
@@ -388,3 +389,18 @@ def test_in_a_browser(opened: Any) -> None:
         " getComputedStyle(e).overflowX === 'auto' && e.tabIndex < 0).length"
     )
     assert unreachable == 0
+
+
+def test_what_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        train(tiny(tmp_path / name, batches=1))
+    (tmp_path / "a" / "config.yaml").write_text("")
+    (tmp_path / "b" / "versions.json").write_text("")
+    sweeps.make_sweep(tmp_path / "sweep", []).joinpath("sweep.yaml").write_text("")
+    with caplog.at_level(logging.WARNING):
+        report = make_report([tmp_path])
+    assert ([run.path.name for run in report.runs], report.sweeps) == (["b"], [])
+    assert sum(f"{tmp_path / name} is left out: " in caplog.text for name in ("a", "sweep")) == 2
+    (tmp_path / "b" / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match="no run there can be read, see above"):
+        make_report([tmp_path])

@@ -47,7 +47,7 @@ def test_the_table(runs: list[Path]) -> None:
     for row, run in zip(rows[:2], runs, strict=False):
         found = result(run)
         assert row[:3] == [str(run), found["algorithm"], "mse"]
-        assert row[3:7] == [f"{found['value']:.5f}", f"{found['validation']:.5f}", "24", str(found["updates"])]
+        assert row[3:7] == [f"{found['value']:.5g}", f"{found['validation']:.5g}", "24", str(found["updates"])]
     assert rows[2] == [str(runs[2]), "fptt", "", "", "not finished, batch 3", "", "", "", ""]
 
 

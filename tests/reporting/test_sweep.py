@@ -112,10 +112,10 @@ def test_the_table_of_real_runs(real: Path) -> None:
     assert header == ["#", "trial", "state", "validation mse", "batch", "seconds", "fptt.alpha", ""]
     best = results.points[0]
     names = ", ".join(trial.name for trial in best.trials)
-    assert first[:5] == ["1", names, "finished", f"{best.mean:.5f} ± {best.deviation:.5f}", "6 of 6"]
+    assert first[:5] == ["1", names, "finished", f"{best.mean:.5g} ± {best.deviation:.2g}", "6 of 6"]
     default = first if "000" in first[1] else second
     assert (default[1], default[-2:]) == ("000, 001", ["0.5", "default"])
-    assert last == ["3", "004", "not finished", f"{results.trials[4].value:.5f}", "3 of 6", last[5], "0.1", ""]
+    assert last == ["3", "004", "not finished", f"{results.trials[4].value:.5g}", "3 of 6", last[5], "0.1", ""]
 
 
 def test_best_yaml_trains_the_same_run(real: Path, written: SweepResults, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_the_ranking(tmp_path: Path) -> None:
         assert [row[0] for row in rows[1:]] == [str(number) for number in range(1, 10)]
         assert rows[3][6:] == ["0.5", "default", ""]
         assert rows[4][3] == "nan"
-        assert rows[5][3:5] == [f"{good:.5f}", "20 of 60"]
+        assert rows[5][3:5] == [f"{good:.5g}", "20 of 60"]
         assert rows[7] == ["7", "006", "failed", "", "0 of 60", "0.0", "0.7", "", "a loss was [/nan] at batch 3"]
         assert rows[8][3:7] == ["", "0", "0.0", "0.8"]
 
@@ -333,6 +333,16 @@ def test_a_trial_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytest.
     assert [(trial.name, trial.state) for trial in results.trials] == [("000", "waiting"), ("001", "finished")]
     left_out = [said.partition(" is left out: ")[0] for said in caplog.messages if " is left out: " in said]
     assert left_out == [str(sweep / name) for name in ("100", "101", "102", "103", "000")]
+
+
+def test_values_of_any_size_fit_into_the_table(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, ["fptt.alpha"])
+    for index, value in enumerate((2.18899e35, 1.5e-9)):
+        run(sweep, index, {"fptt.alpha": index}, values=(value,), message="\x1b]0;mine\x07")
+    (sweep / "001" / "result.json").unlink()
+    _, first, second = printed(read_sweep(sweep))
+    assert (first[3], second[3]) == ("2.189e+35", "1.5e-09")
+    assert second[-1] == r"\x1b]0;mine\x07"
 
 
 def test_a_sweep_that_has_not_started(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 from fptt_dist.config import ConfigError
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
-from fptt_dist.history import History, readable_runs
+from fptt_dist.history import History, read_runs, readable_runs
 from fptt_dist.reporting.html import table as report_table
 from fptt_dist.reporting.html.images import Shown, data_url, show_figure
 from fptt_dist.reporting.html.paper import WrittenTable, read_paper_table
@@ -127,7 +127,9 @@ def make_report(folders: list[Path], out: Path | None = None) -> Report:
     if out is not None and out.suffix != ".html":
         raise ConfigError(f"--out {out}: the report is one file: type --out {out / PAGE}")
     sources = find_sources(folders)
-    report = Report(folders, out, sources, readable_runs(sources.runs), _written_sweeps(sources.sweeps))
+    single = len(sources.runs) == 1 and not sources.sweeps
+    runs = (read_runs if single else readable_runs)(sources.runs)
+    report = Report(folders, out, sources, runs, _written_sweeps(sources.sweeps))
     if not (report.runs or report.sweeps):
         raise ConfigError(f"{', '.join(map(str, folders))}: no run there can be read, see above")
     _write(report)

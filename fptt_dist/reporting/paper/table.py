@@ -20,9 +20,9 @@ NOT_RUN = "not run"
 NONE = "–"
 FORMATS: dict[str, Callable[[float], str]] = {
     "accuracy": lambda value: f"{100.0 * value:.2f}",
-    "perplexity": lambda value: f"{value:.2f}",
-    "bits_per_character": lambda value: f"{value:.3f}",
-    "mse": lambda value: f"{value:.2g}" if abs(value) < 0.01 else f"{value:.4f}",
+    "perplexity": lambda value: _fixed(value, 2),
+    "bits_per_character": lambda value: _fixed(value, 3),
+    "mse": lambda value: f"{value:.2g}" if abs(value) < 0.01 else _fixed(value, 4),
 }
 BUDGETS = {
     "smoke": "smoke: tiny slices; these values show only that the rows run.",
@@ -194,6 +194,11 @@ def _state(run: Path) -> str:
         return NOT_RUN
     records = [record for history in readable_runs([run]) for record in (*history.training, *history.evaluations)]
     return f"not finished (batch {max((record['batch'] for record in records), default=0)})"
+
+
+def _fixed(value: float, decimals: int) -> str:
+    """Return a value with the paper's decimals; its first digits where it is large."""
+    return f"{value:.{decimals}f}" if abs(value) < 1e5 else f"{value:.5g}"
 
 
 def _duration(seconds: float) -> str:

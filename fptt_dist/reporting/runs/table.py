@@ -3,6 +3,7 @@
 from rich.table import Table
 
 from fptt_dist.history import History
+from fptt_dist.streams import printable
 from fptt_dist.tasks.data.unknown import many_unknown
 
 
@@ -15,14 +16,14 @@ def results_table(runs: list[History]) -> Table:
         result = run.result
         if result is None:
             batch = run.training[-1]["batch"] if run.training else 0
-            table.add_row(str(run.path), run.config["algorithm"], "", "", f"not finished, batch {batch}", *[""] * 4)
+            unfinished = [str(run.path), str(run.config["algorithm"]), "", "", f"not finished, batch {batch}"]
+            table.add_row(*map(printable, unfinished), *[""] * 4)
             continue
         table.add_row(
-            str(run.path),
-            result["algorithm"],
-            result["metric"] + many_unknown(result.get("unknown_tokens", {})),
-            f"{result['value']:.5f}",
-            f"{result['validation']:.5f}",
+            *map(printable, [str(run.path), str(result["algorithm"])]),
+            printable(str(result["metric"])) + many_unknown(result.get("unknown_tokens", {})),
+            f"{result['value']:.5g}",
+            f"{result['validation']:.5g}",
             f"{result['sequences']:,}",
             f"{result['updates']:,}",
             f"{result['seconds']:.1f}",

@@ -5,6 +5,7 @@ from rich.text import Text
 
 from fptt_dist.config.values import show
 from fptt_dist.reporting.sweeps.results import Point, SweepResults
+from fptt_dist.streams import printable
 
 
 def sweep_table(results: SweepResults) -> Table:
@@ -35,14 +36,14 @@ def sweep_table(results: SweepResults) -> Table:
             _marks(results, point),
             *(["\n".join(dict.fromkeys(trial.message for trial in point.trials if trial.message))] if messages else []),
         ]
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(Text, map(printable, cells)))
     return table
 
 
 def _value(point: Point) -> str:
     if point.mean is None:
         return ""
-    return f"{point.mean:.5f}" + ("" if point.deviation is None else f" ± {point.deviation:.5f}")
+    return f"{point.mean:.5g}" + ("" if point.deviation is None else f" ± {point.deviation:.2g}")
 
 
 def _batches(point: Point) -> str:

@@ -146,6 +146,17 @@ class DirectoryLock:
                 raise self._refusal(found.holder)
             time.sleep(0.1)
 
+    def holder(self) -> Holder | None:
+        """Return the process that holds the lock, as far as can be told without waiting; nothing is written."""
+        try:
+            found = self._newest()[1]
+        except OSError:
+            return None
+        if found is None or (state := self._state(found)) == "over":
+            return None
+        silent = time.time() - found.beat / 1e9 > SILENCE
+        return None if state == "unknown" and silent else found.holder
+
     def problem(self) -> str | None:
         """Say what has become of the lock; None while this process has it."""
         assert self._holder is not None
