@@ -2,13 +2,14 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML, YAMLError
 
-from fptt_dist.config import ConfigError
+from fptt_dist.config import Config, ConfigError, load, parse_overrides
 from fptt_dist.records import read_lines, read_record
 
 LOG = logging.getLogger("fptt_dist")
@@ -91,6 +92,25 @@ def require_schema(run: Path) -> None:
             f"{run} has run schema {there} of another fptt_dist, this one reads {RUN_SCHEMA}: use the version in "
             "versions.json, or type run.dir=… for a new run"
         )
+
+
+def load_to_train(path: str | Path, words: Sequence[str]) -> Config:
+    """Load the configuration that a user has named to train, with the words after it.
+
+    Raises:
+        ConfigError: a mistake; or it is of a run that was moved, whose resume would start anew at the old place.
+    """
+    overrides, file = parse_overrides(words), Path(path)
+    config = load(file, overrides)
+    here, there = file.parent, config.run.dir
+    is_run = file.name == "config.yaml" and (here / "checkpoints").is_dir()
+    resumes = config.resume == "auto" and there is not None and "run.dir" not in overrides
+    if is_run and resumes and Path(str(there)).resolve() != here.resolve():
+        raise ConfigError(
+            f"resume=auto: {file} says run.dir={there}, so the run was moved, or this is another working directory: "
+            f"type run.dir={here} to resume it where it is"
+        )
+    return config
 
 
 def require_config(run: Path) -> None:

@@ -16,7 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-from fptt_dist.config import Config, ConfigError, load, parse_overrides
+from fptt_dist.config import Config, ConfigError
+from fptt_dist.history import load_to_train
 from fptt_dist.launchers import rendezvous
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.parallel.comm.environment import set_variables
@@ -59,7 +60,7 @@ def launch(
         ConfigError: a mistake, found before any worker was started.
         ConnectionError: the nodes did not meet.
     """
-    settings = load(config, parse_overrides(overrides))
+    settings = load_to_train(config, overrides)
     _refuse_too_many(settings, nproc)
     if nnodes > 1 and rdzv is None:
         raise ConfigError(

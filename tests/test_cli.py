@@ -434,6 +434,20 @@ def test_jobs(finished: Path, fptt_dist: Command, tmp_path: Path, monkeypatch: p
     )
 
 
+def test_a_run_that_was_moved_is_not_begun_anew(finished: Path, fptt_dist: Command, tmp_path: Path) -> None:
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    command = ("train", str(moved / "config.yaml"), "resume=auto")
+    before = sorted(finished.parent.rglob("*"))
+    for start in (command, ("launch", "--nproc", "1", *command[1:]), ("submit", *command[1:], "--local")):
+        code, out, err = fptt_dist(*start)
+        assert (code, out) == (2, "")
+        assert err.endswith(f"type run.dir={moved} to resume it where it is\n")
+    assert sorted(finished.parent.rglob("*")) == before
+    code, _, err = fptt_dist(*command, f"run.dir={moved}")
+    assert code == 0
+    assert "nothing left to do" in err or not err
+
+
 def test_names_with_terminal_escapes(finished: Path, fptt_dist: Command, tmp_path: Path) -> None:
     """A folder that somebody else has named, in their own words about it."""
     evil = tmp_path / "\x1b]0;mine\x07\x1b[2J"

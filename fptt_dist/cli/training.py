@@ -28,9 +28,9 @@ def train(
     from fptt_dist.launchers.slurm.requeue import requeue_on_signal
 
     requeue_on_signal(rank_of_process())
-    from fptt_dist.config import load, parse_overrides
+    from fptt_dist.history import load_to_train
 
-    settings = load(config, parse_overrides(overrides or []))
+    settings = load_to_train(config, overrides or [])
     from fptt_dist.training import run
 
     if dry_run:

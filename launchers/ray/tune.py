@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import shlex
 import signal
 import threading
 import time
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from fptt_dist.config import ConfigError
 from fptt_dist.config.schema.section import explicit
 from fptt_dist.config.schema.sweep import OptunaSearch
+from fptt_dist.files import write_atomic
 from fptt_dist.launchers.ray.cluster import MISSING, Need, connected, gpus, room
 from fptt_dist.launchers.sweeps.directory import check_folder, create_folder
 from fptt_dist.launchers.sweeps.plan import STATE, SweepPlan, Trial
+from fptt_dist.records import dumps, read_record
 from fptt_dist.reporting import SweepResults, write_sweep
 from fptt_dist.training.lock.directory_lock import DirectoryLock, hold
 from fptt_dist.training.process.own_files import create_closed, doubt_above, doubt_inside
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from ray.tune.search import Searcher
 
 LOG = logging.getLogger("fptt_dist")
+OVER = ("finished", "stopped", "failed")
+"""States of a run that needs no more work."""
+PLACE = "folder.json"
+"""Where the sweep's folder was when Ray Tune began: its own state has absolute paths."""
 OBJECTIVES = {"quality": "best", "seconds": "seconds", "bytes_sent": "bytes_sent"}
 """Names of the objectives in what a run reports."""
 
@@ -49,7 +56,7 @@ def sweep(plan: SweepPlan, *, resume: bool = False) -> SweepResults:
         LOG.warning("--resume: SLURM started this job again")
         resume = True
     check_folder(plan, resume=resume)
-    _own_state(plan)
+    _refuse_moved(plan, _own_state(plan))
     _require_optuna(plan)
     where = f"run.dir={plan.folder}"
     DirectoryLock(plan.folder, where).refuse()  # before Ray is started
@@ -63,8 +70,10 @@ def sweep(plan: SweepPlan, *, resume: bool = False) -> SweepResults:
             create_folder(plan)
             signal_number = _fit(plan, need, at_once, there=there)
         results = write_sweep(plan.folder)
-    over = sum(trial.state in ("finished", "stopped", "failed") for trial in results.trials)
-    if over < plan.count:
+    over = sum(trial.state in OVER for trial in results.trials)
+    if over < plan.count and signal_number is None:
+        raise OSError(_cause(plan, results, over))
+    if over < plan.count and signal_number is not None:
         raise Interrupted(
             f"stopped by a signal after {over} of {plan.count} runs, saved in {plan.folder}\n"
             f"resume with: {os.environ.get(RESUME, plan.command)}",
@@ -80,8 +89,8 @@ def _need(plan: SweepPlan) -> Need:
     return Need(plan.sweep.workers, plan.sweep.cpus, chosen)
 
 
-def _fit(plan: SweepPlan, need: Need, at_once: int, *, there: bool) -> int:
-    """Run Ray Tune; return the number of the signal that stopped it, if one did."""
+def _fit(plan: SweepPlan, need: Need, at_once: int, *, there: bool) -> int | None:
+    """Run Ray Tune; return the number of the signal that stopped it, None if none did."""
     from ray import tune
 
     from fptt_dist.launchers.ray import schedulers
@@ -131,7 +140,7 @@ def _fit(plan: SweepPlan, need: Need, at_once: int, *, there: bool) -> int:
         )
     with _stopped_by_signal() as got:
         tuner.fit()
-    return got[0] if got else signal.SIGINT
+    return got[0] if got else None
 
 
 def _own_state(plan: SweepPlan) -> Path:
@@ -152,8 +161,35 @@ def _own_state(plan: SweepPlan) -> Path:
     return state
 
 
+def _refuse_moved(plan: SweepPlan, state: Path) -> None:
+    """Return unless the sweep's folder is elsewhere than when it began: Ray Tune would go back to the old place.
+
+    Raises:
+        ConfigError: it is.
+    """
+    began = (read_record(state / PLACE) or {}).get("folder")
+    if isinstance(began, str) and Path(began).resolve() != plan.folder.resolve():
+        raise ConfigError(
+            f"--resume: run.dir={plan.folder} was {began} when the sweep began, which Ray Tune's state still names: "
+            f"move it back there, or link the old place to the new one, ln -s {shlex.quote(str(plan.folder))} "
+            f"{shlex.quote(began)}"
+        )
+
+
+def _cause(plan: SweepPlan, results: SweepResults, over: int) -> str:
+    """Say why Ray Tune has ended before all runs are over, as far as is known."""
+    others = [trial for trial in results.trials if trial.state not in OVER]
+    known = "; ".join(f"run {trial.name}: {trial.message or trial.state}" for trial in others[:3])
+    why = known or "no more is known"
+    return (
+        f"{plan.folder}: Ray Tune ended after {over} of {plan.count} runs, and no signal came ({why}): see the files "
+        f"error.txt in {plan.folder / STATE}; resume with: {os.environ.get(RESUME, plan.command)}"
+    )
+
+
 def _create_state(plan: SweepPlan, state: Path) -> None:
     create_closed(state)
+    write_atomic(state / PLACE, dumps({"folder": str(plan.folder)}) + "\n")
     doubt = doubt_above(state)
     if doubt:
         LOG.warning(
@@ -241,5 +277,7 @@ def _stopped_by_signal() -> Iterator[list[int]]:
     try:
         yield got
     finally:
+        if not got and signal.getsignal(signal.SIGINT) == before[signal.SIGINT]:
+            got.append(signal.SIGINT)  # Ray Tune's own handler has seen one, and removed itself
         for number, handler in before.items():  # Ray Tune leaves its own
             signal.signal(number, handler)

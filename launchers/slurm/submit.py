@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fptt_dist.config import Config, ConfigError, apply_overrides, load, parse_overrides
+from fptt_dist.config import Config, ConfigError, apply_overrides, parse_overrides
 from fptt_dist.config.schema.cluster import Cluster
 from fptt_dist.config.schema.section import explicit
 from fptt_dist.config.schema.sweep import OptunaSearch, RunAll
 from fptt_dist.config.values import show
+from fptt_dist.history import load_to_train
 from fptt_dist.launchers.slurm.jobs import active_jobs
 from fptt_dist.launchers.sweeps.directory import check_folder, create_folder, note_trial, write_if_over
 from fptt_dist.launchers.sweeps.plan import SweepPlan, make_plan, said_once
@@ -283,7 +284,7 @@ def _planned(
         runs = [RunDirectory(apply_overrides(plan.run(trial), again)) for trial in plan.trials]
     else:
         plan = None
-        common = RunDirectory(load(config, parse_overrides(overrides))).config
+        common = RunDirectory(load_to_train(config, overrides)).config
         base = Path(str(common.run.dir)).absolute()
         runs = [RunDirectory(apply_overrides(common, {"run.dir": str(base)}))]
     wrong = re.search(r"[%\\\x00-\x1f\x7f]", str(base))

@@ -3,14 +3,20 @@
 import logging
 import os
 import pickle
+import shutil
+import signal
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fptt_dist.config import ConfigError
-from fptt_dist.launchers.ray.tune import _create_state, _own_state, sweep
-from fptt_dist.launchers.sweeps.directory import create_folder
+from fptt_dist.launchers.ray import tune
+from fptt_dist.launchers.ray.tune import _create_state, _own_state, _refuse_moved, _stopped_by_signal, sweep
+from fptt_dist.launchers.sweeps.directory import create_folder, note_trial
 from fptt_dist.launchers.sweeps.plan import STATE, SweepPlan, make_plan
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes files of another user: needs root")
@@ -78,7 +84,7 @@ def test_a_folder_that_others_may_put_in_its_place(
         ConfigError, match=rf"out is writable by everybody \(mode 0777\): type chmod o-w {plan.folder}, or "
     ):
         sweep(plan, resume=True)
-    state.rmdir()
+    shutil.rmtree(state)
     with caplog.at_level(logging.WARNING, "fptt_dist"):  # a new sweep may be there, and is told at once
         _create_state(plan, _own_state(plan))
     assert caplog.messages == [
@@ -86,10 +92,52 @@ def test_a_folder_that_others_may_put_in_its_place(
         f"(mode 0777): type chmod o-w {plan.folder}, or run.dir=… in another place"
     ]
     plan.folder.chmod(0o755)
-    state.rmdir()
+    shutil.rmtree(state)
     state.symlink_to(tmp_path / "theirs")
     (tmp_path / "theirs").mkdir()
     assert _own_state(plan) == tmp_path / "theirs"  # a link of ours is followed once, and what it leads to is looked at
     os.chown(tmp_path / "theirs", OTHER, OTHER)
     with pytest.raises(ConfigError, match=f"/theirs belongs to user {OTHER}: type run"):
+        sweep(plan, resume=True)
+
+
+def test_a_sweep_that_was_moved_is_refused(plan: SweepPlan, tmp_path: Path) -> None:
+    """Ray Tune's state would lead its runs back to the old place."""
+    _create_state(plan, _own_state(plan))
+    (plan.folder / STATE / "tuner.pkl").touch()
+    new = plan.folder.rename(tmp_path / "moved")
+    before = sorted(new.rglob("*"))
+    moved = replace(plan, folder=new)
+    with pytest.raises(ConfigError) as caught:
+        sweep(moved, resume=True)
+    assert str(caught.value) == (
+        f"--resume: run.dir={new} was {plan.folder} when the sweep began, which Ray Tune's state still names: move it "
+        f"back there, or link the old place to the new one, ln -s {new} {plan.folder}"
+    )
+    assert (sorted(new.rglob("*")), plan.folder.exists()) == (before, False)
+    plan.folder.symlink_to(new)
+    for either in (plan, moved):
+        _refuse_moved(either, _own_state(either))
+
+
+def test_a_signal_is_named_only_if_one_came(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    with _stopped_by_signal() as got:
+        signal.signal(signal.SIGINT, lambda *_: None)  # as Ray Tune does
+    assert got == []
+    with _stopped_by_signal() as got:
+        pass  # Ray Tune puts back what was there once it has seen a signal
+    assert got == [signal.SIGINT]
+
+    @contextmanager
+    def nothing() -> Iterator[None]:
+        yield
+
+    monkeypatch.setattr(tune, "connected", nothing)
+    monkeypatch.setattr(tune, "_need", lambda plan: None)
+    monkeypatch.setattr(tune, "room", lambda need: 1)
+    monkeypatch.setattr(tune, "_fit", lambda *_, **__: None)
+    note_trial(plan.folder / "000", {"index": 0, "overrides": {}, "message": "its process was lost"})
+    with pytest.raises(
+        OSError, match=r"ended after 0 of 3 runs, and no signal came \(run 000: its process was lost\): "
+    ):
         sweep(plan, resume=True)
