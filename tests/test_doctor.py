@@ -92,12 +92,12 @@ def test_extras_are_complete_or_say_what_installs_them(
             assert (before[f"extra {extra}"] == "complete") == (held == [])
             missing, _, command = after[f"extra {extra}"].removeprefix("missing ").partition(": ")
             assert sorted(missing.split(", ")) == sorted(names)
-            assert command == f"pip install 'fptt-dist[{extra}]'"
+            assert command == f"pip install -e '.[{extra}]'"
 
 
 def test_one_missing_of_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     take_away(monkeypatch, "hypothesis")
-    assert rows()["extra dev"] == "missing hypothesis: pip install 'fptt-dist[dev]'"
+    assert rows()["extra dev"] == "missing hypothesis: pip install -e '.[dev]'"
 
 
 def test_where_the_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def test_the_version_is_the_same_everywhere_and_doctor_names_what_is_not_install
     assert version == __version__
     assert Path(file).is_relative_to(installed.bin.parent)
     (ray,) = (line for line in lines if line.startswith("extra ray"))
-    assert "pip install 'fptt-dist[ray]'" in ray
+    assert "pip install -e '.[ray]'" in ray
     assert not [line for line in lines if "missing" in line and not line.startswith(("extra", " "))]
 
 

@@ -17,6 +17,8 @@ ELSEWHERE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+SOURCES = {"fptt_dist/config/schema": "configuration.md", "fptt_dist": "api.md"}
+"""Folders of what the generated pages describe: pages link to them, so that a link works in the repository too."""
 REFERENCE = {"configuration.md": configuration_page, "api.md": api_page, "commands.md": commands_page}
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")  # the file that a link names; no links to other sites
 
@@ -35,6 +37,8 @@ def on_page_markdown(markdown: str, page: object, config: MkDocsConfig, files: F
     """Replace links from docs/ to files outside it, which are right in the repository, by the site's own."""
     for source, name in ELSEWHERE.items():
         markdown = markdown.replace(f"](../{source}", f"]({name}")
+    for folder, name in SOURCES.items():
+        markdown = markdown.replace(f"](../{folder})", f"]({name})")
     return markdown
 
 

@@ -32,7 +32,7 @@ def diagnosis() -> list[tuple[str, str]]:
     ]
     for extra in _extras():
         missing = [name for name in _requirements(extra) if _version(name) == "missing"]
-        install = f"missing {', '.join(missing)}: pip install '{PACKAGE}[{extra}]'"
+        install = f"missing {', '.join(missing)}: pip install -e '.[{extra}]'"
         rows.append((f"extra {extra}", install if missing else "complete"))
     return rows
 

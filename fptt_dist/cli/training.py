@@ -141,7 +141,9 @@ def sweep(
 
 
 def reproduce(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="table2 to table6, figure1 to figure3, or alpha")],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="table2 to table6, figure1 to figure3, alpha or cells")
+    ],
     overrides: Overrides = None,
     budget: Annotated[
         Literal["smoke", "short", "full"],

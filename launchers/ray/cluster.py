@@ -17,7 +17,7 @@ from fptt_dist.config import ConfigError
 from fptt_dist.parallel.comm.environment import set_variables
 from fptt_dist.training.process.signals import hangup_blocked
 
-MISSING = "sweep needs Ray Tune: pip install 'fptt-dist[ray]'"
+MISSING = "sweep needs Ray Tune: pip install -e '.[ray]'"
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from submitit import Job
     from submitit.helpers import DelayedSubmission
 
-MISSING = "submit needs submitit: pip install 'fptt-dist[slurm]'"
+MISSING = "submit needs submitit: pip install -e '.[slurm]'"
 # As many as the worker has cores; torch would take all cores of the node.
 THREADS = 'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"'
 

@@ -117,3 +117,9 @@ def test_the_file_at_fault_is_the_one_that_set_the_value() -> None:
         "fptt.alpha: -1 is not allowed; allowed: float >= 0 (base.yaml:3)",
         "fptt.beta: 3 is not allowed; allowed: float > 0 and <= 1 (a.yaml:2)",
     ]
+
+
+def test_a_section_that_is_misspelled() -> None:
+    assert lines("", "ftp.alpha=0.3") == ["ftp: unknown key; did you mean fptt.alpha? (override ftp.alpha=0.3)"]
+    assert lines("optimiser: {lr: 1}")[0].startswith("optimiser: unknown key; did you mean optimizer? (")
+    assert lines("", "nothing.whatever=0.3") == ["nothing: unknown key (override nothing.whatever=0.3)"]

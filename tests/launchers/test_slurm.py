@@ -328,7 +328,7 @@ def test_without_submitit(option: str, place: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_SUBMITIT, "submit", "add_task", option]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
-    message = "fptt-dist: submit needs submitit: pip install 'fptt-dist[slurm]'\n"
+    message = "fptt-dist: submit needs submitit: pip install -e '.[slurm]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
     assert list(place.iterdir()) == []
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fptt_dist.config import ConfigError
-from fptt_dist.parallel.placement.deepspeed_settings import ALLOWED, ONE_GROUP, engine_settings
+from fptt_dist.parallel.placement.deepspeed_settings import ALLOWED, ONE_GROUP, check_values, engine_settings
 
 FILE = Path("ds.json")
 ZERO = "zero_optimization"
@@ -263,3 +263,29 @@ def test_every_setting_allowed_in_a_section_is_deepspeeds() -> None:
     for section, model in models.items():
         names = {field.alias or name for name, field in model.model_fields.items()}
         assert {key.removeprefix(f"{section}.") for key in ALLOWED if key.rpartition(".")[0] == section} <= names
+
+
+WRONG_VALUES = {
+    '{"zero_optimization": {"reduce_bucket_size": "big"}}': (
+        'zero_optimization.reduce_bucket_size="big": Input should be a valid integer'
+    ),
+    '{"zero_optimization": {"overlap_comm": [1]}}': "zero_optimization.overlap_comm=[1]: Input should be a valid bool",
+    '{"communication_data_type": "fp99"}': "Invalid communication_data_type.",
+    '{"flops_profiler": {"enabled": "maybe"}}': "",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # DeepSpeed's own
+@pytest.mark.parametrize("text", WRONG_VALUES)
+def test_a_value_that_deepspeed_refuses_is_one_message(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(text)
+    settings = engine_settings(stage=1, bf16=False, offload=False, sequences=1, given=file)
+    before = json.dumps(settings)
+    with pytest.raises(ConfigError) as caught:
+        check_values(settings, file)
+    start = f"parallel.deepspeed_config={file}: DeepSpeed refuses its values: {WRONG_VALUES[text]}"
+    assert str(caught.value).startswith(start)
+    assert "\n" not in str(caught.value)
+    assert json.dumps(settings) == before
+    check_values(engine_settings(stage=1, bf16=False, offload=False, sequences=1, given=None), file)

@@ -172,8 +172,8 @@ for module, words in {cases!r}:
     program = Program(tmp_path / "log", ["-c", code], os.environ)
     assert program.end() == 0, program.text()
     assert [line for line in program.text().splitlines() if line.startswith("fptt-dist: ")] == [
-        "fptt-dist: search.name=optuna needs Optuna: pip install 'fptt-dist[ray]'",
-        "fptt-dist: sweep needs Ray Tune: pip install 'fptt-dist[ray]'",
+        "fptt-dist: search.name=optuna needs Optuna: pip install -e '.[ray]'",
+        "fptt-dist: sweep needs Ray Tune: pip install -e '.[ray]'",
     ]
     assert not (tmp_path / "out").exists()
 

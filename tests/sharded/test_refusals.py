@@ -29,7 +29,7 @@ def without_deepspeed(environment: LaunchEnvironment, config: Config) -> str:
 def test_without_deepspeed_the_line_to_type_is_said(pool: Pool, tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", {"parallel.strategy": "deepspeed"})
     said = pool.run(without_deepspeed, config)
-    assert said == ["parallel.strategy=deepspeed needs DeepSpeed: pip install 'fptt-dist[deepspeed]'"] * 2
+    assert said == ["parallel.strategy=deepspeed needs DeepSpeed: pip install -e '.[deepspeed]'"] * 2
 
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from fptt_dist.config.describe import key_names
 from fptt_dist.config.loading.suggest import did_you_mean
 from fptt_dist.config.schema.paths import REMOTE_PATH
-from fptt_dist.config.schema.section import Choice, KeyPath, Section, choice_of, section_of
+from fptt_dist.config.schema.section import Choice, KeyPath, Section, choice_of, leaves, section_of
 from fptt_dist.config.values import allowed, show
 
 _LONGEST_VALUE = 80
@@ -67,7 +67,7 @@ def _lines(problem: Any, where: Mapping[KeyPath, str], schema: type[Section]) ->
     choice = choice_of(place.field)
     given = problem["input"]
     if place.field is None:
-        text = _unknown_key(place, schema)
+        text = _unknown_key(place, given, schema)
     elif problem["type"] == "union_tag_invalid" and choice:
         path = blamed = (*path, choice.tag)
         text = _refused(given[choice.tag], f"one of {', '.join(choice.variants)}", list(choice.variants))
@@ -97,8 +97,8 @@ def _refused(value: Any, permitted: str, names: Sequence[str] = ()) -> str:
     return f"{shown} is not allowed; allowed: {permitted}{did_you_mean(str(value), names)}"
 
 
-def _unknown_key(place: _Place, schema: type[Section]) -> str:
-    """Return the message for a key that the section does not have."""
+def _unknown_key(place: _Place, given: Any, schema: type[Section]) -> str:
+    """Return the message for a key that the section does not have; `given`: its value, which may be a section."""
     *section, name = place.path
     dotted = ".".join(section)
     if place.choice:
@@ -107,9 +107,13 @@ def _unknown_key(place: _Place, schema: type[Section]) -> str:
             return f"unknown key with {dotted}.{place.choice.tag}={place.variant}; it belongs to {', '.join(others)}"
     if "." in name:
         return "unknown key; in a file, sections are written one inside another, without dots"
-    return (
-        f"unknown key{did_you_mean(name, place.owner.model_fields if place.owner else (), key_names(schema), dotted)}"
-    )
+    known = key_names(schema)
+    meant = did_you_mean(name, place.owner.model_fields if place.owner else (), known, dotted)
+    if not meant and isinstance(given, Mapping):  # a section: what is in it tells
+        for path, _ in leaves(given):
+            full = ".".join((*place.path, *map(str, path)))
+            meant = meant or did_you_mean(full, [key for key in known if key.endswith(f".{path[-1]}")])
+    return f"unknown key{meant}"
 
 
 def _origin(path: KeyPath, where: Mapping[KeyPath, str]) -> str:

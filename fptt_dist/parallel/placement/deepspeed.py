@@ -23,12 +23,12 @@ from fptt_dist.parallel.comm.environment import set_variables
 from fptt_dist.parallel.comm.process_group import START_SECONDS, limit_waits
 from fptt_dist.parallel.control import Control
 from fptt_dist.parallel.optimizer_view import Measurement, OptimizerView
-from fptt_dist.parallel.placement.deepspeed_settings import engine_settings
+from fptt_dist.parallel.placement.deepspeed_settings import check_values, engine_settings
 from fptt_dist.parallel.placement.shard import ParameterShard
 from fptt_dist.parallel.placement.sharded import Sharded
 
 BUCKET = 500_000_000  # elements: DeepSpeed's default for one bucket, and it reserves the memory for them
-MISSING = "parallel.strategy=deepspeed needs DeepSpeed: pip install 'fptt-dist[deepspeed]'"
+MISSING = "parallel.strategy=deepspeed needs DeepSpeed: pip install -e '.[deepspeed]'"
 
 
 class DeepspeedZero(Sharded):
@@ -44,7 +44,8 @@ class DeepspeedZero(Sharded):
         given: the user's own DeepSpeed settings, a JSON file.
 
     Raises:
-        ConfigError: DeepSpeed is not installed, or the file sets what it may not set.
+        ConfigError: DeepSpeed is not installed, or the file sets what it may not set; in `attach`, a value that
+            DeepSpeed refuses.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class DeepspeedZero(Sharded):
         self.stage = stage
         self.computes_in_bf16 = bf16
         self._settings = engine_settings(stage=stage, bf16=bf16, offload=offload, sequences=sequences, given=given)
+        self._given = given
         self._differentiated = False
 
     def attach(self, optimizer: OptimizerView, control: Control) -> None:
@@ -74,6 +76,8 @@ class DeepspeedZero(Sharded):
         )
         with warnings.catch_warnings(), set_variables(self._place):
             warnings.simplefilter("ignore")
+            if self._given is not None:
+                check_values(self._settings, self._given)
             self._engine, *_ = deepspeed.initialize(
                 model=self.network, optimizer=optimizer, config=self._settings, dist_init_required=False
             )

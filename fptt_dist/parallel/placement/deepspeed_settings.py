@@ -1,8 +1,11 @@
 """The settings that DeepSpeed is started with: our configuration's, and those that a user's DeepSpeed file may add."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loading.suggest import did_you_mean
@@ -99,6 +102,31 @@ def engine_settings(*, stage: int, bf16: bool, offload: bool, sequences: int, gi
         if problems:
             raise ConfigError("\n".join([*problems, f"a DeepSpeed file may set: {', '.join(allowed)}"]))
     return settings
+
+
+def check_values(settings: dict[str, Any], given: Path) -> None:
+    """Return if DeepSpeed takes the values that a user's file has set among its settings.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(copy.deepcopy(settings))
+    except ValidationError as error:
+        problems = [f"{_key(each['loc'])}={json.dumps(each['input'])}: {each['msg']}" for each in error.errors()]
+    except (ValueError, TypeError, AssertionError) as error:
+        problems = [str(error)]
+    else:
+        return
+    raise ConfigError(f"parallel.deepspeed_config={given}: DeepSpeed refuses its values: {'; '.join(problems)}")
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """Return the name of a setting from the one within its section, which is all that DeepSpeed tells."""
+    name = ".".join(map(str, location))
+    return next((key for key in ALLOWED if key == name or key.endswith(f".{name}")), name)
 
 
 def _merge(
