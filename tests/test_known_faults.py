@@ -12,39 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fptt_dist import FPTT, train
+from fptt_dist import train
 from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, entry
 from tests.training.helpers import checkpoints, resumed, steps, tiny, trainer_for
 
 
 def known(fault: str, *errors: type[BaseException]) -> pytest.MarkDecorator:
     return pytest.mark.xfail(strict=True, raises=errors or AssertionError, reason=fault)
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # as torch.distributed.optim is imported
-@known("the state that a base optimizer keeps outside .state is silently left out of FPTT's state_dict()")
-def test_a_base_that_keeps_its_own_state_is_refused_or_saved_whole(tmp_path: Path) -> None:
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        weight = torch.nn.Parameter(torch.ones(3))
-        base = ZeroRedundancyOptimizer([weight], torch.optim.Adam, lr=0.1)
-        try:
-            optimizer = FPTT(base, alpha=0.3)
-        except (TypeError, ValueError):
-            return
-        weight.grad = torch.ones(3)
-        optimizer.step()
-        assert {"exp_avg", "exp_avg_sq"} <= set(optimizer.state_dict()["state"][0])
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@known("gradients through the optimizer of a differentiable base are silently wrong", pytest.fail.Exception)
-def test_a_differentiable_base_is_refused() -> None:
-    with pytest.raises((TypeError, ValueError), match="differentiable"):
-        FPTT(torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1, differentiable=True), alpha=0.5)
 
 
 def _edit(checkpoint: Path, change: Callable[[Path], None] | None) -> None:

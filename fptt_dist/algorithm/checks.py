@@ -1,16 +1,62 @@
 """Refusals of the optimizer: hyper-parameters out of range, and parameters that it cannot train."""
 
+import inspect
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 
 from fptt_dist.algorithm.preconditioner import has_second_moments
 from fptt_dist.algorithm.update import Constants
 
 WIDE = (torch.float32, torch.float64)
+
+
+def check_base(base: Any) -> None:
+    """Refuse a base optimizer that FPTT cannot step, or whose state it could not save.
+
+    Raises:
+        ValueError: with the order of nesting that works, where there is one.
+    """
+    if not isinstance(base, Optimizer):
+        raise ValueError(f"base={base!r} must be a torch.optim.Optimizer")
+    kind, inner = type(base).__name__, next(_optimizers_within(base), None)
+    if inner is not None:
+        of = type(inner).__name__
+        raise ValueError(
+            f"base: {kind} wraps another optimizer, {of}, whose state FPTT could neither save nor load. Nest them the "
+            f"other way round, {kind}(FPTT({of}(…), alpha=…), …), or, where {kind} makes its optimizer itself, give it "
+            f"lambda params, **options: FPTT({of}(params, **options), alpha=…) as the class to make"
+        )
+    if not {"state", "param_groups"} <= vars(base).keys():
+        raise ValueError(f"base: {kind} keeps its state or its groups where FPTT cannot share them; give it an FPTT")
+    if type(base).state_dict is not Optimizer.state_dict:
+        raise ValueError(f"base: {kind} has a state_dict() of its own, and what it adds to torch's FPTT would not save")
+    needed = [
+        name
+        for name, argument in list(inspect.signature(type(base).step).parameters.items())[1:]
+        if argument.default is argument.empty and argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD)
+    ]
+    if needed:
+        raise ValueError(
+            f"base: {kind}.step() needs {', '.join(needed)}, and FPTT makes one step from the gradients that there "
+            "are: take an optimizer whose step() needs no argument"
+        )
+    if isinstance(base, SparseAdam):
+        raise ValueError(
+            "base: SparseAdam takes sparse gradients alone, which FPTT does not support: take Adam, and build the "
+            "embedding with sparse=False"
+        )
+
+
+def _optimizers_within(base: Optimizer) -> Iterator[Optimizer]:
+    """The optimizers that another one holds."""
+    for value in vars(base).values():
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        yield from (each for each in held if isinstance(each, Optimizer))
 
 
 def check_options(base: Optimizer, alpha: float, constants: Constants) -> None:
@@ -56,10 +102,17 @@ def check_group(group: dict[str, Any]) -> None:
     """Refuse a group that cannot be trained.
 
     Raises:
-        ValueError: a half-precision or complex parameter, or `maximize=True`.
+        ValueError: a half-precision or complex parameter, `maximize=True`, `differentiable=True`, or no "lr".
     """
     if group.get("maximize"):
         raise ValueError("maximize=True: FPTT minimizes; negate the loss instead")
+    if group.get("differentiable"):
+        raise ValueError(
+            "differentiable=True: FPTT updates W̄ and u in place, outside autograd, so that gradients through its steps "
+            "would be wrong: set differentiable=False"
+        )
+    if "lr" not in group:
+        raise ValueError('a group without "lr": FPTT needs a base optimizer with a learning rate')
     for p in group["params"]:
         require_wide(p)
 

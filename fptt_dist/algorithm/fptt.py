@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fptt_dist.algorithm import update as updates
-from fptt_dist.algorithm.checks import check_group, check_options, require_alpha
+from fptt_dist.algorithm.checks import check_base, check_group, check_options, require_alpha
 from fptt_dist.algorithm.consensus_term import ConsensusTerm
 from fptt_dist.algorithm.fused.kernel import refusal
 from fptt_dist.algorithm.fused.update import FusedUpdate
@@ -69,7 +69,8 @@ class FPTT(Optimizer):
 
     Raises:
         ValueError: a hyper-parameter out of range (named), a metric that the base cannot serve, a half-precision
-            parameter, a maximizing group.
+            parameter, a maximizing or differentiable group; a base that wraps another optimizer, whose step() needs an
+            argument (LBFGS), or that takes sparse gradients alone (SparseAdam).
 
     Examples:
         >>> import torch
@@ -99,8 +100,9 @@ class FPTT(Optimizer):
         clip_scope: Literal["total", "gradient"] = "total",
         fused: bool = False,
     ) -> None:
-        if not isinstance(base, Optimizer):
-            raise ValueError(f"base={base!r} must be a torch.optim.Optimizer")
+        if isinstance(base, FPTT):
+            raise ValueError("base is an FPTT already: use it as it is, or wrap the optimizer within it, base.base")
+        check_base(base)
         self.constants = Constants(
             beta=beta,
             dual_weight=dual_weight,
@@ -253,7 +255,7 @@ class FPTT(Optimizer):
         """Add a group; its "alpha" is FPTT's unless the base has one of its own (then "base_alpha" is the base's).
 
         Raises:
-            ValueError: a half-precision or complex parameter, or `maximize=True`.
+            ValueError: a half-precision or complex parameter, `maximize=True` or `differentiable=True`.
         """
         super().add_param_group(param_group)
         try:
@@ -283,6 +285,10 @@ class FPTT(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
+        if type(self.base).load_state_dict is not Optimizer.load_state_dict:
+            bases = {i: state for i, state in final["state"].items() if not state.keys() <= OURS}
+            self.base.load_state_dict({**final, "state": bases})
+            self.state, self.param_groups = self.base.state, self.base.param_groups
         self.slow.forget_only_made()
         saved = [index for group in final["param_groups"] for index in group["params"]]
         for index, p in zip(saved, [p for group in self.param_groups for p in group["params"]], strict=True):
