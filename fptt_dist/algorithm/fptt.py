@@ -16,6 +16,7 @@ One update, with the slow weights W̄ (`center`) and the scaled dual u = λ/α (
 | c      | prox_weight  | factor on the quadratic term                                   |
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, overload
@@ -34,6 +35,11 @@ from fptt_dist.algorithm.preconditioner import host_number
 from fptt_dist.algorithm.slow_state import ALPHA_OF_DUAL, CENTER, OURS, SCALED_DUAL, SlowState
 from fptt_dist.algorithm.stability import StabilityCheck
 from fptt_dist.algorithm.update import Constants
+
+# Of the base's hooks those of its state dict, since FPTT's is the one that is saved and loaded. Each keeps its step's.
+SHARED_HOOKS = [
+    f"_optimizer_{call}_{when}_hooks" for call in ("state_dict", "load_state_dict") for when in ("pre", "post")
+]
 
 
 class FPTT(Optimizer):
@@ -134,6 +140,8 @@ class FPTT(Optimizer):
         super().__init__(base.param_groups, defaults)
         self.state = base.state
         self._share()
+        for name in SHARED_HOOKS:
+            setattr(self, name, getattr(base, name))
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -286,9 +294,7 @@ class FPTT(Optimizer):
         finally:
             handle.remove()
         if type(self.base).load_state_dict is not Optimizer.load_state_dict:
-            bases = {i: state for i, state in final["state"].items() if not state.keys() <= OURS}
-            self.base.load_state_dict({**final, "state": bases})
-            self.state, self.param_groups = self.base.state, self.base.param_groups
+            self._load_as_base(final)
         self.slow.forget_only_made()
         saved = [index for group in final["param_groups"] for index in group["params"]]
         for index, p in zip(saved, [p for group in self.param_groups for p in group["params"]], strict=True):
@@ -320,11 +326,27 @@ class FPTT(Optimizer):
         self.state.update({p: {} for p in ours})
         self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
         self.state.update(ours)
+        self._share_hooks()
 
     def _share(self) -> None:
         """One state and one list of groups for both objects, also after an engine replaced this one's."""
         self.base.state = self.state
         self.base.param_groups = self.param_groups
+
+    def _share_hooks(self) -> None:
+        for name in SHARED_HOOKS:
+            setattr(self.base, name, getattr(self, name))
+
+    def _load_as_base(self, loaded: dict[str, Any]) -> None:
+        """Let a base load that has a `load_state_dict` of its own; the hooks, shared with it, were called already."""
+        state = {i: each for i, each in loaded["state"].items() if not each.keys() <= OURS}
+        for name in SHARED_HOOKS:
+            setattr(self.base, name, OrderedDict())
+        try:
+            self.base.load_state_dict({**loaded, "state": state})
+        finally:
+            self._share_hooks()
+        self.state, self.param_groups = self.base.state, self.base.param_groups
 
     def _require_own_weights(self, call: str) -> None:
         """Refuse a call where the parameters have other weights for a time.

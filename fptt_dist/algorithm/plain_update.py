@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from fptt_dist.algorithm import update as updates
 from fptt_dist.algorithm.checks import require, require_wide
@@ -13,6 +14,8 @@ from fptt_dist.algorithm.consensus_term import ConsensusTerm
 from fptt_dist.algorithm.preconditioner import preconditioner, reference_rate, rounding_gain
 from fptt_dist.algorithm.slow_state import REFERENCE_RATE, Active, SlowState
 from fptt_dist.algorithm.update import Constants
+
+HOOKED = Optimizer.profile_hook_step(lambda: None)  # what torch makes of each class's `step`
 
 
 def plain_update(
@@ -123,10 +126,29 @@ def _step_with_own_alpha(base: Optimizer) -> None:
     for group in own:
         group["alpha"] = group["base_alpha"]
     try:
-        base.step()
+        _step_without_global_hooks(base)
     finally:
         for group, alpha in zip(own, held, strict=True):
             group["alpha"] = alpha
+
+
+def _step_without_global_hooks(base: Optimizer) -> None:
+    """Make the base optimizer's step with its own hooks alone: those of all optimizers are called by FPTT's step."""
+    step, replaced = type(base).step, vars(base).get("step")
+    by_scheduler = hasattr(replaced, "_wrapped_by_lr_sched")
+    # Only torch's own wrapper is looked into: another one, of the class or of this object, does more than call hooks.
+    torchs = getattr(step, "__code__", None) is HOOKED.__code__ and (replaced is None or by_scheduler)
+    if not torchs or not (_global_optimizer_pre_hooks or _global_optimizer_post_hooks):
+        base.step()
+        return
+    if by_scheduler:
+        base._opt_called = True  # type: ignore[attr-defined]  as the scheduler's wrapper does
+    arguments: Any = (base,), {}
+    for hook in base._optimizer_step_pre_hooks.values():
+        arguments = hook(base, *arguments) or arguments
+    step.__wrapped__(*arguments[0], **arguments[1])  # type: ignore[attr-defined]
+    for hook in base._optimizer_step_post_hooks.values():
+        hook(base, *arguments)
 
 
 def _renew_from_second_gradient(

@@ -157,8 +157,10 @@ def test_a_bases_own_loading_loads() -> None:
     params, others = parameters(), parameters(seed=1)
     optimizer, other = FPTT(Counting(params, lr=0.05), alpha=0.5), FPTT(Counting(others, lr=0.05), alpha=0.5)
     advance(optimizer, params, 0, 3)
-    saved = copy.deepcopy(optimizer.state_dict())
+    saved, calls = copy.deepcopy(optimizer.state_dict()), []
+    other.register_load_state_dict_post_hook(lambda each: calls.append(each))
     other.load_state_dict(saved)
+    assert calls == [other]
     assert other.base.state is other.state
     assert other.base.param_groups is other.param_groups
     assert other.state[others[0]]["count"].dtype == torch.int64
