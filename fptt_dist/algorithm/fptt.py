@@ -128,7 +128,7 @@ class FPTT(Optimizer):
         self.consensus_term: ConsensusTerm | None = None
         self._slow = SlowState(base)
         self.fused_update = FusedUpdate(self._slow, self.constants) if fused else None
-        self._stability = StabilityCheck(base, self.constants)
+        self._stability = StabilityCheck(self.constants)
         self._shows_others = False  # the parameters have other weights than W, see `swapped_weights`
 
         defaults = dict(base.defaults)
@@ -181,7 +181,7 @@ class FPTT(Optimizer):
                 "closure that clears the gradients, runs the window from its incoming state, calls backward() and "
                 "returns the loss"
             )
-        self._stability.check()
+        self._stability.check(self.base)
         plain_only = self.consensus_term is not None or self.norm_reduce is not None
         if self.fused_update is None or not self.fused_update.run(plain_only=plain_only):
             plain_update(slow, self.constants, self.consensus_term, self.norm_reduce, closure)
@@ -312,19 +312,31 @@ class FPTT(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made within `at_center` has W̄ for its own weights: there is nothing that would come back.
-        hooks = ("_optimizer_", "_zero_grad_profile_name", "norm_reduce", "consensus_term", "_shows_others")
-        return {name: value for name, value in self.__dict__.items() if not name.startswith(hooks) and name != "step"}
+        left_out = ("_optimizer_", "_zero_grad_profile_name", "norm_reduce", "consensus_term", "_shows_others")
+        # The base is rebuilt around the common state: copied with it, it would take W̄ and u for a state of its own.
+        left_out += ("base", "_slow", "fused_update")
+        kept = {
+            name: value for name, value in self.__dict__.items() if not name.startswith(left_out) and name != "step"
+        }
+        own = {n: v for n, v in self.base.__getstate__().items() if n not in ("state", "param_groups")}
+        parts = (type(self.base), own, self._slow.only_made, self.fused_update is not None)
+        return {**kept, "parts": parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        parts = state.pop("parts", None)  # none where torch loads a state dict
         super().__setstate__(state)
-        self.__dict__.setdefault("norm_reduce", None)
-        self.__dict__.setdefault("consensus_term", None)
-        self.__dict__.setdefault("_shows_others", False)
         # The base repairs what older versions saved; it must do so on the dictionaries that both share, and takes every
         # state that is not empty for its own.
-        ours = {p: state for p, state in self.state.items() if state and state.keys() <= OURS}
-        self.state.update({p: {} for p in ours})
-        self.base.__setstate__({"state": self.state, "param_groups": self.param_groups})
+        ours = {p: self.state.pop(p) for p, each in list(self.state.items()) if each and each.keys() <= OURS}
+        own: dict[str, Any] = {}
+        if parts is not None:
+            kind, own, only_made, fused = parts
+            self.norm_reduce, self.consensus_term, self._shows_others = None, None, False
+            self.base = kind.__new__(kind)
+            self._slow = SlowState(self.base, only_made)
+            self.fused_update = FusedUpdate(self._slow, self.constants) if fused else None
+        self.base.__setstate__({**own, "state": self.state, "param_groups": self.param_groups})
         self.state.update(ours)
         self._share_hooks()
 

@@ -1,5 +1,6 @@
 """Slow weights W̄ and scaled dual u of each parameter, in the state that FPTT shares with its base optimizer."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,11 +28,15 @@ class SlowState:
 
     Args:
         base: the base optimizer.
+        only_made: the parameters whose state was only made, each with the base's own state before (Adagrad has one).
+
+    Attributes:
+        only_made: the same.
     """
 
-    def __init__(self, base: Optimizer) -> None:
+    def __init__(self, base: Optimizer, only_made: dict[Tensor, dict[str, Any]] | None = None) -> None:
         self.base = base
-        self._only_made: set[Tensor] = set()
+        self.only_made = only_made or {}
 
     @property
     def params(self) -> list[Tensor]:
@@ -46,11 +51,11 @@ class SlowState:
     @property
     def any_only_made(self) -> bool:
         """True if a parameter has a state that was only made."""
-        return bool(self._only_made)
+        return bool(self.only_made)
 
     def has_started(self, param: Tensor) -> bool:
         """Return whether a parameter has W̄ and u."""
-        return CENTER in self.base.state.get(param, {}) and param not in self._only_made
+        return CENTER in self.base.state.get(param, {}) and param not in self.only_made
 
     def of(self, params: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return W̄ and u of parameters that have started, the tensors of the state themselves."""
@@ -60,17 +65,17 @@ class SlowState:
         """Let every parameter start now that has not, without a step."""
         for p in self.params:
             if not self.has_started(p):
-                self._only_made.discard(p)
-                self.base.state[p] = {CENTER: p.detach().clone(), SCALED_DUAL: torch.zeros_like(p)}
+                self.forget_only_made([p])
+                ours = {CENTER: p.detach().clone(), SCALED_DUAL: torch.zeros_like(p)}
+                self.base.state[p] = {**self.base.state.get(p, {}), **ours}
 
     def forget_only_made(self, params: list[Tensor] | None = None) -> None:
         """Drop the states that were only made, of `params`; without `params` take them for real ones."""
         if params is None:
-            self._only_made.clear()
-        elif self._only_made:
-            for p in self._only_made.intersection(params):
-                self._only_made.remove(p)
-                del self.base.state[p]
+            self.only_made.clear()
+        for p in params or ():
+            if p in self.only_made:
+                self.base.state[p] = self.only_made.pop(p)
 
     def only_makes_state(self, active: Active) -> bool:
         """Return whether a step would only make state: no learning rate, no gradient, and parameters without state."""
@@ -90,6 +95,7 @@ class SlowState:
             only_made: whether the step only makes state.
         """
         entering = {p: p.detach().clone() for p in params if CENTER not in self.base.state.get(p, {})}
+        before = {p: copy.deepcopy(self.base.state.get(p, {})) for p in entering} if only_made else {}
         # The base makes its own state only where it finds none.
         ours = {
             p: self.base.state.pop(p) for p in params if self.base.state.get(p) and self.base.state[p].keys() <= OURS
@@ -102,7 +108,7 @@ class SlowState:
         for p, weights in entering.items():
             if only_made:
                 _forget_step(self.base, self.base.state[p])
-                self._only_made.add(p)
+                self.only_made[p] = before[p]
             self.base.state[p][CENTER] = weights
             self.base.state[p][SCALED_DUAL] = torch.zeros_like(weights)
 

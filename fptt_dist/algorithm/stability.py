@@ -138,27 +138,29 @@ class StabilityCheck:
     """A look at the groups of an optimizer whenever α, η or momentum has changed, with one warning at most.
 
     Args:
-        base: the optimizer that moves the weights.
         constants: FPTT's.
     """
 
-    def __init__(self, base: Optimizer, constants: Constants) -> None:
-        self._base = base
+    def __init__(self, constants: Constants) -> None:
         self._constants = constants
         self._seen: list[list[Any]] = []  # what the limit depends on, of each group
         self._done = constants.update_rule != "gradient"
 
-    def check(self) -> None:
-        """Warn where a group's α is past the explicit step's limit; called by `FPTT.step`."""
+    def check(self, base: Optimizer) -> None:
+        """Warn where a group's α is past the explicit step's limit; called by `FPTT.step`.
+
+        Args:
+            base: the optimizer that moves the weights.
+        """
         if self._done:
             return
-        groups = self._base.param_groups
+        groups = base.param_groups
         keys = ("alpha", "momentum", "dampening", "nesterov", "betas")
         seen = [[_comparable(group["lr"]), *map(group.get, keys)] for group in groups]
         if seen == self._seen:
             return
         self._seen = seen
-        problems = [instability(self._base, group, self._constants) for group in groups]
+        problems = [instability(base, group, self._constants) for group in groups]
         found = next(filter(None, problems), None)
         if found is not None:
             self._done = True

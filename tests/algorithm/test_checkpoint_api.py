@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Adagrad
 
 from fptt_dist.algorithm import FPTT
 
@@ -111,6 +112,19 @@ def test_reading_a_fresh_state_changes_nothing_with_dampening() -> None:
     for read in (False, True):
         params = list((model := Weights()).parameters())
         optimizer = two_groups(params, BASES["sgd_dampening"], alpha=0.5)
+        if read:
+            get_state_dict(model, optimizer)
+        advance(optimizer, params, 0, 3)
+        ends.append(snapshot(optimizer, params))
+    assert same_bits(*ends)
+
+
+def test_a_base_that_has_its_state_from_the_start_keeps_it() -> None:
+    """Adagrad has: what the checkpoint's zero step did to it is undone, not its state dropped."""
+    ends = []
+    for read in (False, True):
+        params = list((model := Weights()).parameters())
+        optimizer = FPTT(Adagrad(params, lr=0.1, initial_accumulator_value=0.5), alpha=0.5)
         if read:
             get_state_dict(model, optimizer)
         advance(optimizer, params, 0, 3)

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim import SGD, Adagrad, Adam, NAdam, RMSprop
 from torch.optim.lr_scheduler import LambdaLR
 
 import fptt_dist
-from fptt_dist.algorithm import ConsensusTerm
+from fptt_dist.algorithm import FPTT, ConsensusTerm
 
 from . import helpers
-from .helpers import BASES, advance, parameters, same_bits, snapshot, two_groups
+from .helpers import BASES, advance, parameters, same_bits, set_gradients, snapshot, two_groups
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "gradient": {"alpha": 0.5, "max_norm": 2.0},
@@ -50,6 +51,48 @@ def test_a_copy_of_a_fresh_optimizer_is_fresh() -> None:
     advance(optimizer, params, 0, 3)
     advance(other, others, 0, 3)
     assert same_bits(snapshot(other, others), snapshot(optimizer, params))
+
+
+def test_a_copy_of_slow_weights_that_were_made_before_any_step(subtests: pytest.Subtests) -> None:
+    """The base's own state is not there yet, or, of Adagrad, is; the copies' W̄ and u are those of the original."""
+    for make, pickled in product((SGD, Adam, RMSprop, Adagrad, NAdam), (False, True)):
+        with subtests.test(make=make, pickled=pickled):
+            params = parameters()
+            optimizer = FPTT(make(params, lr=0.01), alpha=0.5)
+            optimizer.slow_state()[1][0].add_(0.25)
+            pair = optimizer, params
+            other, others = pickle.loads(pickle.dumps(pair)) if pickled else copy.deepcopy(pair)
+            thirds = parameters()
+            third = FPTT(make(thirds, lr=0.01), alpha=0.5)
+            third.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            for each, own in (pair, (other, others), (third, thirds)):
+                advance(each, own, 0, 3)
+                assert each.base.state is each.state
+                assert each.base.param_groups is each.param_groups
+            assert same_bits(snapshot(other, others), snapshot(optimizer, params))
+            assert same_bits(snapshot(third, thirds), snapshot(optimizer, params))
+
+
+def test_a_copy_of_a_state_that_was_only_made() -> None:
+    params, control = parameters(), parameters()
+    optimizer, plain = FPTT(Adam(params, lr=0.0), alpha=0.5), FPTT(Adam(control, lr=0.05), alpha=0.5)
+    set_gradients(params, [torch.zeros_like(p) for p in params])
+    optimizer.step()
+    other, others = copy.deepcopy((optimizer, params))
+    other.param_groups[0]["lr"] = 0.05
+    advance(other, others, 0, 3)
+    advance(plain, control, 0, 3)
+    assert same_bits(snapshot(other, others), snapshot(plain, control))
+
+
+def test_a_shallow_copy_shares_state_and_parameters() -> None:
+    params, control = parameters(), parameters()
+    optimizer, plain = FPTT(Adam(params, lr=0.05), alpha=0.5), FPTT(Adam(control, lr=0.05), alpha=0.5)
+    other = copy.copy(optimizer)
+    for t in range(4):
+        advance(other if t % 2 else optimizer, params, t, t + 1)
+    advance(plain, control, 0, 4)
+    assert same_bits(snapshot(optimizer, params), snapshot(plain, control))
 
 
 def test_a_copy_takes_no_seams_hooks_or_schedulers_along() -> None:
