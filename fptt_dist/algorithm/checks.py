@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer, SparseAdam
 
 from fptt_dist.algorithm.preconditioner import has_second_moments
-from fptt_dist.algorithm.update import Constants
+from fptt_dist.algorithm.update import GROUPED, Constants
 
 WIDE = (torch.float32, torch.float64)
 
@@ -59,19 +59,16 @@ def _optimizers_within(base: Optimizer) -> Iterator[Optimizer]:
         yield from (each for each in held if isinstance(each, Optimizer))
 
 
-def check_options(base: Optimizer, alpha: float, constants: Constants) -> None:
-    """Refuse what `FPTT` cannot be made of; the arguments are its own.
+def check_options(base: Optimizer, values: Mapping[str, Any], constants: Constants) -> None:
+    """Refuse what `FPTT` cannot be made of; `values` are those of its arguments that a group may have of its own.
 
     Raises:
         ValueError: a hyper-parameter out of range (named), a metric that the base optimizer cannot serve, or a group
             that cannot be trained.
     """
-    beta, max_norm, update_rule, metric = constants.beta, constants.max_norm, constants.update_rule, constants.metric
-    prox_weight, dual_weight, clip_scope = constants.prox_weight, constants.dual_weight, constants.clip_scope
-    require_alpha(alpha)
-    require("beta", beta, _is_number(beta) and 0.0 < beta <= 1.0, "in (0, 1]")
-    require("dual_weight", dual_weight, _is_number(dual_weight) and dual_weight >= 0.0, "a finite number ≥ 0")
-    require("prox_weight", prox_weight, _is_number(prox_weight) and prox_weight >= 0.0, "a finite number ≥ 0")
+    max_norm, update_rule, metric = constants.max_norm, constants.update_rule, constants.metric
+    alpha, clip_scope = values["alpha"], constants.clip_scope
+    check_values(values)
     require(
         "update_rule",
         update_rule,
@@ -117,13 +114,18 @@ def check_group(group: dict[str, Any]) -> None:
         require_wide(p)
 
 
-def require_alpha(alpha: Any) -> None:
-    """Refuse an α that is no finite number ≥ 0.
+def check_values(values: Mapping[str, Any]) -> None:
+    """Refuse values of FPTT's hyper-parameters of a group.
 
     Raises:
-        ValueError: with what is allowed.
+        ValueError: one out of range, with what is allowed.
     """
-    require("alpha", alpha, _is_number(alpha) and alpha >= 0.0, "a finite number ≥ 0")
+    for name in GROUPED:
+        value = values[name]
+        if name == "beta":
+            require(name, value, _is_number(value) and 0.0 < value <= 1.0, "in (0, 1]")
+        else:
+            require(name, value, _is_number(value) and value >= 0.0, "a finite number ≥ 0")
 
 
 def require(name: str, value: Any, valid: bool, allowed: str) -> None:

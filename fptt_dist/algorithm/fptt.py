@@ -10,10 +10,13 @@ One update, with the slow weights W̄ (`center`) and the scaled dual u = λ/α (
 
 | symbol | argument     | meaning                                                        |
 |--------|--------------|----------------------------------------------------------------|
-| α      | alpha        | strength of the regularizer; schedulable, in the param groups  |
+| α      | alpha        | strength of the regularizer                                    |
 | β      | beta         | weight of the new value in W̄ at each update                    |
 | κ      | dual_weight  | factor on the dual: 1 in Eq. 6, ½ in Eq. 4 as printed          |
 | c      | prox_weight  | factor on the quadratic term                                   |
+
+They are in the param groups, like the learning rate: each group may have its own, and they may change from update to
+update.
 """
 
 from collections import OrderedDict
@@ -26,7 +29,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fptt_dist.algorithm import update as updates
-from fptt_dist.algorithm.checks import check_base, check_group, check_options, require_alpha
+from fptt_dist.algorithm.checks import check_base, check_group, check_options, check_values
 from fptt_dist.algorithm.consensus_term import ConsensusTerm
 from fptt_dist.algorithm.fused.kernel import refusal
 from fptt_dist.algorithm.fused.update import FusedUpdate
@@ -34,7 +37,7 @@ from fptt_dist.algorithm.plain_update import plain_update
 from fptt_dist.algorithm.preconditioner import host_number
 from fptt_dist.algorithm.slow_state import ALPHA_OF_DUAL, CENTER, OURS, SCALED_DUAL, SlowState
 from fptt_dist.algorithm.stability import StabilityCheck
-from fptt_dist.algorithm.update import Constants
+from fptt_dist.algorithm.update import GROUPED, Constants
 
 # Of the base's hooks those of its state dict, since FPTT's is the one that is saved and loaded. Each keeps its step's.
 SHARED_HOOKS = [
@@ -51,8 +54,9 @@ class FPTT(Optimizer):
     Args:
         base: the optimizer that moves the weights (SGD, Adam, AdamW, RMSprop, …).
         alpha: α ≥ 0, in 1/learning-rate units (a fraction of one step with the preconditioned metric). 0 is the base
-            optimizer bit for bit. A group of `base` may bring its own "alpha" (not one of RMSprop or ASGD, whose
-            "alpha" is their own and appears here as "base_alpha").
+            optimizer bit for bit. A group of `base` may bring its own "alpha", "beta", "dual_weight" and
+            "prox_weight". (RMSprop's and ASGD's "alpha" stays theirs and appears here as "base_alpha"; the same holds
+            for any of these names that a base has a default for.)
         beta: β in (0, 1].
         dual_weight: κ ≥ 0.
         prox_weight: c ≥ 0.
@@ -68,7 +72,7 @@ class FPTT(Optimizer):
             with update_rule="gradient"; equal to the plain path to rounding.
 
     Attributes:
-        constants: the arguments from `beta` to `clip_scope`.
+        constants: the arguments from `update_rule` to `clip_scope`.
         fused_update: what runs the fused update; None without `fused`.
         norm_reduce: maps this worker's sum of squares (0-dim float64) to the global one; for sharded parameters.
         consensus_term: a second regularizer (consensus between workers); the metric does not multiply its gradient.
@@ -109,16 +113,14 @@ class FPTT(Optimizer):
         if isinstance(base, FPTT):
             raise ValueError("base is an FPTT already: use it as it is, or wrap the optimizer within it, base.base")
         check_base(base)
+        values = {"alpha": alpha, "beta": beta, "dual_weight": dual_weight, "prox_weight": prox_weight}
         self.constants = Constants(
-            beta=beta,
-            dual_weight=dual_weight,
-            prox_weight=prox_weight,
             update_rule=update_rule,
             metric=metric,
             max_norm=max_norm,
             clip_scope=clip_scope,
         )
-        check_options(base, alpha, self.constants)
+        check_options(base, values, self.constants)
         problem = refusal(base, update_rule) if fused else None
         if problem is not None:
             raise ValueError(f"fused=True: {problem}")
@@ -132,12 +134,11 @@ class FPTT(Optimizer):
         self._shows_others = False  # the parameters have other weights than W, see `swapped_weights`
 
         defaults = dict(base.defaults)
-        if "alpha" in defaults:
-            defaults["base_alpha"] = defaults["alpha"]
+        for name in defaults.keys() & values.keys():
+            defaults[f"base_{name}"] = defaults[name]
             for group in base.param_groups:
-                group["base_alpha"] = group.pop("alpha")
-        defaults["alpha"] = alpha
-        super().__init__(base.param_groups, defaults)
+                group[f"base_{name}"] = group.pop(name)
+        super().__init__(base.param_groups, {**defaults, **values})
         self.state = base.state
         self._share()
         for name in SHARED_HOOKS:
@@ -260,7 +261,7 @@ class FPTT(Optimizer):
 
     @torch.no_grad()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its "alpha" is FPTT's unless the base has one of its own (then "base_alpha" is the base's).
+        """Add a group; its "alpha", "beta", … are FPTT's (of a base with an "alpha" of its own that is "base_alpha").
 
         Raises:
             ValueError: a half-precision or complex parameter, `maximize=True` or `differentiable=True`.
@@ -268,7 +269,7 @@ class FPTT(Optimizer):
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
-            require_alpha(self.param_groups[-1]["alpha"])
+            check_values(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -285,7 +286,7 @@ class FPTT(Optimizer):
         final: dict[str, Any] = {}
 
         def complete(optimizer: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            final.update(given, param_groups=list(map(self._with_alpha, given["param_groups"], self.param_groups)))
+            final.update(given, param_groups=list(map(_with_own, given["param_groups"], self.param_groups)))
             return final
 
         handle = self.register_load_state_dict_pre_hook(complete)  # the last one: it sees what other hooks made
@@ -303,12 +304,6 @@ class FPTT(Optimizer):
                 if value is not None:
                     wide = torch.promote_types(value.dtype, torch.float32)
                     self.state[p][name] = value.detach().to(device=p.device, dtype=wide, copy=True)
-
-    def _with_alpha(self, saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-        """A loaded group with FPTT's alpha, also where it was saved from the base optimizer alone."""
-        if "base_alpha" in now and "base_alpha" not in saved:
-            return {**saved, "base_alpha": saved["alpha"], "alpha": now["alpha"]}
-        return {"alpha": now["alpha"], **saved}
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy made within `at_center` has W̄ for its own weights: there is nothing that would come back.
@@ -371,3 +366,11 @@ class FPTT(Optimizer):
                 f"{call}() inside at_center(): what it did to the weights would be lost, since those of before come "
                 "back when the context ends: leave the context first"
             )
+
+
+def _with_own(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """A loaded group with FPTT's hyper-parameters, also where it was saved from the base optimizer alone."""
+    for name in GROUPED:
+        if f"base_{name}" in now and f"base_{name}" not in saved:
+            saved = {**saved, f"base_{name}": saved[name], name: now[name]}
+    return {**{name: now[name] for name in GROUPED}, **saved}

@@ -13,7 +13,7 @@ from fptt_dist.algorithm.checks import require, require_wide
 from fptt_dist.algorithm.consensus_term import ConsensusTerm
 from fptt_dist.algorithm.preconditioner import preconditioner, reference_rate, rounding_gain
 from fptt_dist.algorithm.slow_state import REFERENCE_RATE, Active, SlowState
-from fptt_dist.algorithm.update import Constants
+from fptt_dist.algorithm.update import GROUPED, Constants
 
 HOOKED = Optimizer.profile_hook_step(lambda: None)  # what torch makes of each class's `step`
 
@@ -43,10 +43,10 @@ def plain_update(
     everything = [p for _, params in active for p in params]
     _check(active, constants)
     slow.forget_only_made(everything)
-    rates = [(group["alpha"], group["lr"]) for group, _ in active]  # those of this update, whatever hooks do
+    settings = [{name: group[name] for name in ("lr", *GROUPED)} for group, _ in active]  # whatever hooks do to them
     references: dict[Tensor, float | Tensor] = {}
     if constants.metric == "preconditioned":
-        references = {p: _reference_rate(slow, constants, group, p) for group, params in active for p in params}
+        references = {p: _reference_rate(slow, group, p) for group, params in active for p in params}
 
     only_made = closure is None and slow.only_makes_state(active)
     if constants.clip_scope == "gradient":
@@ -58,18 +58,18 @@ def plain_update(
     if constants.clip_scope == "total":
         _clip(slow, everything, constants.max_norm, norm_reduce)
     with slow.base_step(everything, only_made=only_made):
-        _step_with_own_alpha(slow.base)
+        _step_with_own_names(slow.base)
 
     for p, rate in references.items():
         slow.base.state[p][REFERENCE_RATE] = rate
     if constants.update_rule == "second_gradient" and closure is not None:
-        _renew_from_second_gradient(slow, constants, active, closure)
+        _renew_from_second_gradient(slow, active, closure)
         return
-    for (_, params), (alpha, lr) in zip(active, rates, strict=True):
+    for (_, params), own in zip(active, settings, strict=True):
         centers, duals = slow.of(params)
-        if constants.update_rule == "proximal" and alpha != 0.0:
-            updates.proximal_step(params, centers, duals, lr=lr, alpha=alpha, **constants.weights)
-        updates.update_dual_and_center(params, centers, duals, beta=constants.beta)
+        if constants.update_rule == "proximal" and own["alpha"] != 0.0:
+            updates.proximal_step(params, centers, duals, lr=own["lr"], alpha=own["alpha"], **updates.weights_of(own))
+        updates.update_dual_and_center(params, centers, duals, beta=own["beta"])
 
 
 def regularizer_gradient(
@@ -79,10 +79,11 @@ def regularizer_gradient(
     params = [p for p in params if slow.has_started(p)]
     if not params or group["alpha"] == 0.0:
         return [], []
-    gradient = updates.regularizer_gradient(params, *slow.of(params), alpha=group["alpha"], **constants.weights)
+    alpha, weights = group["alpha"], updates.weights_of(group)
+    gradient = updates.regularizer_gradient(params, *slow.of(params), alpha=alpha, **weights)
     if constants.metric == "preconditioned":
-        rates = [_reference_rate(slow, constants, group, p) for p in params]
-        gain = rounding_gain(group["alpha"], constants.beta, **constants.weights)
+        rates = [_reference_rate(slow, group, p) for p in params]
+        gain = rounding_gain(alpha, group["beta"], **weights)
         torch._foreach_mul_(gradient, preconditioner(slow.base, group, params, rates, gain))
     return params, gradient
 
@@ -119,17 +120,16 @@ def _clip(
         torch.nn.utils.clip_grads_with_norm_(params, max_norm, norm)
 
 
-def _step_with_own_alpha(base: Optimizer) -> None:
-    """Make the base optimizer's step, with its own "alpha" in place where it has one (RMSprop, ASGD)."""
-    own = [group for group in base.param_groups if "base_alpha" in group]
-    held = [group["alpha"] for group in own]
-    for group in own:
-        group["alpha"] = group["base_alpha"]
+def _step_with_own_names(base: Optimizer) -> None:
+    """Make the base optimizer's step, with its own "alpha" (of RMSprop, ASGD) or the like in place where it has one."""
+    held = [(g, name, g[name]) for g in base.param_groups for name in GROUPED if f"base_{name}" in g]
+    for group, name, _ in held:
+        group[name] = group[f"base_{name}"]
     try:
         _step_without_global_hooks(base)
     finally:
-        for group, alpha in zip(own, held, strict=True):
-            group["alpha"] = alpha
+        for group, name, ours in held:
+            group[f"base_{name}"], group[name] = group[name], ours
 
 
 def _step_without_global_hooks(base: Optimizer) -> None:
@@ -151,9 +151,7 @@ def _step_without_global_hooks(base: Optimizer) -> None:
         hook(base, *arguments)
 
 
-def _renew_from_second_gradient(
-    slow: SlowState, constants: Constants, active: Active, closure: Callable[[], Any]
-) -> None:
+def _renew_from_second_gradient(slow: SlowState, active: Active, closure: Callable[[], Any]) -> None:
     """Set λ' to the same window's gradient at W', which is not clipped, then W̄'."""
     slow.base.zero_grad()
     with torch.enable_grad():
@@ -163,9 +161,9 @@ def _renew_from_second_gradient(
         if params:
             centers, duals = slow.of(params)
             updates.copy(duals, torch._foreach_div(updates.gradients(params), group["alpha"]))
-            updates.update_center(params, centers, duals, beta=constants.beta)
+            updates.update_center(params, centers, duals, beta=group["beta"])
 
 
-def _reference_rate(slow: SlowState, constants: Constants, group: dict[str, Any], param: Tensor) -> float | Tensor:
+def _reference_rate(slow: SlowState, group: dict[str, Any], param: Tensor) -> float | Tensor:
     """Return r of the parameter's coming update; see preconditioner.py."""
-    return reference_rate(slow.base.state.get(param, {}).get(REFERENCE_RATE), group["lr"], constants.beta)
+    return reference_rate(slow.base.state.get(param, {}).get(REFERENCE_RATE), group["lr"], group["beta"])

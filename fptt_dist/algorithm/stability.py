@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from fptt_dist.algorithm.preconditioner import host_number
-from fptt_dist.algorithm.update import Constants
+from fptt_dist.algorithm.update import GROUPED, Constants
 
 
 def spectral_radius(
@@ -116,26 +116,27 @@ def instability(base: Optimizer, group: dict[str, Any], constants: Constants) ->
         group: one of its groups, with α.
         constants: FPTT's.
     """
-    lr, metric, own = host_number(group["lr"]), constants.metric, constants
+    lr, metric = host_number(group["lr"]), constants.metric
     if group["alpha"] == 0.0 or isinstance(lr, Tensor):
         return None
     scale, dynamics = base_dynamics(base, group, lr, metric)
     if dynamics is None:
         return None
-    limit = explicit_limit(own.beta, own.prox_weight, own.dual_weight, **dynamics) / scale
+    beta, prox_weight, dual_weight = group["beta"], group["prox_weight"], group["dual_weight"]
+    limit = explicit_limit(beta, prox_weight, dual_weight, **dynamics) / scale
     if group["alpha"] <= limit * (1.0 + 1e-6):
         return None
     prox = ', or take update_rule="proximal"' if metric == "euclidean" else ""
     return (
         f"alpha={group['alpha']:g} is past the explicit step's stability limit, alpha < {limit:.3g} for "
-        f"{type(base).__name__} with lr={lr:g}, beta={own.beta:g}, "
-        f"prox_weight={own.prox_weight:g}, dual_weight={own.dual_weight:g}: the weights will oscillate. "
+        f"{type(base).__name__} with lr={lr:g}, beta={beta:g}, "
+        f"prox_weight={prox_weight:g}, dual_weight={dual_weight:g}: the weights will oscillate. "
         f"Lower alpha or the learning rate{prox}"
     )
 
 
 class StabilityCheck:
-    """A look at the groups of an optimizer whenever α, η or momentum has changed, with one warning at most.
+    """A look at the groups of an optimizer whenever α, η, β, c, κ or momentum has changed, with one warning at most.
 
     Args:
         constants: FPTT's.
@@ -155,7 +156,7 @@ class StabilityCheck:
         if self._done:
             return
         groups = base.param_groups
-        keys = ("alpha", "momentum", "dampening", "nesterov", "betas")
+        keys = (*GROUPED, "momentum", "dampening", "nesterov", "betas")
         seen = [[_comparable(group["lr"]), *map(group.get, keys)] for group in groups]
         if seen == self._seen:
             return

@@ -8,31 +8,30 @@
 Independent of optimizers, graphs and process groups: the same code runs on full tensors, flat shards and DTensors.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Tensors = list[Tensor]
+GROUPED = ("alpha", "beta", "dual_weight", "prox_weight")  # FPTT's own hyper-parameters of a group
 
 
 @dataclass(frozen=True)
 class Constants:
     """FPTT's own hyper-parameters that are equal for all groups; see `FPTT`."""
 
-    beta: float
-    dual_weight: float
-    prox_weight: float
     update_rule: str
     metric: str
     max_norm: float | None
     clip_scope: str
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """Return c and κ, as keyword arguments."""
-        return {"prox_weight": self.prox_weight, "dual_weight": self.dual_weight}
+
+def weights_of(group: Mapping[str, Any]) -> dict[str, float]:
+    """Return c and κ of a group, as keyword arguments."""
+    return {"prox_weight": group["prox_weight"], "dual_weight": group["dual_weight"]}
 
 
 def gradients(params: Iterable[Tensor]) -> Tensors:

@@ -15,8 +15,8 @@ class OptimizerView(Protocol):
     """The optimizer as the engine sees it.
 
     Attributes:
-        param_groups: torch's.
-        constants: FPTT's: `beta`, and `update_rule`, "second_gradient" where u is not updated by u ← u − (W' − W̄).
+        param_groups: torch's, with FPTT's `beta`.
+        constants: FPTT's `update_rule`, "second_gradient" where u is not updated by u ← u − (W' − W̄).
         consensus_term: receives the second regularizer (`center`, `dual`, `strength` by parameter).
         norm_reduce: receives the function that maps a shard's sum of squares to the full sum.
     """

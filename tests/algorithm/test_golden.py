@@ -43,6 +43,7 @@ def twin(base: Base, optimizer: FPTT, params: list[torch.nn.Parameter]) -> refer
         [groups[p]["lr"] for p in params],
         [groups[p]["alpha"] for p in params],
         options={**base.options, **base.extra},
+        **{name: optimizer.defaults[name] for name in ("beta", "dual_weight", "prox_weight")},
         **asdict(optimizer.constants),
     )
 

@@ -26,7 +26,8 @@ from fptt_dist.algorithm.update import Constants
 # Columns of the coefficients: α; η, for Adam over 1 − β₁ᵗ; √(1 − β₂ᵗ); AdamW's factor on W; for the preconditioned
 # metric √(1 − β₂ᵗ) of the step before, and the reference rate r, infinite where the regularizer's gradient is 0.
 ALPHA, STEP, ROOT, DECAY, ROOT_BEFORE, REFERENCE = range(6)
-CONSTANT = ("betas", "eps", "momentum", "dampening", "nesterov", "weight_decay")  # of a group: compiled in
+# Of a group, compiled in:
+CONSTANT = ("betas", "eps", "momentum", "dampening", "nesterov", "weight_decay", "beta", "dual_weight", "prox_weight")
 DECOUPLED = "decoupled_weight_decay"  # whether the weights decay apart from the gradient, as AdamW's
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "momentum": ("momentum_buffer",), "sgd": ()}
 
@@ -46,6 +47,9 @@ class Rule:
         dampening: SGD's.
         nesterov: SGD's.
         weight_decay: what is added to the gradient, times W; AdamW's own is a coefficient.
+        beta: FPTT's β.
+        dual_weight: κ.
+        prox_weight: c.
     """
 
     kind: Literal["adam", "momentum", "sgd"]
@@ -55,6 +59,9 @@ class Rule:
     dampening: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    beta: float = 0.5
+    dual_weight: float = 1.0
+    prox_weight: float = 1.0
 
 
 def refusal(base: Optimizer, update: str) -> str | None:
@@ -72,15 +79,17 @@ def refusal(base: Optimizer, update: str) -> str | None:
 
 def rule_of(group: Group) -> Rule:
     """The constants of a group of SGD, Adam or AdamW."""
+    own = {"beta": group["beta"], "dual_weight": group["dual_weight"], "prox_weight": group["prox_weight"]}
     if "betas" in group:
         decay = 0.0 if group[DECOUPLED] else group["weight_decay"]
-        return Rule("adam", betas=tuple(group["betas"]), eps=group["eps"], weight_decay=decay)
+        return Rule("adam", betas=tuple(group["betas"]), eps=group["eps"], weight_decay=decay, **own)
     return Rule(
         "momentum" if group["momentum"] else "sgd",
         momentum=group["momentum"],
         dampening=group["dampening"],
         nesterov=group["nesterov"],
         weight_decay=group["weight_decay"],
+        **own,
     )
 
 
@@ -161,11 +170,10 @@ class Kernel:
     def _regularizer_gradient(self, each: dict[str, Tensor], rule: Rule, rate: Tensor) -> Tensor:
         """α D [c (W − W̄) − κ u]."""
         alpha, like = rate[ALPHA], each["w"].dtype
-        regularizer = (each["w"] - each["center"]) * (alpha * self.constants.prox_weight).to(like)
-        regularizer = regularizer - each["dual"] * (alpha * self.constants.dual_weight).to(like)
+        regularizer = (each["w"] - each["center"]) * (alpha * rule.prox_weight).to(like)
+        regularizer = regularizer - each["dual"] * (alpha * rule.dual_weight).to(like)
         if self.constants.metric == "preconditioned":
-            own = self.constants
-            gain = rounding_gain(1.0, own.beta, own.prox_weight, own.dual_weight) * torch.finfo(like).eps
+            gain = rounding_gain(1.0, rule.beta, rule.prox_weight, rule.dual_weight) * torch.finfo(like).eps
             divisor = torch.maximum(each["w"].abs() * (alpha * gain).to(like), rate[REFERENCE].to(like))
             root = each["moment1"].sqrt() / rate[ROOT_BEFORE].to(like)
             regularizer = regularizer * ((root + rule.eps) / divisor)
@@ -184,7 +192,7 @@ class Kernel:
             g = g + rule.weight_decay * w
         moved = _adam(each, rule, rate, g) if rule.kind == "adam" else _sgd(each, rule, rate, g)
         dual = each["dual"] - (moved - each["center"])
-        center = (1.0 - self.constants.beta) * each["center"] + self.constants.beta * (moved - dual)
+        center = (1.0 - rule.beta) * each["center"] + rule.beta * (moved - dual)
         w.copy_(moved)
         each["dual"].copy_(dual)
         each["center"].copy_(center)

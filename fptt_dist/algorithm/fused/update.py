@@ -152,7 +152,7 @@ class FusedUpdate:
         for group, states in zip(groups, self._by_group(), strict=True):
             lr, rates = float(group["lr"]), [states[0].get(REFERENCE_RATE, 0.0) if states else 0.0]
             for _ in range(updates):
-                rates.append(float(reference_rate(rates[-1], lr, self._constants.beta)))
+                rates.append(float(reference_rate(rates[-1], lr, group["beta"])))
             found.append(rates[1:])
         return found
 
@@ -216,7 +216,9 @@ class FusedUpdate:
             return True
         self._kernels += 1
         if self._kernels > MOST_KERNELS:
-            return self.give_up("betas, momentum or weight decay change from update to update")
+            return self.give_up(
+                "betas, momentum, weight decay, or FPTT's beta or weights, change from update to update"
+            )
         owner = [row for row, group in enumerate(groups) for _ in group["params"]]
         try:
             rules = [rule_of(groups[row]) for row in owner]

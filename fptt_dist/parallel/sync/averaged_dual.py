@@ -77,7 +77,10 @@ class AveragedDual(SyncRule):
             if self.slow:
                 apart = torch._foreach_sub(params, means)
                 torch._foreach_add_(duals, apart)
-                torch._foreach_add_(centers, apart, alpha=-2.0 * self.optimizer.constants.beta)
+                start = 0
+                for group in self.optimizer.param_groups:
+                    own = slice(start, start := start + len(group["params"]))
+                    torch._foreach_add_(centers[own], apart[own], alpha=-2.0 * group["beta"])
             torch._foreach_copy_(params, means)
         else:
             torch._foreach_copy_([*centers, *duals], means[: 2 * len(params)])
