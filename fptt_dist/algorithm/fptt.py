@@ -73,7 +73,8 @@ class FPTT(Optimizer):
 
     Attributes:
         constants: the arguments from `update_rule` to `clip_scope`.
-        fused_update: what runs the fused update; None without `fused`.
+        fused_update: what runs the fused update; None without `fused`. Its `problem` says why no update is fused any
+            more, its `waiting` why the last one was not.
         norm_reduce: maps this worker's sum of squares (0-dim float64) to the global one; for sharded parameters.
         consensus_term: a second regularizer (consensus between workers); the metric does not multiply its gradient.
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._inductor import config as inductor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import Parameter
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
@@ -130,6 +133,8 @@ def test_a_parameter_without_a_gradient_is_left_alone(calls: list[Kernel]) -> No
         assert same_bits(before, snapshot(optimizer, params[1:2]))
         drive(optimizer, params, 5, 8)
         ends.append(snapshot(optimizer, params))
+        if fused:
+            assert engine(optimizer).waiting == "parameters have had different numbers of steps"
     assert len(calls) == 3
     near(*ends)
 
@@ -313,3 +318,37 @@ def test_what_comes_up_later_is_said_once(change: Any, message: str, caplog: pyt
     drive(optimizer, params, 0, 4)
     assert message in str(engine(optimizer).problem)
     assert len(caplog.records) == 1
+
+
+def test_shards_are_left_to_the_plain_path_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ends = []
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for fused in (True, False):
+            params = [Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in parameters()]
+            optimizer = FPTT(Adam(params, lr=0.05), alpha=0.4, fused=fused)
+            for t in range(3):
+                gradients = noise(t, parameters())
+                set_gradients(params, [distribute_tensor(g, mesh, [Shard(0)]) for g in gradients])
+                optimizer.step()
+            ends.append([p.full_tensor().detach() for p in params])  # type: ignore[attr-defined]
+            assert ("DTensor" in str(engine(optimizer).problem)) if fused else optimizer.fused_update is None
+    finally:
+        dist.destroy_process_group()
+    assert same_bits(*ends)
+    assert len(caplog.records) == 1
+    assert "the update is not fused: weights or gradients are no plain tensors but DTensor" in caplog.text
+
+
+def test_a_parameter_that_never_has_a_gradient_is_said_once_and_readable(caplog: pytest.LogCaptureFixture) -> None:
+    params = parameters()
+    optimizer = FPTT(Adam(params, lr=0.05), fused=True, **OPTIONS)
+    for t in range(4):
+        set_gradients(params, [*noise(t, params)[:2], None])
+        optimizer.step()
+    assert engine(optimizer).problem is None
+    assert engine(optimizer).waiting == "a parameter has no gradient, or a sparse one"
+    assert [r.getMessage() for r in caplog.records] == [
+        "the update is not fused as long as a parameter has no gradient, or a sparse one"
+    ]

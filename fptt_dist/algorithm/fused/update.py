@@ -34,10 +34,13 @@ class FusedUpdate:
 
     Attributes:
         problem: the reason why no update is fused any more, or None.
+        waiting: the reason why the last update was not, though later ones may be, or None.
     """
 
     def __init__(self, slow: SlowState, constants: Constants) -> None:
         self.problem: str | None = None
+        self.waiting: str | None = None
+        self._said: set[str] = set()
         self._slow = slow
         self._constants = constants
         self._kernel: Kernel | None = None
@@ -46,9 +49,6 @@ class FusedUpdate:
         self._kernels = 0
         self._rows: list[Tensor] | None = None
         self.forget()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FusedUpdate, (self._slow, self._constants)  # a copy compiles its own
 
     def forget(self) -> None:
         """Look at all tensors again before the next update."""
@@ -82,10 +82,15 @@ class FusedUpdate:
             return self.give_up("a consensus term (worker duals), or sharded weights")
         if self._slow.base._optimizer_step_pre_hooks or self._slow.base._optimizer_step_post_hooks:
             return self.give_up("the base optimizer has hooks")
-        gradients = [p.grad for group in groups for p in group["params"]]
-        dense = [g if g.is_contiguous() else g.contiguous() for g in gradients if g is not None and _is_plain(g)]
-        if len(dense) < len(gradients) or not self._ready():
-            self.forget()  # the plain update may step some parameters and not others
+        params = self._slow.params
+        gradients = [p.grad for p in params if p.grad is not None]
+        other = next((t for t in chain(params, gradients) if not _is_plain(t)), None)
+        if other is not None and other.layout == torch.strided:
+            return self.give_up(f"weights or gradients are no plain tensors but {type(other).__name__}, such as shards")
+        dense = [g if g.is_contiguous() else g.contiguous() for g in gradients if _is_plain(g)]
+        if len(dense) < len(params):
+            return self._wait("a parameter has no gradient, or a sparse one")
+        if not self._ready():
             return False
         rows = self._rows
         rates = self._coefficients(1)[0].to(self._params[0].device) if rows is None else rows.pop(0)
@@ -93,6 +98,7 @@ class FusedUpdate:
             return False
         assert self._kernel is not None
         self._kernel([*self._params, *dense, *self._state], rates)
+        self.waiting = None
         if self._rows is None:
             self.count(1)
         return True
@@ -101,6 +107,15 @@ class FusedUpdate:
         """Fuse nothing any more, and say why."""
         self.problem = problem
         LOG.warning("the update is not fused: %s", problem)
+        return False
+
+    def _wait(self, reason: str) -> bool:
+        """Leave updates to the plain path as long as there is a reason, and say so the first time."""
+        self.forget()  # the plain update may step some parameters and not others
+        self.waiting = reason
+        if reason not in self._said:
+            self._said.add(reason)
+            LOG.warning("the update is not fused as long as %s", reason)
         return False
 
     @torch.no_grad()
@@ -164,11 +179,14 @@ class FusedUpdate:
     def _ready(self) -> bool:
         """Return whether all tensors are those that were looked at, and each group has one reference rate."""
         if not (self._knows() or self._look()):
+            self.forget()
             return False
         if self._constants.metric != "preconditioned":
             return True
         rates = [{each.get(REFERENCE_RATE, 0.0) for each in states} for states in self._by_group()]
-        return all(len(own) <= 1 and all(isinstance(rate, float) for rate in own) for own in rates)
+        if all(len(own) <= 1 and all(isinstance(rate, float) for rate in own) for own in rates):
+            return True
+        return self._wait("parameters of one group have different reference rates")
 
     def _knows(self) -> bool:
         """Return whether all tensors are still those that were looked at."""
@@ -200,7 +218,7 @@ class FusedUpdate:
         if not (alike and together and wide and all(t.device.type == "cpu" for t in steps)):
             return self.give_up("weights and state are not dense tensors of one type on one device, counts on the host")
         if len(set(map(float, steps))) > 1:
-            return False
+            return self._wait("parameters have had different numbers of steps")
         self._params, self._state, self._steps = params, tensors, steps
         self._dictionaries = [state[p] for p in params]
         self._places = [(state[p], name) for name in (*names, *counted) for p in params]
