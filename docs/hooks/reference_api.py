@@ -11,7 +11,7 @@ Shapes: S steps, B sequences, C classes, K windows of a sequence of T steps.
 
 TORCHS = ("lstm", "gru", "rnn")  # documented there
 SECTIONS = {
-    "The optimizer": ("fptt_dist.FPTT",),
+    "The optimizer": ("fptt_dist.FPTT", "fptt_dist.algorithm.slow_weights.SlowWeights"),
     "Windows and losses": (
         "fptt_dist.window_slices",
         "fptt_dist.algorithm.windows.sequence_windows",

@@ -20,15 +20,13 @@ update.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fptt_dist.algorithm import update as updates
 from fptt_dist.algorithm.checks import check_base, check_group, check_options, check_values
 from fptt_dist.algorithm.consensus_term import ConsensusTerm
 from fptt_dist.algorithm.fused.kernel import refusal
@@ -36,6 +34,7 @@ from fptt_dist.algorithm.fused.update import FusedUpdate
 from fptt_dist.algorithm.plain_update import plain_update
 from fptt_dist.algorithm.preconditioner import host_number
 from fptt_dist.algorithm.slow_state import ALPHA_OF_DUAL, CENTER, OURS, SCALED_DUAL, SlowState
+from fptt_dist.algorithm.slow_weights import SlowWeights
 from fptt_dist.algorithm.stability import StabilityCheck
 from fptt_dist.algorithm.update import GROUPED, Constants
 
@@ -45,7 +44,7 @@ SHARED_HOOKS = [
 ]
 
 
-class FPTT(Optimizer):
+class FPTT(SlowWeights):
     """Forward propagation through time around any base optimizer.
 
     Call `backward()` on each window's loss and then `step()`, K times along a sequence. The base optimizer's groups and
@@ -132,7 +131,6 @@ class FPTT(Optimizer):
         self._slow = SlowState(base)
         self.fused_update = FusedUpdate(self._slow, self.constants) if fused else None
         self._stability = StabilityCheck(self.constants)
-        self._shows_others = False  # the parameters have other weights than W, see `swapped_weights`
 
         defaults = dict(base.defaults)
         for name in defaults.keys() & values.keys():
@@ -167,7 +165,8 @@ class FPTT(Optimizer):
             The value of the closure's first call; None without a closure.
 
         Raises:
-            RuntimeError: within `at_center`; a sparse gradient; update_rule="second_gradient" without a closure.
+            RuntimeError: within `at_center`, or after `eval`; a sparse gradient; no closure with
+                update_rule="second_gradient".
             ValueError: a half-precision parameter.
         """
         self._require_own_weights("step")
@@ -188,46 +187,6 @@ class FPTT(Optimizer):
         if self.fused_update is None or not self.fused_update.run(plain_only=plain_only):
             plain_update(slow, self.constants, self.consensus_term, self.norm_reduce, closure)
         return loss
-
-    @torch.no_grad()
-    def reset_to_center(self, *, weights: bool = True, dual: bool = True) -> None:
-        """Reset at the end of an epoch: W ← W̄ (`weights`) and u ← 0 (`dual`); the base keeps its optimizer state.
-
-        Raises:
-            RuntimeError: within `at_center`.
-        """
-        self._require_own_weights("reset_to_center")
-        params = self.slow.started
-        if not params:
-            return
-        centers, duals = self.slow.of(params)
-        if weights:
-            updates.copy(params, centers)
-        if dual:
-            torch._foreach_zero_(duals)
-
-    def at_center(self) -> AbstractContextManager[None]:
-        """Within the context the model computes with W̄; W is back, bit for bit, on leaving, also on an exception.
-
-        `step`, `reset_to_center` and `load_state_dict` raise RuntimeError there: their effect on W would be lost.
-        """
-        params = self.slow.started
-        return self.swapped_weights(params, self.slow.of(params)[0])
-
-    @contextmanager
-    def swapped_weights(self, params: list[Tensor], values: list[Tensor]) -> Iterator[None]:
-        """Within the context `params` have `values`, one for each; otherwise `at_center`, with other weights."""
-        outer = self._shows_others
-        with torch.no_grad():
-            weights = [p.detach().clone() for p in params]
-            updates.copy(params, values)
-        self._shows_others = True
-        try:
-            yield
-        finally:
-            self._shows_others = outer
-            with torch.no_grad():
-                updates.copy(params, weights)
 
     @property
     def slow(self) -> SlowState:
@@ -278,12 +237,14 @@ class FPTT(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state; W̄ and u keep their own precision and are copied, whatever the parameters' type is now.
 
-        The state of the base optimizer alone is taken too: W̄ then starts at the weights of the next step.
+        The state of the base optimizer alone is taken too: W̄ then starts at the weights of the next step. A state saved
+        after `eval` has W in it, which the next `train()` brings back.
 
         Raises:
             RuntimeError: within `at_center`.
         """
-        self._require_own_weights("load_state_dict")
+        self._require_no_context("load_state_dict")
+        self.train()
         final: dict[str, Any] = {}
 
         def complete(optimizer: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
@@ -355,18 +316,6 @@ class FPTT(Optimizer):
         finally:
             self._share_hooks()
         self.state, self.param_groups = self.base.state, self.base.param_groups
-
-    def _require_own_weights(self, call: str) -> None:
-        """Refuse a call where the parameters have other weights for a time.
-
-        Raises:
-            RuntimeError: within `at_center` or `swapped_weights`.
-        """
-        if self._shows_others:
-            raise RuntimeError(
-                f"{call}() inside at_center(): what it did to the weights would be lost, since those of before come "
-                "back when the context ends: leave the context first"
-            )
 
 
 def _with_own(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from fptt_dist.algorithm.preconditioner import host_number
 
 CENTER, SCALED_DUAL = "center", "scaled_dual"
 REFERENCE_RATE = "reference_rate"  # preconditioned metric only: r, a number beside W̄ and u
-OURS = {CENTER, SCALED_DUAL, REFERENCE_RATE}
+WEIGHTS = "weights"  # between `eval` and `train` only: W, while the parameters hold W̄
+OURS = {CENTER, SCALED_DUAL, REFERENCE_RATE, WEIGHTS}
 ALPHA_OF_DUAL = "alpha_of_dual"  # of a group, second_gradient only: the α that turned its gradient into u
 
 Active = list[tuple[dict[str, Any], list[Tensor]]]

@@ -80,6 +80,13 @@ def test_sharded_parameters_follow_the_whole_ones(subtests: pytest.Subtests, mes
                 assert (whole(q) - plain.center(q)).abs().max() > 1e-4
             with optimizer.at_center():
                 assert torch.equal(whole(params[0]), whole(optimizer.center(params[0])))
+            weights = [whole(p).clone() for p in params]
+            optimizer.eval()
+            assert torch.equal(whole(params[0]), whole(optimizer.center(params[0])))
+            optimizer.train()
+            assert all(torch.equal(whole(p), value) for p, value in zip(params, weights, strict=True))
+            optimizer.reset_to_weights()
+            assert torch.equal(whole(optimizer.center(params[0])), weights[0])
 
 
 def test_sharded_weights_are_reset_to_the_center(mesh: DeviceMesh) -> None:
