@@ -31,6 +31,7 @@ from fptt_dist.algorithm.checks import check_base, check_group, check_options, c
 from fptt_dist.algorithm.consensus_term import ConsensusTerm
 from fptt_dist.algorithm.fused.kernel import refusal
 from fptt_dist.algorithm.fused.update import FusedUpdate
+from fptt_dist.algorithm.over import over
 from fptt_dist.algorithm.plain_update import plain_update
 from fptt_dist.algorithm.preconditioner import host_number
 from fptt_dist.algorithm.slow_state import ALPHA_OF_DUAL, CENTER, OURS, SCALED_DUAL, SlowState
@@ -142,6 +143,26 @@ class FPTT(SlowWeights):
         self._share()
         for name in SHARED_HOOKS:
             setattr(self, name, getattr(base, name))
+
+    @classmethod
+    def over(cls, base: type[Optimizer], **options: Any) -> type[Any]:
+        """Return a class that is constructed as `base` is, for programs that construct the optimizer themselves.
+
+        It is a subclass of FPTT named after both, `FPTTAdam` for Adam. It can be pickled, and so can its instances.
+
+        Args:
+            base: the class of the base optimizer.
+            options: FPTT's own arguments, from `alpha` to `fused`.
+
+        Raises:
+            TypeError: `base` is no class of optimizers, or an option is missing or unknown.
+
+        Examples:
+            >>> import torch
+            >>> FPTTAdam = FPTT.over(torch.optim.Adam, alpha=0.5)
+            >>> optimizer = FPTTAdam([torch.zeros(3, requires_grad=True)], lr=1e-3)
+        """
+        return over(cls, base, options)
 
     @overload
     def step(self, closure: None = None) -> None: ...
