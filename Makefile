@@ -1,6 +1,7 @@
 # `make train` and `make test` need nothing before them: each creates .venv and installs what is pinned.
 PYTHON ?= python3
 BIN := .venv/bin
+CLIENTS := .venv-clients
 RUNS := runs/add_task
 # Processes that run tests side by side.
 JOBS ?= 2
@@ -44,9 +45,17 @@ test-all: check run-tests
 run-tests: install
 	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not clients" --hypothesis-profile=full $(TESTS)
 
-# FPTT in other programs: Lightning, Accelerate, snnTorch, statsmodels.
-test-clients: install
+# FPTT in other programs: the examples with Lightning, Accelerate, snnTorch, statsmodels; then Lightning, Hugging Face's
+# Trainer, Accelerate, skorch and ignite in an environment of their own, whose versions cannot move those of the others.
+test-clients: install $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -m "clients and not gpu" tests/examples
+	$(CLIENTS)/bin/python -m pytest -m "clients and not gpu" tests/clients
+	$(BIN)/pyright --project tests/clients
+
+$(CLIENTS)/.installed: pyproject.toml constraints-clients.txt
+	test -d $(CLIENTS) || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -c constraints-clients.txt -e '.[clients]'
+	touch $@
 
 # Neither is part of CI. The mutation run takes hours, and continues where it was stopped.
 coverage: install
@@ -59,4 +68,4 @@ mutation: install
 	$(BIN)/python -m tests.mutation runs/mutation
 
 clean:
-	rm -rf .venv .coverage* build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(CLIENTS) .coverage* build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

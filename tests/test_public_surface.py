@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fptt_dist
+import fptt_dist.integrations
 from fptt_dist.config import Config
 from tests.test_cli import COMMANDS
 
@@ -40,6 +41,13 @@ def test_the_arguments() -> None:
             "fused",
         ),
     ]
+
+
+def test_the_integrations_wait_for_their_frameworks() -> None:
+    assert fptt_dist.integrations.__all__ == ["LightningCenter", "TrainerCenter"]
+    code = "import sys, fptt_dist.integrations; print({'torch', 'lightning', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_the_sections_of_a_configuration() -> None:

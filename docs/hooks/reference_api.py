@@ -25,6 +25,10 @@ SECTIONS = {
         "fptt_dist.algorithm.target_estimates.ClassMeanEstimate",
         "fptt_dist.algorithm.target_estimates.ExampleEstimate",
     ),
+    "In other frameworks": (
+        "fptt_dist.integrations.lightning_callback.LightningCenter",
+        "fptt_dist.integrations.trainer_callback.TrainerCenter",
+    ),
     "Schedules of α": (
         "fptt_dist.algorithm.schedules.constant",
         "fptt_dist.algorithm.schedules.linear",
