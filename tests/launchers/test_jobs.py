@@ -278,8 +278,8 @@ def test_a_folder_that_is_no_run_does_not_hide_the_others(
     (runs / "thesis" / "config.yaml").write_text("title: mine\n")
     (runs / "nothing").mkdir()
     (runs / "nothing" / "config.yaml").write_text("algorithm: fptt\ntask: {name: adding}\ntrain: 3\n")
-    (runs / "torn").mkdir()
-    (runs / "torn" / "job.json").write_text('{"job": "1')
+    (runs / "truncated").mkdir()
+    (runs / "truncated" / "job.json").write_text('{"job": "1')
     with caplog.at_level(logging.WARNING):
         assert {"finished", "interrupted"} <= set(by_name(runs))
     assert f"{runs / 'thesis'} cannot be read as a run's folder" in caplog.text
