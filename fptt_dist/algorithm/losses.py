@@ -32,7 +32,14 @@ class WindowLoss:
     loss_steps: Literal["last", "all"] = "last"
 
     def __call__(
-        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+        self,
+        output: Tensor,
+        target: Tensor,
+        window: Window,
+        *,
+        examples: Tensor | None = None,
+        observe: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """ℓ_k as a 0-dim tensor.
 
@@ -42,6 +49,8 @@ class WindowLoss:
             window: which window this is.
             examples: global ids of the examples (B,), where an estimate is kept by example.
             observe: whether this pass counts for the estimate of the next epoch.
+            lengths: (B,) steps of each sequence, where they differ. Then the mean is over the sequences (or steps) that
+                have a step in this window, and `output` has all its steps.
         """
         raise NotImplementedError
 
@@ -73,6 +82,32 @@ class WindowLoss:
         return {}
 
 
+def in_sequence(window: Window, lengths: Tensor) -> Tensor:
+    """Return which of a window's steps are no padding (S, B), given the sequences' lengths (B,)."""
+    steps = torch.arange(window.steps, device=lengths.device).unsqueeze(1)
+    return steps < window.real_steps(lengths)
+
+
+def at_last_step(output: Tensor, window: Window, lengths: Tensor) -> Tensor:
+    """Return the outputs (B, C) at each sequence's last step in the window, from all of them (S, B, C).
+
+    Of a sequence that has none there, the first step's, which is not to be used.
+    """
+    last = (window.real_steps(lengths) - 1).clamp(min=0)
+    return output[last, torch.arange(output.shape[1], device=output.device)]
+
+
+def progress(window: Window, lengths: Tensor) -> Tensor:
+    """Return the part of each sequence (B,) that has been read at the window's end, in (0, 1]."""
+    return lengths.clamp(max=window.part.stop) / lengths.clamp(min=1)
+
+
+def _mean_of_present(values: Tensor, window: Window, lengths: Tensor) -> Tensor:
+    """Return the mean of `values` (B,) over the sequences that have a step in the window; 0 if none has."""
+    present = window.real_steps(lengths) > 0
+    return values.masked_fill(~present, 0.0).sum() / present.sum().clamp(min=1)
+
+
 class SequenceLoss(WindowLoss):
     """A class per step: the mean cross-entropy over the window's steps and the batch.
 
@@ -83,9 +118,18 @@ class SequenceLoss(WindowLoss):
     loss_steps = "all"
 
     def __call__(
-        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+        self,
+        output: Tensor,
+        target: Tensor,
+        window: Window,
+        *,
+        examples: Tensor | None = None,
+        observe: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """ℓ_k from logits (S, B, C) and classes (S, B), −100 for padding."""
+        if lengths is not None:
+            target = target.masked_fill(~in_sequence(window, lengths), IGNORED)
         loss = functional.cross_entropy(output.flatten(0, 1), target.flatten(0, 1), ignore_index=IGNORED)
         return torch.where((target == IGNORED).all(), 0.0, loss)  # the mean over nothing is NaN
 
@@ -94,10 +138,66 @@ class RegressionLoss(WindowLoss):
     """A value per sequence: β_k times the mean squared error at the window's last step."""
 
     def __call__(
-        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+        self,
+        output: Tensor,
+        target: Tensor,
+        window: Window,
+        *,
+        examples: Tensor | None = None,
+        observe: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """ℓ_k from outputs (S, B, D) and values (B, D)."""
-        return functional.mse_loss(output[-1], target) * (window.index / window.count)
+        if lengths is None:
+            return functional.mse_loss(output[-1], target) * (window.index / window.count)
+        error = (at_last_step(output, window, lengths) - target).square().flatten(1).mean(1)
+        return _mean_of_present(error * progress(window, lengths), window, lengths)
+
+
+class StepRegressionLoss(WindowLoss):
+    """A value, or several, per step: the mean squared error over the window's steps and the batch."""
+
+    terminal = False
+    loss_steps = "all"
+
+    def __call__(
+        self,
+        output: Tensor,
+        target: Tensor,
+        window: Window,
+        *,
+        examples: Tensor | None = None,
+        observe: bool = True,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """ℓ_k from outputs (S, B, D) and values (S, B, D)."""
+        if lengths is None:
+            return functional.mse_loss(output, target)
+        present = in_sequence(window, lengths)
+        error = (output - target).square().mean(-1).masked_fill(~present, 0.0)
+        return error.sum() / present.sum().clamp(min=1)
+
+
+class MultiLabelLoss(WindowLoss):
+    """Several labels per sequence: β_k times the mean binary cross-entropy at the window's last step."""
+
+    def __call__(
+        self,
+        output: Tensor,
+        target: Tensor,
+        window: Window,
+        *,
+        examples: Tensor | None = None,
+        observe: bool = True,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """ℓ_k from logits (S, B, C) and labels (B, C), each 0 or 1."""
+        if lengths is None:
+            value = functional.binary_cross_entropy_with_logits(output[-1], target)
+            return value * (window.index / window.count)
+        last = at_last_step(output, window, lengths)
+        error = functional.binary_cross_entropy_with_logits(last, target, reduction="none").mean(1)
+        return _mean_of_present(error * progress(window, lengths), window, lengths)
 
 
 class TerminalLoss(WindowLoss):
@@ -128,9 +228,18 @@ class TerminalLoss(WindowLoss):
         self.kl_reduction = kl_reduction
 
     def __call__(
-        self, output: Tensor, target: Tensor, window: Window, *, examples: Tensor | None = None, observe: bool = True
+        self,
+        output: Tensor,
+        target: Tensor,
+        window: Window,
+        *,
+        examples: Tensor | None = None,
+        observe: bool = True,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """ℓ_k from logits (S, B, C) and labels (B,)."""
+        if lengths is not None:
+            return self._of_lengths(output, target, window, examples, observe, lengths)
         logits = output if self.loss_steps == "all" or len(output) == 1 else output[-1:]  # (S, B, C)
         if observe and self.estimate.learns:
             seen = functional.softmax(logits.detach(), dim=-1).mean(0)
@@ -139,6 +248,39 @@ class TerminalLoss(WindowLoss):
             return functional.cross_entropy(logits.squeeze(0), target)
         weights = self._soft_target(target, window, examples).mul_(-1.0 / logits[..., 0].numel())
         return (functional.log_softmax(logits, dim=-1) * weights).sum()
+
+    def _of_lengths(
+        self,
+        output: Tensor,
+        target: Tensor,
+        window: Window,
+        examples: Tensor | None,
+        observe: bool,
+        lengths: Tensor,
+    ) -> Tensor:
+        """ℓ_k where the sequences' lengths differ: β is the part of each that was read, and Q that of the same part."""
+        present = window.real_steps(lengths) > 0
+        read = progress(window, lengths)
+        position = torch.ceil(read * window.count).long().clamp(min=1)  # k of the same relative position
+        trusted = self.estimate(position, target, examples).detach()
+        if self.kl_reduction == "mean":
+            trusted = trusted / trusted.shape[-1]
+        label = torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
+        if self.loss_steps == "last":
+            logits = at_last_step(output, window, lengths).unsqueeze(0)
+            mask, beta = present.unsqueeze(0), read.view(1, -1, 1)
+        else:
+            logits, mask = output, in_sequence(window, lengths)
+            steps = torch.arange(window.part.start + 1, window.part.stop + 1, device=lengths.device)
+            beta = (steps.unsqueeze(1) / lengths.clamp(min=1)).clamp(max=1.0).unsqueeze(-1)
+        if observe and self.estimate.learns:
+            weights = mask.unsqueeze(-1) / mask.sum(0).clamp(min=1).unsqueeze(-1)
+            seen = (functional.softmax(logits.detach(), dim=-1) * weights).sum(0)
+            ids = None if examples is None else examples[present]
+            self.estimate.observe(position[present], target[present], ids, seen[present])
+        soft = torch.lerp(trusted, label, beta.to(trusted.dtype))
+        values = -(functional.log_softmax(logits, dim=-1) * soft).sum(-1).masked_fill(~mask, 0.0)  # (S or 1, B)
+        return _mean_of_present(values.sum(0) / mask.sum(0).clamp(min=1), window, lengths)
 
     def _soft_target(self, target: Tensor, window: Window, examples: Tensor | None) -> Tensor:
         """t, (B, C) with one β for the window, or (S, B, C) with one for each of its steps."""

@@ -21,11 +21,11 @@ class LabelEstimate(Protocol):
 
     learns: bool
 
-    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
-        """Q (B, C) for window `window` (from 1), labels (B,) and global example ids (B,)."""
+    def __call__(self, window: int | Tensor, labels: Tensor, examples: Tensor | None) -> Tensor:
+        """Q (B, C) for `window` (from 1; of all, or (B,) of each), labels (B,) and global example ids (B,)."""
         ...
 
-    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+    def observe(self, window: int | Tensor, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
         """Take note of P̂ (B, C) of this training pass."""
         ...
 
@@ -58,11 +58,11 @@ class UniformEstimate:
     def __init__(self, classes: int) -> None:
         self.table = torch.full((classes,), 1.0 / classes)
 
-    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+    def __call__(self, window: int | Tensor, labels: Tensor, examples: Tensor | None) -> Tensor:
         """Q (B, C), every entry 1/C."""
         return self.table.expand(len(labels), -1)
 
-    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+    def observe(self, window: int | Tensor, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
         """Nothing to learn."""
 
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
@@ -101,14 +101,15 @@ class ClassMeanEstimate:
         self.sums = torch.zeros(windows, classes, classes, dtype=torch.float64)
         self.counts = torch.zeros(windows, classes, dtype=torch.float64)
 
-    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+    def __call__(self, window: int | Tensor, labels: Tensor, examples: Tensor | None) -> Tensor:
         """Q (B, C) of each example's label."""
         return self.table[window - 1, labels]
 
-    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+    def observe(self, window: int | Tensor, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
         """Add P̂ (B, C) to the sums of its labels."""
-        self.sums[window - 1].index_add_(0, labels, probabilities.double())
-        self.counts[window - 1].index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
+        rows = (window - 1) * self.counts.shape[1] + labels
+        self.sums.flatten(0, 1).index_add_(0, rows, probabilities.double())
+        self.counts.view(-1).index_add_(0, rows, torch.ones_like(labels, dtype=torch.float64))
 
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Make the means of this epoch, over all workers, the table of the next."""
@@ -152,11 +153,11 @@ class ExampleEstimate:
         self.table = torch.full((examples, windows, classes), 1.0 / classes)  # (N, K, C)
         self.next = self.table.clone()
 
-    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+    def __call__(self, window: int | Tensor, labels: Tensor, examples: Tensor | None) -> Tensor:
         """Q (B, C) of each example."""
         return self.table[_known(examples), window - 1]
 
-    def observe(self, window: int, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
+    def observe(self, window: int | Tensor, labels: Tensor, examples: Tensor | None, probabilities: Tensor) -> None:
         """Record P̂ (B, C) for the next epoch."""
         self.next[_known(examples), window - 1] = probabilities.to(self.next.dtype)
 

@@ -31,6 +31,10 @@ class Window:
         """Number of steps in the window."""
         return self.part.stop - self.part.start
 
+    def real_steps(self, lengths: Tensor) -> Tensor:
+        """Return how many of the window's steps are in each sequence (B,), given the sequences' lengths (B,)."""
+        return (lengths - self.part.start).clamp(0, self.steps)
+
     @property
     def is_last(self) -> bool:
         """True for the window that ends the sequence."""

@@ -95,6 +95,10 @@ class Engine:
             self.control.observe(total, self.placement.gradients())
             self.sync.before_update(total)
 
+    def update_ranks(self) -> list[int]:
+        """Return the workers whose next update is one: a window without a step on any of them is skipped by all."""
+        return self.sync.update_ranks()
+
     def abandon(self) -> None:
         """Forget the update under way, whose gradients are not wanted."""
         self._loss = None

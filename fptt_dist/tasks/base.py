@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -23,12 +23,17 @@ class Batch:
         inputs: (T, B, I) numbers, or (T, B) ids of symbols (int64).
         targets: (B, …) for one target per sequence, (T, B) for one per step; T may differ from batch to batch.
         examples: (B,) global ids, where the task's examples have one.
+        lengths: (B,) steps of each sequence, on the CPU, where they differ: what lies behind is padding, and counts for
+            nothing. T is at least the longest of the global batch.
+        global_lengths: those of the whole global batch, worker after worker; these are `lengths` where it is None.
     """
 
     inputs: Tensor
     targets: Tensor
     examples: Tensor | None = None
     per_step_targets: bool = False
+    lengths: Tensor | None = None
+    global_lengths: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -39,12 +44,25 @@ class Batch:
         """The sequences of `part`."""
         targets = self.targets[:, part] if self.per_step_targets else self.targets[part]
         examples = None if self.examples is None else self.examples[part]
-        return Batch(self.inputs[:, part], targets, examples, self.per_step_targets)
+        lengths = None if self.lengths is None else self.lengths[part]
+        return replace(self, inputs=self.inputs[:, part], targets=targets, examples=examples, lengths=lengths)
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same sequences on `device`; tensors that are there already are not copied."""
         examples = None if self.examples is None else self.examples.to(device)
-        return Batch(self.inputs.to(device), self.targets.to(device), examples, self.per_step_targets)
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device), examples=examples)
+
+    def without_padding(self) -> "Batch":
+        """Return the same sequences with zeros behind their ends, whatever was there (NaN included)."""
+        if self.lengths is None:
+            return self
+        steps = torch.arange(len(self.inputs), device=self.inputs.device).unsqueeze(1)
+        padding = steps >= self.lengths.to(self.inputs.device)  # (T, B)
+        inputs = self.inputs.masked_fill(padding.unsqueeze(-1) if self.inputs.dim() == 3 else padding, 0)
+        if not self.per_step_targets:
+            return replace(self, inputs=inputs)
+        beyond = padding.reshape(padding.shape + (1,) * (self.targets.dim() - 2))
+        return replace(self, inputs=inputs, targets=self.targets.masked_fill(beyond, 0))
 
     def target(self, part: slice) -> Tensor:
         """Return the targets of the window `part`: those of its steps, or the sequence's."""
@@ -71,6 +89,7 @@ class Task(ABC):
         stateful: whether a batch's last state is the next one's first (streams of text), in training and in the
             batches of an evaluation.
         vocabulary_size: V, where inputs are ids from 0 to V − 1; None where they are features.
+        lengths_differ: whether the sequences of a batch have different lengths, which its `lengths` then say.
         scale_lr_by_length: whether a batch's learning rate is in proportion to its length (Merity et al. 2018).
         unknown_tokens: of a text's "train", "validation" and "test" part: the "share" of tokens that are read as
             "<unk>", and the "commonest" symbols among them with their numbers; as in result.json.
@@ -86,6 +105,7 @@ class Task(ABC):
     higher_is_better: bool
     stateful: bool = False
     vocabulary_size: int | None = None
+    lengths_differ: bool = False
     scale_lr_by_length: bool = False
     unknown_tokens: Mapping[str, Any] = MappingProxyType({})
 
@@ -136,8 +156,15 @@ class Task(ABC):
             batch: the sequences.
         """
 
+    @property
+    def output_steps(self) -> Literal["last", "all"]:
+        """The steps of a window whose outputs the network gives: all where a sequence may end at any."""
+        return "all" if self.lengths_differ else self.loss.loss_steps
+
     def window_metric(self, output: Tensor, target: Tensor) -> Tensor | None:
         """The metric of one window of a training batch (0-dim), where one can be read off; else None.
+
+        Not asked for where sequences have different lengths.
 
         Args:
             output: (S, B, O), the window's outputs.

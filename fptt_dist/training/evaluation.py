@@ -41,7 +41,7 @@ def _outputs(model: nn.Module, task: Task, batch: Batch, state: State) -> tuple[
     outputs, length = [], len(batch.inputs)
     for part in window_slices(length, -(-length // STEPS)):
         output, state = model(batch.inputs[part], state)
-        outputs = [*outputs, output] if task.loss.loss_steps == "all" else [output]
+        outputs = [*outputs, output] if task.output_steps == "all" else [output]
     return torch.cat(outputs), state
 
 
@@ -50,7 +50,7 @@ def _accumulate(
 ) -> None:
     state = None
     for batch in task.evaluation_batches(split, everyone.rank, everyone.world):
-        batch = batch.to(device)
+        batch = batch.to(device).without_padding()
         output, after = _outputs(model, task, batch, state)
         state = after if task.stateful else None
         total, items = task.score(output, batch)

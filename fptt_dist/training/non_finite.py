@@ -1,5 +1,6 @@
 """The end of a run at a non-finite value: the error, and the words that say where it was seen first."""
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,21 +11,43 @@ from fptt_dist.parallel import Communicator
 from fptt_dist.parallel.nan_check import LOSS, SUM, NonFiniteRecord
 from fptt_dist.tasks import Batch
 
+KEPT = 10_000  # batches
+
 
 class NonFiniteError(Exception):
     """A loss or gradient was NaN or infinite; the run stops and its checkpoints stay as they were."""
 
 
-def describe(seen: NonFiniteRecord, updates: int, batches_per_epoch: int, world: int) -> str:
+class UpdateLog:
+    """The updates of the batches trained last, by which an update's batch is found.
+
+    Batches may have different numbers of updates. All workers learn of a non-finite value at the next sync of the flags
+    at the latest, which is not many batches later.
+    """
+
+    def __init__(self) -> None:
+        self._batches: deque[tuple[int, int, int]] = deque(maxlen=KEPT)
+
+    def add(self, batch: int, first: int, updates: int) -> None:
+        """Record a batch, from 0: its first update, and how many it has."""
+        self._batches.append((batch, first, updates))
+
+    def place(self, update: int) -> tuple[int, int, int]:
+        """Return an update's batch, its number in that batch, from 0, and how many updates the batch has."""
+        batch, first, updates = next(each for each in reversed(self._batches) if each[1] <= update)
+        return batch, update - first, updates
+
+
+def describe(seen: NonFiniteRecord, place: tuple[int, int, int], batches_per_epoch: int, world: int) -> str:
     """Return what was not finite, and where it was seen first.
 
     Args:
         seen: the first record of all workers.
-        updates: parameter updates per batch.
+        place: of its update, from `UpdateLog.place`.
         batches_per_epoch: batches per epoch.
         world: number of workers.
     """
-    batch, update = divmod(seen.window, updates)
+    batch, update, updates = place
     window = f"window {update + 1} of {updates}" if updates > 1 else "the update"
     rank = f", on rank {seen.rank}" if world > 1 else ""
     what = seen.tensor if seen.tensor in (LOSS, SUM) else f"the gradient of {seen.tensor}"

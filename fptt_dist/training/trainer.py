@@ -27,7 +27,7 @@ from fptt_dist.training.checkpoint.store import CheckpointStore, Files, validate
 from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
-from fptt_dist.training.non_finite import NonFiniteError, describe, fault_in_data, non_finite
+from fptt_dist.training.non_finite import NonFiniteError, UpdateLog, describe, fault_in_data, non_finite
 from fptt_dist.training.process.resume_hint import resume_hint
 from fptt_dist.training.process.signals import Interrupted, StopFlag, job_end_reason
 from fptt_dist.training.run_dir import Result, RunDirectory, versions
@@ -105,6 +105,7 @@ class Trainer:
             procedure,
             windows=config.windows,
             window_size=config.window_size,
+            window_length=None if config.algorithm == "bptt" else config.fptt.window_length,
             micro_batches=1 if micro is None else (self.share.stop - self.share.start) // micro,
             precision="fp32" if self.engine.placement.computes_in_bf16 else config.train.precision,
         )
@@ -169,6 +170,7 @@ class Trainer:
             wait_for_all=lambda name: self.savers.barrier(name=name),
         )
         self.traffic = TrafficMeter(self.engine)
+        self.update_log = UpdateLog()
         self.state = RunState(
             engine=self.engine,
             network=self.network,
@@ -281,11 +283,14 @@ class Trainer:
         for scheduler in self.schedulers.values():
             scheduler.before_batch(position.batch)
         recorded = (position.batch + 1) % self.config.logging.every_batches == 0
-        batch = self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device)
+        batch = (
+            self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device).without_padding()
+        )
         rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
         with self.engine.placement.collective_errors(), self._rate_in_proportion(len(batch.inputs)):
             result, norms = self.runner.run(batch, self.state.carried, measure=recorded)
             self.engine.after_batch()
+        self.update_log.add(position.batch, position.updates, result.updates)
         self._check_finite()
         if self.task.stateful:
             self.state.carried = [hidden_of(state) for state in result.states]
@@ -293,7 +298,7 @@ class Trainer:
             scheduler.after_batch()
         position.batch += 1
         position.cursor += size
-        position.updates += self.loop.updates
+        position.updates += result.updates
         position.sequences += size
         elapsed = time.perf_counter() - began
         position.seconds += elapsed
@@ -362,10 +367,12 @@ class Trainer:
         if self.engine.control.all_finite():
             return
         seen = self.engine.control.first_non_finite()
-        where = describe(seen, self.loop.updates, self.batches_per_epoch, self.engine.world)
-        epoch, place = divmod(seen.window // self.loop.updates, self.batches_per_epoch)
-        batch = self.task.train_batch(epoch, place * (size := self.config.train.batch_size), size, self.share)
-        fault = fault_in_data(batch, self.loop.passes(len(batch.inputs)), self.engine.everyone)
+        place = self.update_log.place(seen.window)
+        where = describe(seen, place, self.batches_per_epoch, self.engine.world)
+        epoch, number = divmod(place[0], self.batches_per_epoch)
+        size = self.config.train.batch_size
+        batch = self.task.train_batch(epoch, number * size, size, self.share).without_padding()
+        fault = fault_in_data(batch, self.loop.passes_of(batch), self.engine.everyone)
         raise NonFiniteError(f"{where}. {self._way_out(fault)}")
 
     def _check_storable(self, files: Files) -> None:

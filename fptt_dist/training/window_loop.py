@@ -1,6 +1,6 @@
 """One batch: the K windows of its sequences, for FPTT and every baseline."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -28,11 +28,13 @@ class BatchResult:
         window_metrics: (K,) the task's metric of this worker's share at each window; empty where it has none, or the
             batch was not measured.
         states: the state after the last window, detached, one per micro-batch.
+        updates: number of parameter updates, those that were skipped on this worker included.
     """
 
     window_losses: Tensor
     window_metrics: Tensor
     states: list[State]
+    updates: int
 
 
 class ScalarBuffer:
@@ -66,11 +68,13 @@ class WindowLoop:
         procedure: FPTT or a baseline; says what is one pass and when to update.
         windows: K.
         window_size: of all but the last, see `sequence_windows`.
+        window_length: steps of a window, from which K follows for each batch where sequences have different lengths;
+            None: K stays, or is T of a shorter batch.
         micro_batches: number of parts into which a worker's share of the batch is split.
         precision: "fp32", or "bf16" for autocast.
 
     Attributes:
-        updates: parameter updates per batch.
+        updates: parameter updates per batch; of sequences of the usual length, where lengths differ.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class WindowLoop:
         *,
         windows: int,
         window_size: int | None = None,
+        window_length: int | None = None,
         micro_batches: int = 1,
         precision: str = "fp32",
     ) -> None:
@@ -93,6 +98,7 @@ class WindowLoop:
         self.procedure = procedure
         self.windows = windows
         self.window_size = window_size
+        self.window_length = window_length
         self.micro_batches = micro_batches
         self.precision = precision
         self.updates = sum(1 for _ in self.passes(task.length)) if procedure.update_each_window else 1
@@ -100,6 +106,14 @@ class WindowLoop:
     def passes(self, length: int) -> Iterator[list[Window]]:
         """The windows of each forward-and-backward pass over sequences of `length` steps."""
         return self.procedure.passes(length, self.windows, self.window_size)
+
+    def passes_of(self, batch: Batch) -> Iterator[list[Window]]:
+        """The same of a batch, whose longest sequence may be shorter than others where lengths differ."""
+        length = len(batch.inputs)
+        if batch.lengths is None:
+            return self.passes(length)
+        windows = min(self.windows, length) if self.window_length is None else -(-length // self.window_length)
+        return self.procedure.passes(length, windows, self.window_size)
 
     def run(
         self, batch: Batch, states: list[State] | None = None, *, measure: bool = False
@@ -119,26 +133,78 @@ class WindowLoop:
         incoming = [None] * len(parts) if states is None else states
         losses, metrics = ScalarBuffer(), ScalarBuffer()  # metrics of every window, or of none
         norms: dict[str, Tensor] = {}
-        for windows in self.passes(len(batch.inputs)):
+        updates = 0
+        for windows in self.passes_of(batch):
             is_last = windows[-1].is_last
             update = is_last or self.procedure.update_each_window
             outgoing: list[Any] = []
+            updates += update
+            if self.procedure.update_each_window and self._is_padding(batch, windows):
+                losses.extend([torch.zeros((), device=batch.inputs.device)] * len(windows))
+                self.engine.after_update()
+                continue
             window_losses, window_metrics = self._pass(
-                parts, windows, incoming, outgoing, update=update, measure=measure
+                batch, parts, windows, incoming, outgoing, update=update, measure=measure
             )
             losses.extend(window_losses)
             metrics.extend(window_metrics)
             if update:
-                closure = self._closure(parts, windows, list(map(replay_state, incoming, outgoing)))
+                closure = self._closure(batch, parts, windows, list(map(replay_state, incoming, outgoing)))
                 measurement = partial(optimizer_norms, self.optimizer) if measure and is_last else None
                 norms = self.engine.step(closure, measure=measurement)
                 self.engine.after_update()
             incoming = outgoing
         device = batch.inputs.device
-        return BatchResult(losses.values(device), metrics.values(device), incoming), norms
+        return BatchResult(losses.values(device), metrics.values(device), incoming, updates), norms
+
+    def _is_padding(self, batch: Batch, windows: list[Window]) -> bool:
+        """Return whether none of the workers that would do this update together has a step in these windows.
+
+        Adam and the regularizer would move W all the same.
+        """
+        if batch.lengths is None:
+            return False
+        everywhere = batch.lengths if batch.global_lengths is None else batch.global_lengths
+        size, world = len(everywhere), self.engine.world
+        own = [everywhere[rank_slice(size, rank, world)] for rank in self.engine.update_ranks()]
+        return not any(bool((lengths > windows[0].part.start).any()) for lengths in own)
+
+    def _weights(self, batch: Batch, part: Batch, windows: list[Window]) -> tuple[float, list[float]]:
+        """Return the factor of a micro-batch's objective, and those of each ℓ_k in it; 0 where none needs a gradient.
+
+        Where lengths differ, ℓ_k is a mean over the micro-batch's terms in the window: its steps, or with a target per
+        sequence the sequences that have a step there. Its factor is their number over that of the global batch, divided
+        by this worker's share of the sequences: so the workers' mean, weighted by the shares, is that of all terms.
+        """
+        schedule = [self.procedure.weight(window, terminal=self.task.loss.terminal) for window in windows]
+        if part.lengths is None or batch.lengths is None:
+            return part.size / batch.size, schedule
+        everywhere = batch.lengths if batch.global_lengths is None else batch.global_lengths
+        share = batch.size / len(everywhere)
+        if self.procedure.name != "tbptt_accumulated":
+            pairs = zip(schedule, windows, strict=True)
+            counts = [(w, self._terms(part.lengths, window), self._terms(everywhere, window)) for w, window in pairs]
+            return 1.0, [w * own / (max(1, total) * share) for w, own, total in counts]
+        total = len(everywhere) if self.task.loss.terminal else int(everywhere.sum())
+        return 1.0, [self._terms(part.lengths, window) / (total * share) for window in windows]
+
+    def _terms(self, lengths: Tensor, window: Window) -> int:
+        """Return the number of terms of ℓ_k: steps in the window, or sequences with a step there."""
+        steps = window.real_steps(self._counted(lengths, window))
+        return int((steps > 0).sum() if self.task.loss.terminal else steps.sum())
+
+    def _counted(self, lengths: Tensor, window: Window) -> Tensor:
+        """Return the lengths for the loss, 0 of a sequence that does not count in the window.
+
+        Of a target per sequence, `tbptt_accumulated` trains the sequence's last window only.
+        """
+        if self.task.loss.terminal and self.procedure.name == "tbptt_accumulated":
+            return lengths.masked_fill(lengths > window.part.stop, 0)
+        return lengths
 
     def _pass(
         self,
+        batch: Batch,
         parts: list[Batch],
         windows: list[Window],
         incoming: list[State],
@@ -152,21 +218,21 @@ class WindowLoop:
         Returns ℓ_k and the metric of each window (0-dim, means over the micro-batches; no metrics where the task has
         none, or none is asked for).
         """
-        weights = [self.procedure.weight(window, terminal=self.task.loss.terminal) for window in windows]
-        total = sum(part.size for part in parts)
         losses: list[Tensor] = []
         metrics: list[Tensor] = []
         for m, part in enumerate(parts):
-            fraction = part.size / total
-            with torch.set_grad_enabled(any(weights)):
+            fraction, weights = self._weights(batch, part, windows)
+            needed = update or any(weights)
+            with torch.set_grad_enabled(needed):
                 values, scores, state, penalties = self._forward(
                     part, windows, incoming[m], observe=True, measure=measure
                 )
-            if any(weights):
+            if needed:
                 terms = zip(weights, _with(penalties, values), strict=True)
                 objective = _sum([_times(w, term) for w, term in terms])
                 self.engine.backward(_times(fraction, objective), last=update and m == len(parts) - 1)
-            losses = _added(losses, [_times(fraction, value.detach()) for value in values])
+            shown = [fraction] * len(values) if part.lengths is None else weights
+            losses = _added(losses, [_times(f, value.detach()) for f, value in zip(shown, values, strict=True)])
             metrics = _added(metrics, [_times(fraction, score) for score in scores])
             outgoing.append(detach(state))
         return losses, metrics
@@ -180,6 +246,7 @@ class WindowLoop:
         penalty that the network adds to each ℓ_k in the objective.
         """
         values, scores, penalties = [], [], []
+        lengths = None if part.lengths is None else part.lengths.to(part.inputs.device)
         autocast = (
             torch.autocast(part.inputs.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         )
@@ -193,14 +260,18 @@ class WindowLoop:
                 window,
                 examples=part.examples,
                 observe=observe,
+                **({} if lengths is None else {"lengths": self._counted(lengths, window)}),
             )
             values.append(value)
-            score = self.task.window_metric(output.detach(), part.target(window.part)) if measure else None
+            measured = measure and lengths is None
+            score = self.task.window_metric(output.detach(), part.target(window.part)) if measured else None
             if score is not None:
                 scores.append(score)
         return values, scores, state, penalties
 
-    def _closure(self, parts: list[Batch], windows: list[Window], incoming: list[State]) -> Any:
+    def _closure(
+        self, batch: Batch, parts: list[Batch], windows: list[Window], incoming: list[State]
+    ) -> Callable[[], None] | None:
         """Return a closure for a second gradient: the first call finds the gradients, the second computes them."""
         if self.optimizer.constants.update_rule != "second_gradient":
             return None
@@ -211,11 +282,11 @@ class WindowLoop:
             calls += 1
             if calls == 1:
                 return
-            total = sum(part.size for part in parts)
             for m, part in enumerate(parts):
+                fraction, weights = self._weights(batch, part, windows)
                 values, _, _, penalties = self._forward(part, windows, incoming[m], observe=False)
-                objective = _times(part.size / total, _sum(_with(penalties, values)))
-                self.engine.backward(objective, last=m == len(parts) - 1)
+                terms = zip(weights, _with(penalties, values), strict=True)
+                self.engine.backward(_times(fraction, _sum([_times(w, t) for w, t in terms])), last=m == len(parts) - 1)
 
         return closure
 

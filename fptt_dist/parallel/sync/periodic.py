@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fptt_dist.parallel.comm.comm_estimate import CommEstimate
-from fptt_dist.parallel.comm.communicator import Communicator
+from fptt_dist.parallel.comm.communicator import Communicator, GroupCommunicator
 from fptt_dist.parallel.control import Control
 from fptt_dist.parallel.optimizer_view import OptimizerView, Weights
 from fptt_dist.parallel.placement.placement import Placement
@@ -111,6 +111,13 @@ class Consensus(Sync):
             for p in self.placement.stepped():
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
+
+    def update_ranks(self) -> list[int]:
+        """See `Sync.update_ranks`: those of this worker's node, or it alone, except while all train together."""
+        if self._warming or self.rule.needs_every_gradient:
+            return super().update_ranks()
+        together = self.placement.workers if self.intra_node is None else self.intra_node.workers
+        return together.ranks if isinstance(together, GroupCommunicator) else [self.control.everyone.rank]
 
     def after_update(self) -> None:
         """Synchronize when a sync is due."""

@@ -47,6 +47,10 @@ class Sync:
     def after_update(self) -> None:
         """Hook called after each window's update."""
 
+    def update_ranks(self) -> list[int]:
+        """Return the workers whose next update is one: they do it together, or none of them does."""
+        return list(range(self.control.everyone.world))
+
     def after_batch(self) -> None:
         """Make the flags known to all workers that are to be known after each batch."""
         self.share_flags()

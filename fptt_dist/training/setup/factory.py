@@ -123,7 +123,7 @@ def _network(config: Config, task: Task, own: type[nn.Module] | None) -> Network
         layer,
         model.hidden,
         task.outputs,
-        output_steps=task.loss.loss_steps,
+        output_steps=task.output_steps,
         symbols=task.vocabulary_size,
         embedding=None if task.vocabulary_size is None else inputs,
         dropout=model.dropout,
