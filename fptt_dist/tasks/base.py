@@ -176,6 +176,10 @@ class Task(ABC):
         """Tensors that belong to the run and not to its configuration alone, for the checkpoint."""
         return {}
 
+    def validate_state(self, state: Mapping[str, Tensor]) -> str | None:
+        """Return why tensors of a checkpoint cannot be what `state_dict` gave, in words; None if they can."""
+        return unlike(state, self.state_dict())
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Bring back what `state_dict` gave."""
 
@@ -186,3 +190,14 @@ class Task(ABC):
     def value(self, mean: float) -> float:
         """The metric from its mean over all items (the identity; a perplexity would exponentiate)."""
         return mean
+
+
+def unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Return how names, shapes or types of tensors differ from the expected ones, in words; None if they do not."""
+    if tensors.keys() != expected.keys():
+        return f"it has the tensors {sorted(tensors)} instead of {sorted(expected)}"
+    for name, tensor in tensors.items():
+        here, there = ((each.dtype, tuple(each.shape)) for each in (tensor, expected[name]))
+        if here != there:
+            return f"{name} is {here[0]} of shape {here[1]} instead of {there[0]} of shape {there[1]}"
+    return None

@@ -1,6 +1,6 @@
 """Images read as sequences of pixels, row by row, a few at a time; one label per sequence."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -200,6 +200,13 @@ class Pixels(Task):
     def state_dict(self) -> dict[str, Tensor]:
         """The permutation of the pixels, so that a run keeps its own for ever."""
         return {"permutation": self.permutation}
+
+    def validate_state(self, state: Mapping[str, Tensor]) -> str | None:
+        """See `Task.validate_state`: each pixel comes once."""
+        problem = super().validate_state(state)
+        if problem is None and not torch.equal(state["permutation"].sort().values, torch.arange(len(self.permutation))):
+            problem = "permutation is not one of the pixels"
+        return problem
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the permutation of the run."""

@@ -16,6 +16,7 @@ from fptt_dist.parallel import Communicator, LaunchEnvironment
 from fptt_dist.parallel.placement.shard import full_shard
 from fptt_dist.tasks import Task
 from fptt_dist.training.checkpoint import state_dict
+from fptt_dist.training.checkpoint.content import ContentCheck
 from fptt_dist.training.checkpoint.reader import SavedState, plain_optimizer_values
 from fptt_dist.training.checkpoint.store import CheckpointStore, read_tensors, read_values
 from fptt_dist.training.evaluation import evaluate
@@ -75,19 +76,19 @@ def open_run(path: Path, which: str) -> SavedRun:
     saved = load(path / "config.yaml")
     config = saved.model_copy(update={"run": Run(dir=str(path))})  # it may have been moved
     folder = RunDirectory(config)
-    checkpoint = _find_checkpoint(folder, which)
     environment = LaunchEnvironment()
     device = build_device(config, environment)
     prepare_torch(device, environment)
     task = build_task(config)
+    checkpoint = _find_checkpoint(folder, which, ContentCheck(task, config.train.batch_size))
     network = build_model(config, task).to(device)
     task.load_state_dict(read_tensors(checkpoint, "task.safetensors"))
     weights = _load_weights(network, config, checkpoint)
     return SavedRun(folder, config, task, network.eval(), weights, device)
 
 
-def _find_checkpoint(folder: RunDirectory, which: str) -> Path:
-    store = CheckpointStore(folder.checkpoints)
+def _find_checkpoint(folder: RunDirectory, which: str, check: ContentCheck) -> Path:
+    store = CheckpointStore(folder.checkpoints, check=check)
     found = store.resolve_pointer("best") if which == "best" else store.newest()
     if found is None:
         newest = store.newest() if which == "best" else None
@@ -101,8 +102,7 @@ def _find_checkpoint(folder: RunDirectory, which: str) -> Path:
 def _load_weights(network: nn.Module, config: Config, checkpoint: Path) -> Literal["center", "weights", "average"]:
     """Load the weights that the run evaluates; return which these are."""
     values = read_values(checkpoint, "state.json")
-    own = {name: list(t.shape) for name, t in (*network.named_parameters(), *network.named_buffers())}
-    state_dict.check_model(values["shapes"], own, checkpoint)
+    state_dict.check_model(values, *state_dict.described(network), checkpoint)
     shards = [full_shard(name, parameter) for name, parameter in network.named_parameters()]
     saved = SavedState.mean_of(checkpoint, values)
     state_dict.load_model(shards, network, saved)

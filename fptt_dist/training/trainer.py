@@ -20,10 +20,11 @@ from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, new_glo
 from fptt_dist.parallel.comm.communicator import checksum
 from fptt_dist.tasks import rank_slice
 from fptt_dist.training import cuda_graph as graph
+from fptt_dist.training.checkpoint import state_dict
 from fptt_dist.training.checkpoint.async_store import AsyncCheckpointStore
 from fptt_dist.training.checkpoint.reader import MODEL, OPTIMIZER
 from fptt_dist.training.checkpoint.run_state import RunState
-from fptt_dist.training.checkpoint.store import CheckpointStore, Files, validate
+from fptt_dist.training.checkpoint.store import CheckpointStore, Files
 from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
@@ -84,8 +85,7 @@ class Trainer:
         if config.train.compile_update and device.type == "cuda":
             compile_steps(self.network)  # on a CPU few layers gain by it, after half a minute
         self.counts = self.network.parameter_counts()  # an engine may remove the weights from the network
-        tensors = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        self.shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        self.shapes, self.dtypes = state_dict.described(self.network)
         says = self.engine.world > 1 and self.engine.rank == 0
         sum_of_bits = int(checksum(list(self.network.parameters()))) % 2**64 if says else 0
         self.engine.prepare(self.network)
@@ -168,6 +168,7 @@ class Trainer:
             rank=self.engine.rank,
             world=self.engine.world,
             wait_for_all=lambda name: self.savers.barrier(name=name),
+            check=lambda folder: self.state.problem_in(folder),
         )
         self.traffic = TrafficMeter(self.engine)
         self.update_log = UpdateLog()
@@ -179,6 +180,8 @@ class Trainer:
             schedulers=self.schedulers,
             trigger=self.trigger,
             shapes=self.shapes,
+            dtypes=self.dtypes,
+            batch_size=config.train.batch_size,
             shares=self.shares,
             device=self.device,
             seed=config.seed,
@@ -452,7 +455,7 @@ class Trainer:
 
         `restored`: the checkpoint that was resumed from, which has been validated.
         """
-        problem = None if folder == restored else validate(folder)
+        problem = None if folder == restored else self.store.validate(folder)
         if problem is None:
             self.store.set_pointer("best", folder)
         else:
@@ -467,7 +470,7 @@ class Trainer:
         position, best = self.state.position, self.state.best
         assert best is not None
         folder = self.store.path_of(best.batch)
-        problem = validate(folder)
+        problem = self.store.validate(folder)
         if problem is not None:
             raise OSError(f"the best checkpoint, {folder}, is lost: {problem}")
         self.state.load_weights(folder)

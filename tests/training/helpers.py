@@ -16,6 +16,7 @@ from torch import Tensor
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training.checkpoint.store import MANIFEST, OWN_CHECKSUM, checksum_of_manifest, entry
 from fptt_dist.training.process.signals import Interrupted, StopFlag
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.device import build_device
@@ -119,6 +120,16 @@ def checkpoints(run: Path) -> list[Path]:
 def steps(run: Path) -> list[int]:
     """Their numbers of batches."""
     return [int(folder.name.removeprefix("step-")) for folder in checkpoints(run)]
+
+
+def write_manifest(checkpoint: Path, **values: object) -> None:
+    """Change values of a manifest, and make all its checksums right: those of the files, unless given, and its own."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    (checkpoint / MANIFEST).unlink()
+    written = (path for path in checkpoint.rglob("*") if path.is_file())
+    files = {path.relative_to(checkpoint).as_posix(): entry(path) for path in written}
+    manifest = {**manifest, "files": files, **values}
+    (checkpoint / MANIFEST).write_text(json.dumps({**manifest, OWN_CHECKSUM: checksum_of_manifest(manifest)}))
 
 
 def records(run: Path, kind: str) -> list[dict[str, Any]]:

@@ -28,7 +28,9 @@ from fptt_dist.algorithm.averaging import NonMonotonicTrigger
 from fptt_dist.config import ConfigError
 from fptt_dist.parallel import Engine, SyncState
 from fptt_dist.tasks import Task
+from fptt_dist.tasks.base import unlike
 from fptt_dist.training.checkpoint import state_dict
+from fptt_dist.training.checkpoint.content import ContentCheck
 from fptt_dist.training.checkpoint.pytree import flatten_state, unflatten_state
 from fptt_dist.training.checkpoint.reader import (
     MODEL,
@@ -46,6 +48,12 @@ from fptt_dist.training.setup import factory
 from fptt_dist.training.train_state import Best, TrainState
 from fptt_dist.types import State
 
+VARYING = (
+    "drift",
+    "due",
+    "payload/",
+    "snapshot/",
+)  # of a sync: a metric, and what is there only while one is under way
 LOG = logging.getLogger("fptt_dist")
 
 
@@ -61,6 +69,8 @@ class RunState:
         schedulers: of the learning rate and of α, by name.
         trigger: of the average of the weights; None without one.
         shapes: shape of each parameter and buffer, by name.
+        dtypes: their types, such as "float32".
+        batch_size: sequences per global batch.
         shares: each worker's share of the batch.
         device: where this worker computes.
         seed: the run's.
@@ -76,6 +86,8 @@ class RunState:
     schedulers: Mapping[str, Scheduler]
     trigger: NonMonotonicTrigger | None
     shapes: dict[str, list[int]]
+    dtypes: dict[str, str]
+    batch_size: int
     shares: list[float]
     device: torch.device
     seed: int
@@ -112,6 +124,7 @@ class RunState:
                 "replicated": engine.replicated,
                 "copies": engine.replica_groups,
                 "shapes": self.shapes,
+                "dtypes": self.dtypes,
                 "shares": self.shares,
                 "num_replicas": engine.sync.num_replicas,
                 "position": asdict(self.position),
@@ -130,6 +143,42 @@ class RunState:
         (shared if engine.replicated else own).update(weights)
         return shared, own
 
+    def problem_in(self, folder: Path) -> str | None:
+        """Return why the content of a checkpoint with right checksums makes no sense for this run; None if it does.
+
+        A checkpoint of another model, which `restore` refuses, makes sense.
+        """
+        problem = ContentCheck(self.task, self.batch_size)(folder)
+        if problem is not None:
+            return problem
+        values = read_values(folder, "state.json")
+        if [values["shapes"], values["dtypes"]] != [self.shapes, self.dtypes]:
+            return None
+        groups = len(self.optimizer.param_groups)
+        for rank in range(len(values["shares"])):
+            saved = len(read_values(rank_folder(folder, rank), "state.json")["optimizer"]["param_groups"])
+            if saved != groups:
+                return f"rank/{rank}/state.json has {saved} groups of parameters instead of {groups}"
+        return self._problem_of_sync(folder) if self._continues(values) else None
+
+    def _problem_of_sync(self, folder: Path) -> str | None:
+        state = self.engine.state_dict()
+        shared, own = (
+            read_tensors(each, "sync.safetensors") for each in (folder, rank_folder(folder, self.engine.rank))
+        )
+        found, expected = (
+            {name: tensor for name, tensor in tensors.items() if not name.startswith(VARYING)}
+            for tensors in (own, state.own)
+        )
+        problem = unlike(shared, state.shared) or unlike(found, expected)
+        return None if problem is None else f"sync.safetensors: {problem}"
+
+    def _continues(self, values: dict[str, Any]) -> bool:
+        """Return whether a checkpoint is of the same engine and workers, so that a run continues bit for bit."""
+        engine = self.engine
+        then = (values["engine"], len(values["shares"]), values["num_replicas"], values["copies"])
+        return then == (engine.kind, engine.world, engine.sync.num_replicas, engine.replica_groups)
+
     def restore(self, folder: Path) -> None:
         """Restore the state of a checkpoint: bit for bit with as many workers as wrote it.
 
@@ -147,11 +196,7 @@ class RunState:
         self.task.load_state_dict(read_tensors(folder, "task.safetensors"))
         kept = SyncState(shared=read_tensors(folder, "sync.safetensors"))
         same_engine = values["engine"] == engine.kind
-        then, now = (
-            [len(values["shares"]), values["num_replicas"], values["copies"]],
-            [engine.world, engine.sync.num_replicas, engine.replica_groups],
-        )
-        if then == now and same_engine:
+        if self._continues(values):
             own = rank_folder(folder, engine.rank)
             ranks, mine = next(copy for copy in copies_of(folder, values) if engine.rank in copy[0])
             self._load(folder, values, SavedState([mine], [1.0]), ranks)
@@ -181,7 +226,7 @@ class RunState:
         `ranks`: the workers that wrote the copy that is read; None: all copies are.
         """
         pieces = self.engine.placement.shards()
-        state_dict.check_model(values["shapes"], self.shapes, folder)
+        state_dict.check_model(values, self.shapes, self.dtypes, folder)
         state_dict.load_model(pieces, self.network, saved)
         plain = plain_optimizer_values(folder, values, ranks)
         state_dict.load_optimizer(pieces, self.optimizer, saved, state_dict.joined(plain))

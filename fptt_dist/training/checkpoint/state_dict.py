@@ -86,16 +86,32 @@ def load_model(pieces: list[ParameterShard], model: nn.Module, saved: SavedState
         target.copy_(saved.weight(piece).view(target.shape))
 
 
-def check_model(shapes: dict[str, list[int]], own: dict[str, list[int]], folder: Any) -> None:
-    """Compare the shapes by name of a checkpoint with those of the model.
+def described(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Return shape and type, such as "float32", of each parameter and buffer by name; a tied one once."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return (
+        {name: list(tensor.shape) for name, tensor in tensors.items()},
+        {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()},
+    )
+
+
+def check_model(values: dict[str, Any], shapes: dict[str, list[int]], dtypes: dict[str, str], folder: Any) -> None:
+    """Compare the shapes and types by name of a checkpoint with those of the model.
+
+    Args:
+        values: the content of the checkpoint's `state.json`.
+        shapes: the model's.
+        dtypes: the model's.
+        folder: the checkpoint, for the message.
 
     Raises:
-        ConfigError: names or shapes are another model's.
+        ConfigError: names, shapes or types are another model's.
     """
+    saved, own = ((each["shapes"], each["dtypes"]) for each in (values, {"shapes": shapes, "dtypes": dtypes}))
     differing = [
-        f"{name}: {_shape(shapes.get(name))} in the checkpoint, {_shape(own.get(name))} in the model"
-        for name in sorted(own.keys() | shapes.keys())
-        if own.get(name) != shapes.get(name)
+        f"{name}: {_shown(name, *saved, own[1])} in the checkpoint, {_shown(name, *own, saved[1])} in the model"
+        for name in sorted(shapes.keys() | saved[0].keys())
+        if any(one.get(name) != other.get(name) for one, other in zip(saved, own, strict=True))
     ]
     if differing:
         raise ConfigError(
@@ -152,5 +168,8 @@ def _index(optimizer: FPTT) -> dict[int, int]:
     return {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
 
 
-def _shape(shape: list[int] | None) -> str:
-    return "nothing" if shape is None else str(tuple(shape))
+def _shown(name: str, shapes: dict[str, list[int]], dtypes: dict[str, str], others: dict[str, str]) -> str:
+    """Return a tensor's shape in words, with its type where the other one's differs."""
+    if name not in shapes:
+        return "nothing"
+    return str(tuple(shapes[name])) + (f" {dtypes[name]}" if dtypes[name] != others.get(name, dtypes[name]) else "")

@@ -1,6 +1,7 @@
 """A checkpoint on disk: a folder of safetensors and JSON files that is either complete or not there.
 
-    checkpoints/step-00000400/manifest.json      names, bytes and checksums of all other files; written last
+    checkpoints/step-00000400/manifest.json      names, bytes and checksums of all other files, and its own checksum;
+                                                 written last
                               model.safetensors, optimizer.safetensors, …
                               rank/0/…           what differs by rank
     checkpoints/latest, best                     names of folders
@@ -13,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +33,9 @@ ENTRIES = "entries.json"  # of the manifest, from a worker other than rank 0, un
 BLOCK = 2**23  # bytes read at once: between two reads the thread that checks may have to wait for the one that trains
 LOG = logging.getLogger("fptt_dist")
 
+OWN_CHECKSUM = "sha256"  # the manifest's key of its own checksum
+STEP = re.compile(r"step-(\d{8,})", re.ASCII)  # eight digits, more only of a run of more batches
+
 Files = Mapping[str, Mapping[str, Any]]
 """Content by file name: tensors for `*.safetensors`, JSON values for `*.json`."""
 
@@ -44,6 +49,7 @@ class CheckpointStore:
         rank: this worker; rank 0 writes what is equal everywhere.
         world: number of workers.
         wait_for_all: returns when all workers have called it with the same name.
+        check: returns why the content of a folder with right checksums makes no sense, None if it does.
 
     Attributes:
         saved: the newest checkpoint that all workers have saved here, None before the first.
@@ -59,12 +65,14 @@ class CheckpointStore:
         rank: int = 0,
         world: int = 1,
         wait_for_all: Callable[[str], None] = lambda name: None,
+        check: Callable[[Path], str | None] = lambda folder: None,
     ) -> None:
         self.root = root
         self.keep_last = keep_last
         self.rank = rank
         self.world = world
         self.wait_for_all = wait_for_all
+        self.check = check
         self.saved: Path | None = None
 
     def __enter__(self) -> Self:
@@ -81,6 +89,14 @@ class CheckpointStore:
     def path_of(self, step: int) -> Path:
         """Return the folder of the checkpoint after `step` batches, whether it is there or not."""
         return self.root / f"step-{step:08d}"
+
+    def validate(self, folder: Path) -> str | None:
+        """Return why a folder is not a valid checkpoint of this run, in words; None if it is one.
+
+        Raises:
+            ConfigError: it was written by another version of this program.
+        """
+        return validate(folder) or self.check(folder)
 
     def save(self, step: int, shared: Files, own: Files, *, best: bool = False) -> Path:
         """Write one checkpoint; called by all workers together.
@@ -103,7 +119,7 @@ class CheckpointStore:
             shutil.rmtree(temporary, ignore_errors=True)
         self.wait_for_all("checkpoint begins")
         try:
-            if validate(final) is not None:
+            if self.validate(final) is not None:
                 self._write(step, temporary, final, shared, own)
             if self.rank == 0:
                 self.set_pointer("latest", final)
@@ -143,8 +159,9 @@ class CheckpointStore:
                 (temporary / f"rank/{rank}" / ENTRIES).unlink()
             if (temporary / "rank").is_dir():
                 _flush_folder(temporary / "rank")
-            manifest = {"schema_version": SCHEMA_VERSION, "step": step, "world": self.world}
-            _write(temporary / MANIFEST, {**manifest, "files": dict(sorted(entries.items()))})
+            manifest: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "step": step, "world": self.world}
+            manifest["files"] = dict(sorted(entries.items()))
+            _write(temporary / MANIFEST, {**manifest, OWN_CHECKSUM: checksum_of_manifest(manifest)})
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             _flush_folder(self.root)
@@ -160,16 +177,31 @@ class CheckpointStore:
             _flush_folder(self.root)
 
     def resolve_pointer(self, name: str) -> Path | None:
-        """Return the folder that the pointer `name` names, if it is there and complete."""
-        pointer = self.root / name
-        if not pointer.is_file():
+        """Return the folder that the pointer `name` names, if it is there and valid."""
+        folder = self._named_by(name)
+        if folder is None:
             return None
-        folder = self.root / pointer.read_text().strip()
-        problem = validate(folder)
+        problem = self.validate(folder)
         if problem is not None:
             LOG.warning("%s is skipped: %s", folder, problem)
             return None
         return folder
+
+    def _named_by(self, name: str) -> Path | None:
+        """Return the folder that the pointer `name` names, whether it is valid or not; never one elsewhere."""
+        pointer = self.root / name
+        if not pointer.is_file():
+            return None
+        with pointer.open("rb") as file:
+            text = file.read(64).decode(errors="replace").strip()
+        if not STEP.fullmatch(text):
+            LOG.warning("the pointer %s is skipped: it names %r, not a folder such as step-00000400", pointer, text)
+            return None
+        return self.root / text
+
+    def _folders(self) -> list[Path]:
+        """Return the folders with a checkpoint's name, oldest first."""
+        return sorted((folder for folder in self.root.glob("step-*") if STEP.fullmatch(folder.name)), key=step_of)
 
     def newest(self) -> Path | None:
         """Return the newest valid checkpoint; truncated or corrupt ones are skipped with a warning.
@@ -177,8 +209,8 @@ class CheckpointStore:
         Raises:
             ConfigError: it was written by another version of this program.
         """
-        for folder in sorted(self.root.glob("step-*[0-9]"), reverse=True):
-            problem = validate(folder)
+        for folder in reversed(self._folders()):
+            problem = self.validate(folder)
             if problem is None:
                 return folder
             LOG.warning("checkpoint %s is skipped, the previous one is used: %s", folder, problem)
@@ -186,13 +218,23 @@ class CheckpointStore:
 
     def _prune(self, newest: Path) -> None:
         # Folders later than the one just written are corrupt: the run was resumed from before them.
-        kept = sorted(folder for folder in self.root.glob("step-*[0-9]") if folder.name <= newest.name)
-        kept = kept[-self.keep_last :]
-        pointer = self.root / "best"
-        best = pointer.read_text().strip() if pointer.is_file() else None  # not read whole again at each save
+        kept = [folder for folder in self._folders() if step_of(folder) <= step_of(newest)][-self.keep_last :]
+        best = self._named_by("best")  # not validated again at each save
         for folder in self.root.glob("step-*"):
-            if folder not in kept and folder.name != best:
+            if folder not in kept and folder != best:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def step_of(folder: Path) -> int:
+    """Return the batches that a checkpoint's folder has in its name.
+
+    Raises:
+        ValueError: it is not a checkpoint's name.
+    """
+    named = STEP.fullmatch(folder.name)
+    if named is None:
+        raise ValueError(f"{folder.name} is not a checkpoint's name")
+    return int(named[1])
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
@@ -205,8 +247,14 @@ def read_values(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
 
+def listed_files(folder: Path) -> dict[str, tuple[int, str]]:
+    """Return bytes and checksum of each file that a checkpoint's manifest lists, by name."""
+    files = read_values(folder, MANIFEST)["files"]
+    return {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
+
+
 def validate(folder: Path) -> str | None:
-    """Return why a folder is not a valid checkpoint, in words; None if it is one.
+    """Return why a folder is not a complete checkpoint with right checksums, in words; None if it is one.
 
     Raises:
         ConfigError: it was written by another version of this program.
@@ -214,11 +262,28 @@ def validate(folder: Path) -> str | None:
     try:
         manifest = read_values(folder, MANIFEST)
         version = int(manifest["schema_version"])
-        files = {str(name): (int(file["bytes"]), str(file["sha256"])) for name, file in manifest["files"].items()}
+        # Before the version: one flipped bit of it must not refuse the whole run. Early versions wrote no checksum.
+        has_checksum = OWN_CHECKSUM in manifest or version >= SCHEMA_VERSION
+        if has_checksum and manifest.get(OWN_CHECKSUM) != checksum_of_manifest(manifest):
+            return f"{MANIFEST} is corrupt: its own checksum differs"
+        _require_schema(folder, version)
+        files = listed_files(folder)
     except FileNotFoundError:
         return f"no {MANIFEST}: it was not finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    for name, (size, checksum) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _checksum(path) != checksum:
+            return f"{name} is corrupt: its checksum differs from the manifest's"
+    return None
+
+
+def _require_schema(folder: Path, version: int) -> None:
     if version > SCHEMA_VERSION:
         raise ConfigError(
             f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to {SCHEMA_VERSION}: "
@@ -229,15 +294,12 @@ def validate(folder: Path) -> str | None:
             f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads {SCHEMA_VERSION}: "
             "continue with the version in versions.json, or type run.dir=… for a new run"
         )
-    for name, (size, checksum) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _checksum(path) != checksum:
-            return f"{name} is corrupt: its checksum differs from the manifest's"
-    return None
+
+
+def checksum_of_manifest(manifest: Mapping[str, Any]) -> str:
+    """Return the checksum of a manifest's values, without its own checksum."""
+    values = {key: value for key, value in manifest.items() if key != OWN_CHECKSUM}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def entry(path: Path) -> dict[str, Any]:
