@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
-
 from fptt_dist.config import Config, ConfigError, load, parse_overrides
+from fptt_dist.config.loading.loader import read_mapping
 from fptt_dist.records import read_lines, read_record
 
 LOG = logging.getLogger("fptt_dist")
@@ -132,10 +131,10 @@ def _read(path: Path) -> History:
         raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
     require_schema(path)
     try:
-        config = YAML(typ="safe", pure=True).load((path / "config.yaml").read_text())
+        config = read_mapping(path / "config.yaml").values
         records = _records(path)
-        sections = isinstance(config, dict) and [config.get("task"), config.get("train", {})]
-        if not (sections and "algorithm" in config and all(isinstance(section, dict) for section in sections)):
+        sections = [config.get("task"), config.get("train", {})]
+        if not ("algorithm" in config and all(isinstance(section, dict) for section in sections)):
             raise ValueError("config.yaml is no configuration of a run")
         return History(
             path=path,
@@ -144,7 +143,7 @@ def _read(path: Path) -> History:
             evaluations=[record for record in records if record["kind"] == "evaluation"],
             result=read_result(path),
         )
-    except (OSError, ValueError, RecursionError, YAMLError) as error:
+    except (OSError, ConfigError, ValueError, KeyError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a run's folder: {error}") from error
 
 

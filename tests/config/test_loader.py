@@ -1,6 +1,7 @@
 """Files: precedence, extends, packaged configurations, and unreadable ones."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,8 +121,38 @@ def test_a_file_that_cannot_be_read(write: Write, monkeypatch: pytest.MonkeyPatc
         raise PermissionError(13, "Permission denied")
 
     write("a.yaml", "")
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     assert failure("a.yaml") == "a.yaml: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("special", ["/dev/zero", "/dev/random", "pipe"])
+def test_what_may_have_no_end_is_not_read(special: str, write: Write) -> None:
+    os.mkfifo("pipe")
+    write("own.yaml", f"extends: {special}")
+    assert failure("own.yaml") == failure(special)
+    assert failure(special) == f"{special}: is a device or a pipe, not a regular file: type the path of a file"
+
+
+def test_a_large_file_is_not_read(write: Write) -> None:
+    write("large.yaml", "seed: 1\n" + "# 1234567\n" * 10**6)
+    assert failure("large.yaml") == (
+        "large.yaml: is larger than 256 KiB, so it is no file of settings: type the path of one"
+    )
+
+
+def test_extends_leads_to_a_hundred_files_at_most(write: Write) -> None:
+    """Each file is short, and names the next one twice: thirty stand for a billion."""
+    for i in range(30):
+        write(f"{i}.yaml", f"extends: [{i + 1}.yaml, {i + 1}.yaml]")
+    write("30.yaml", "seed: 3\ntrain: {max_epochs: 1}")
+    assert failure("0.yaml") == "0.yaml: extends leads to more than 100 files: take some out"
+    assert load("25.yaml").seed == 3
+
+
+def test_a_path_with_nul(write: Write) -> None:
+    write("own.yaml", 'extends: "a\\0b"')
+    assert "no such file" in failure("own.yaml")
+    assert "no such file" in failure("a\0b")
 
 
 def test_a_missing_file_without_packaged_ones(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

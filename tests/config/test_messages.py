@@ -123,3 +123,8 @@ def test_a_section_that_is_misspelled() -> None:
     assert lines("", "ftp.alpha=0.3") == ["ftp: unknown key; did you mean fptt.alpha? (override ftp.alpha=0.3)"]
     assert lines("optimiser: {lr: 1}")[0].startswith("optimiser: unknown key; did you mean optimizer? (")
     assert lines("", "nothing.whatever=0.3") == ["nothing: unknown key (override nothing.whatever=0.3)"]
+
+
+def test_fifty_problems_are_told_one_by_one() -> None:
+    said = lines("\n".join(f"k{i}: 1" for i in range(60)))
+    assert [line.partition(":")[0] for line in said] == [*(f"k{i}" for i in range(50)), "and 10 more"]

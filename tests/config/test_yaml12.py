@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import pytest
+
 from fptt_dist.config import ConfigError
 from fptt_dist.config.loading.yaml import parse
 
@@ -84,3 +86,24 @@ def test_what_is_refused() -> None:
             if not str(error).startswith(message):
                 wrong[text] = str(error)
     assert wrong == {}
+
+
+def refused(text: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, lambda line: f"f:{line}")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[" * 2000, "{a: " * 2000, "- " * 400, "? " * 400, "[" * 51 + "]" * 51])
+def test_depth(text: str) -> None:
+    assert refused(text) == "f:1: not a configuration: its values are nested more than 50 deep"
+    assert value("[" * 50 + "]" * 50)
+
+
+def test_aliases_of_aliases() -> None:
+    """A text of 400 bytes, and one of a long value many times."""
+    lists = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lists += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
+    long = f"a: &a {'x' * 10**4}\nb: [{', '.join(['*a'] * 200)}]"
+    for text in ("\n".join(lists), long):
+        assert "its aliases stand for more than a configuration holds: write out what is meant" in refused(text)

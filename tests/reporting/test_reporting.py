@@ -73,7 +73,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     rows = [
         ({}, "is not a run's folder, it has no config.yaml: type the folder of one run"),
         ({"config_yaml": "a: 1\n"}, no_configuration),
-        ({"config_yaml": "- 1\n"}, no_configuration),
+        ({"config_yaml": "- 1\n"}, unreadable),
         ({"config_yaml": "algorithm: x\ntask: 3\n"}, no_configuration),
         ({"config_yaml": ""}, no_configuration),
         ({"config_yaml": "a: {\n"}, unreadable),

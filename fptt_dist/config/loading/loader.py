@@ -9,6 +9,7 @@ from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loading.merge import Layer, merge, validated
 from fptt_dist.config.loading.overrides import override_layer
 from fptt_dist.config.loading.suggest import did_you_mean
+from fptt_dist.config.loading.text import read_settings
 from fptt_dist.config.loading.yaml import parse
 from fptt_dist.config.rules import Config
 from fptt_dist.config.schema.paths import refuse_remote
@@ -18,6 +19,9 @@ PACKAGED = Path(__file__).parents[2] / "configs"
 OTHERS = ("clusters", "paper", "presets", "sweeps")
 """Its folders of files that describe something else than a run, or are told apart from the others: the paper's rows."""
 
+MAX_FILES = 100
+"""That one configuration extends; each is counted as often as it is named."""
+
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
     """Load the configuration of the file at `path`, or of the packaged one of that name, with `overrides` set.
@@ -25,13 +29,19 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config
     An override wins over the file, the file over those it extends, and these over the defaults. Raises ConfigError
     for a file that cannot be read, and with all problems of its values, one per line, with file and line.
     """
-    layer = _file(_find(Path(path), ""), ())
+    layer = _file(_find(Path(path), ""), (), [])
     return validated(merge(layer, override_layer(overrides or {})), Config)
 
 
-def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
-    """Return the values of a file over those of the files it extends; `parents` are the files that led to it."""
+def _file(path: Path, parents: tuple[Path, ...], read: list[Path]) -> Layer:
+    """Return the values of a file over those of the files it extends.
+
+    `parents` are the files that led to it, `read` all those read so far, to which it is added.
+    """
     chain = (*parents, path)
+    read.append(path)
+    if len(read) > MAX_FILES:
+        raise ConfigError(f"{chain[0]}: extends leads to more than {MAX_FILES} files: take some out")
     if path.resolve() in (parent.resolve() for parent in parents):
         raise ConfigError(f"extends goes round in a circle: {' -> '.join(str(link) for link in chain)}")
     own = read_mapping(path)
@@ -43,7 +53,7 @@ def _file(path: Path, parents: tuple[Path, ...]) -> Layer:
         for name in names if isinstance(names, list) else [names]:
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"{named_at}: extends needs the path of a configuration, or a list of paths")
-            layer = merge(layer, _file(_find(path.parent / name, name, named_at), chain))
+            layer = merge(layer, _file(_find(path.parent / name, name, named_at), chain, read))
     return merge(layer, Layer(values, where))
 
 
@@ -62,17 +72,9 @@ def packaged_rows() -> list[str]:
 def read_mapping(path: Path) -> Layer:
     """Read the keys and values of a file, each key with its file and line; an empty file gives none.
 
-    Raises ConfigError for a folder, and a file that cannot be read, is not UTF-8, no YAML or no mapping.
+    Raises ConfigError as `read_settings`, and for a file that is no YAML or no mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except IsADirectoryError as error:
-        raise ConfigError(f"{path}: is a folder, not a file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    values, lines = parse(text, lambda line: f"{path}:{line}")
+    values, lines = parse(read_settings(path), lambda line: f"{path}:{line}")
     if values is None:
         return Layer({})
     if not isinstance(values, dict):

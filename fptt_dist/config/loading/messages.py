@@ -14,11 +14,14 @@ from fptt_dist.config.schema.section import Choice, KeyPath, Section, choice_of,
 from fptt_dist.config.values import allowed, show
 
 _LONGEST_VALUE = 80
+_MOST = 50  # problems that are told one by one
 
 
 def messages(error: ValidationError, where: Mapping[KeyPath, str], schema: type[Section]) -> list[str]:
-    """Return a line for each problem; `where` says for a key's path what set it."""
-    return [line for problem in error.errors(include_url=False) for line in _lines(problem, where, schema)]
+    """Return a line for each problem, up to `_MOST`; `where` says for a key's path what set it."""
+    problems = error.errors(include_url=False)
+    more = [f"and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
+    return [line for problem in problems[:_MOST] for line in _lines(problem, where, schema)] + more
 
 
 @dataclass(frozen=True)

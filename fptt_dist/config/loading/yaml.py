@@ -24,6 +24,12 @@ _PLAIN = {
     ),
 }
 
+MAX_DEPTH = 50
+MAX_EXPANDED = 2**20
+"""Characters and values of a text, with every alias written out: a few aliases of aliases may stand for billions."""
+
+_TOO_DEEP = f"not a configuration: its values are nested more than {MAX_DEPTH} deep"
+
 
 def kind_of(text: str) -> str:
     """The type of an unquoted scalar in the core schema of YAML 1.2: null, bool, int, float or str."""
@@ -44,7 +50,8 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, dict[KeyPath, int]]
     """The value `text` holds (None when it is empty) and the line, from 1, of every key of its mappings.
 
     `at` names a line of the text for messages. Raises ConfigError for what is not YAML, a key given twice, a key that
-    is not text, an alias to its own parent and a tag other than the core schema's.
+    is not text, an alias to its own parent, a tag other than the core schema's, values nested deeper than `MAX_DEPTH`
+    and aliases that stand for more than `MAX_EXPANDED`.
     """
     yaml = YAML(typ="rt", pure=True)
     yaml.Resolver = _CoreResolver
@@ -56,6 +63,8 @@ def parse(text: str, at: Callable[[int], str]) -> tuple[Any, dict[KeyPath, int]]
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{at(line)}: not YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{at(1)}: {_TOO_DEEP}") from error
     reader = _Reader(at)
     return (None if root is None else reader.value(root, ())), reader.lines
 
@@ -68,11 +77,17 @@ class _Reader:
         self.lines: dict[KeyPath, int] = {}
         self._at = at
         self._open: list[Any] = []
+        self._expanded = 0
 
     def value(self, node: Any, path: KeyPath) -> Any:
         """The plain Python value of `node`, which sits at `path`."""
         if any(node is parent for parent in self._open):
             raise self._error(node, f"the alias *{node.anchor} stands inside what it repeats")
+        self._expanded += 1 + (len(node.value) if isinstance(node, ScalarNode) else 0)
+        if len(self._open) >= MAX_DEPTH:
+            raise self._error(node, _TOO_DEEP)
+        if self._expanded > MAX_EXPANDED:
+            raise self._error(node, "its aliases stand for more than a configuration holds: write out what is meant")
         self._open.append(node)
         try:
             if isinstance(node, MappingNode) and node.tag == _PREFIX + "map":

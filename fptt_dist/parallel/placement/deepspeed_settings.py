@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loading.suggest import did_you_mean
+from fptt_dist.config.loading.text import read_settings
 
 ONE_GROUP = 10**15
 """Stage 3's sub_group_size, so large that one step of the optimizer, with one global norm, is the whole update."""
@@ -170,23 +171,22 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the object of a JSON file."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        for name in names:
-            if names.count(name) > 1:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
                 raise ConfigError(f"{path}: the key {name} is given twice")
-        return dict(pairs)
+            found[name] = value
+        return found
 
     def no_number(text: str) -> None:
         raise ConfigError(f"{path}: not JSON: {text}")
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique, parse_constant=no_number)
+        values = json.loads(read_settings(path), object_pairs_hook=unique, parse_constant=no_number)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not JSON: its values are nested too deep") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not an object of settings, {{…}}")
     return values
