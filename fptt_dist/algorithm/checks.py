@@ -29,7 +29,7 @@ def check_base(base: Any) -> None:
         raise ValueError(
             f"base: {kind} wraps another optimizer, {of}, whose state FPTT could neither save nor load. Nest them the "
             f"other way round, {kind}(FPTT({of}(…), alpha=…), …), or, where {kind} makes its optimizer itself, give it "
-            f"lambda params, **options: FPTT({of}(params, **options), alpha=…) as the class to make"
+            f"FPTT.over({of}, alpha=…) as the class to make"
         )
     if not {"state", "param_groups"} <= vars(base).keys():
         raise ValueError(f"base: {kind} keeps its state or its groups where FPTT cannot share them; give it an FPTT")
