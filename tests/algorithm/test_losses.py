@@ -24,7 +24,7 @@ class FixedEstimate(UniformEstimate):
         super().__init__(table.shape[-1])
         self.table = table
 
-    def __call__(self, window: int, labels: Tensor, examples: Tensor | None) -> Tensor:
+    def __call__(self, window: int | Tensor, labels: Tensor, examples: Tensor | None) -> Tensor:
         return self.table[window - 1]
 
 
