@@ -9,6 +9,15 @@ from typing import NoReturn
 
 from fptt_dist.streams import printable
 
+NO_MEMORY = (
+    "can't allocate memory",  # torch, on the CPU
+    "out of memory",  # torch, on a GPU
+    "Storage size calculation overflowed",
+    "Maximum allowed dimension exceeded",  # NumPy
+    "array is too big",
+)
+"""Words of errors that have no type of their own."""
+
 
 @contextmanager
 def one_message() -> Iterator[None]:
@@ -26,7 +35,8 @@ def one_message() -> Iterator[None]:
             end_at_once(left.code if isinstance(left.code, int) else int(left.code is not None))
         raise
     except Exception as error:
-        code = _code_of(error)
+        memory = out_of_memory(error)
+        code = 1 if memory is not None else _code_of(error)
         if code is None:
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -36,13 +46,24 @@ def one_message() -> Iterator[None]:
                 traceback.print_exc()
                 end_at_once(1)
             raise
-        _leave(f"{where}{error}", code)
+        _leave(f"{where}{memory or error}", code)
 
 
 def rank_of_process() -> str:
     """Return this process's rank as its launcher set it, to print once what all workers would print."""
     in_step = "SLURM_STEP_ID" in os.environ
     return os.environ.get("RANK") or (os.environ.get("SLURM_PROCID") if in_step else None) or "0"
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """Return the message of an error that says that memory ran out, or that no memory is so large; None for others."""
+    said = str(error).partition("\n")[0]
+    if not isinstance(error, MemoryError) and not any(words in said for words in NO_MEMORY):
+        return None
+    return (
+        f"out of memory ({said or type(error).__name__}): type a smaller train.batch_size, train.micro_batch_size, "
+        "task.length or model.hidden; fptt-dist train CONFIG --dry-run says what a run takes"
+    )
 
 
 def _code_of(error: Exception) -> int | None:

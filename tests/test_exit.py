@@ -5,8 +5,11 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
+import numpy as np
 import pytest
+import torch
 
 from fptt_dist.config import ConfigError
 from fptt_dist.exit import one_message, rank_of_process
@@ -64,6 +67,35 @@ def test_a_lost_worker(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert said.startswith("fptt-dist: rank 1 lost the other workers in the collective 'sum'")
     assert said.endswith("look at the first error of the ranks named, then start again with resume=auto\n")
+
+
+def allocations() -> list[Callable[[], object]]:
+    """What fails at once, as no machine has that much memory."""
+    return [
+        lambda: torch.empty(2**50),
+        lambda: torch.empty(2**62, 8),
+        lambda: np.random.default_rng(0).random((2**40, 64)),
+        lambda: np.random.default_rng(0).random((2**62, 64)),
+        lambda: np.random.default_rng(0).random(2**80),
+        lambda: bytearray(2**60),
+    ]
+
+
+def test_memory_runs_out(capsys: pytest.CaptureFixture[str], subtests: pytest.Subtests) -> None:
+    for number, allocate in enumerate(allocations()):
+        with subtests.test(number=number):
+            with pytest.raises(SystemExit) as left, one_message():
+                allocate()
+            assert left.value.code == 1
+            said = capsys.readouterr().err
+            assert said.startswith("fptt-dist: out of memory (")
+            assert "): type a smaller train.batch_size, " in said
+            assert said.count("\n") == 1
+    with pytest.raises(SystemExit), one_message():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
+    assert capsys.readouterr().err.startswith(
+        "fptt-dist: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB.): "
+    )
 
 
 def test_an_error_of_the_system_says_which_file(capsys: pytest.CaptureFixture[str]) -> None:

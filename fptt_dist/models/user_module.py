@@ -62,7 +62,7 @@ def make_layer(kind: type[nn.Module], inputs: int, hidden: int) -> nn.Module:
     name = kind.__name__
     try:
         layer = kind(inputs, hidden)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LayerError(
             f"{name}({inputs}, {hidden}) cannot be made, of {inputs} inputs and {hidden} units: {_said(error)}"
         ) from error
@@ -87,7 +87,7 @@ def _run(layer: nn.Module, x: Tensor, state: State, hidden: int) -> tuple[Tensor
     call = f"{name}(x, state) with x of shape {tuple(x.shape)} and {given}"
     try:
         result = layer(x, state)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LayerError(f"{call} failed: {_said(error)}") from error
     if not (isinstance(result, tuple) and len(result) == 2):
         raise LayerError(f"{call} gave {_kind(result)}, not the pair (y, state)")

@@ -15,6 +15,7 @@ from fptt_dist.training.process.signals import Interrupted, forward_to_requeue_h
 from fptt_dist.training.run_dir import Result, RunDirectory
 from fptt_dist.training.setup.consistency import check_consistency
 from fptt_dist.training.setup.device import build_device, prepare_torch
+from fptt_dist.training.setup.factory import exit_refused
 from fptt_dist.training.tools.dry_run import DryRun, dry_run
 from fptt_dist.training.train_state import OnValidation
 from fptt_dist.training.trainer import Trainer
@@ -46,7 +47,8 @@ def train(config: Config, watch: OnValidation | None = None) -> Result:
         LOG.warning("resume=auto: SLURM started this job again")
         config = apply_overrides(config, {"resume": "auto"})
     try:
-        return _train(config, environment, watch)
+        with exit_refused(config):
+            return _train(config, environment, watch)
     except Interrupted as stopped:
         forward_to_requeue_handler(stopped, rank=environment.rank)  # now that the process group is destroyed
         raise
@@ -95,7 +97,8 @@ def try_out(config: Config) -> DryRun:
     folder = RunDirectory(config)
     with _connected(environment, device, folder.path) as everyone:
         check_consistency(everyone, folder.config)
-        return dry_run(Trainer(folder, environment, device))
+        with exit_refused(folder.config):
+            return dry_run(Trainer(folder, environment, device))
 
 
 @contextmanager

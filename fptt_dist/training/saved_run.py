@@ -23,7 +23,7 @@ from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.process.resume_hint import hint_of_workers
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.device import build_device, prepare_torch
-from fptt_dist.training.setup.factory import build_model, build_task, weights_to_evaluate
+from fptt_dist.training.setup.factory import build_model, build_task, exit_refused, weights_to_evaluate
 
 
 @dataclass
@@ -58,9 +58,11 @@ def evaluate_run(path: Path, which: str = "best") -> dict[str, float]:
         ConfigError: no run there, or no such checkpoint.
     """
     run = open_run(path, which)
-    return {
-        split: evaluate(run.network, run.task, Communicator(), split, run.device) for split in ("validation", "test")
-    }
+    with exit_refused(run.config):
+        return {
+            split: evaluate(run.network, run.task, Communicator(), split, run.device)
+            for split in ("validation", "test")
+        }
 
 
 def open_run(path: Path, which: str) -> SavedRun:

@@ -78,6 +78,19 @@ def test_remote_and_local() -> None:
     )
 
 
+def test_nul(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text('run:\n  dir: "a\\0b"')
+    with pytest.raises(ConfigError) as caught:
+        load("a.yaml", {"train.max_epochs": 1})
+    assert str(caught.value) == (
+        'run.dir: "a\\u0000b" has a NUL in it, which no path may have: type a path without it (a.yaml:2)'
+    )
+    for read in (load, load_sweep):
+        with pytest.raises(ConfigError, match="has a NUL in it"):
+            read(Path("a\0b"))
+
+
 def test_a_remote_path_wherever_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for key, more in PATHS.items():

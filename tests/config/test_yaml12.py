@@ -94,7 +94,7 @@ def refused(text: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[" * 2000, "{a: " * 2000, "- " * 400, "? " * 400, "[" * 51 + "]" * 51])
+@pytest.mark.parametrize("text", ["{a: " * 2000, "- " * 400, "? " * 400, "[" * 51 + "]" * 51])
 def test_depth(text: str) -> None:
     assert refused(text) == "f:1: not a configuration: its values are nested more than 50 deep"
     assert value("[" * 50 + "]" * 50)
@@ -107,3 +107,10 @@ def test_aliases_of_aliases() -> None:
     long = f"a: &a {'x' * 10**4}\nb: [{', '.join(['*a'] * 200)}]"
     for text in ("\n".join(lists), long):
         assert "its aliases stand for more than a configuration holds: write out what is meant" in refused(text)
+
+
+def test_whole_numbers_have_64_bits() -> None:
+    assert value(str(2**63 - 1)) == 2**63 - 1
+    assert value(str(-(2**63))) == -(2**63)
+    for text in (str(2**63), "9" * 20, "-" + "9" * 20, "0x" + "f" * 20, "9" * 5000):
+        assert refused(text) == f"f:1: a whole number of {len(text)} digits is too long"

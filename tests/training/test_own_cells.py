@@ -76,6 +76,30 @@ def test_a_mistake_leaves_no_folder(cell: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("where", ["__init__", "forward", "evaluation", "training"])
+def test_it_may_not_end_the_program(where: str, tmp_path: Path) -> None:
+    """In the middle of a run, with exit code 0."""
+    cell = tmp_path / "mine.py"
+    calls = {"__init__": "sys.exit(0)", "forward": "pass", "evaluation": "pass", "training": "pass"}
+    condition = {"forward": "True", "evaluation": "not self.training and x.shape[1] > 3", "training": "self.training"}
+    cell.write_text(f"""
+import sys
+from torch import nn
+class Layer(nn.Module):
+    def __init__(self, inputs, hidden):
+        super().__init__()
+        self.inner = nn.Linear(inputs, hidden)
+        {calls[where]}
+    def forward(self, x, state=None):
+        if {condition.get(where, "False")}:
+            sys.exit(0)
+        y = self.inner(x)
+        return y, y[-1]
+""")
+    with pytest.raises(ConfigError, match=r"^model\.layer=.*mine.py:Layer: .*SystemExit: 0"):
+        train(tiny(tmp_path / "run", {"model.layer": f"{cell}:Layer", "model.hidden": 4}, batches=2))
+
+
 @pytest.mark.slow
 def test_the_example_runs_on_two_processes_from_a_folder_of_its_own(cell: Path, tmp_path: Path) -> None:
     done = subprocess.run(

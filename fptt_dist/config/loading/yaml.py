@@ -133,9 +133,12 @@ class _Reader:
         if kind == "float":
             return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".n", "n"))
         try:
-            return int(text, 0 if text[:2] in ("0o", "0x") else 10)
-        except ValueError as error:  # Python refuses numbers of thousands of digits
-            raise self._error(node, f"a whole number of {len(text)} digits is too long") from error
+            number = int(text, 0 if text[:2] in ("0o", "0x") else 10)
+        except ValueError:  # Python refuses numbers of thousands of digits
+            number = 2**64
+        if not -(2**63) <= number < 2**63:
+            raise self._error(node, f"a whole number of {len(text)} digits is too long")
+        return number
 
     def _error(self, node: Any, text: str) -> ConfigError:
         """An error with the place of `node`."""

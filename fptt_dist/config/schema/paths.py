@@ -17,8 +17,12 @@ _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?=/|$)")
 
 
 def remote_path(value: str | os.PathLike[str]) -> str | None:
-    """The problem with a path such as s3://bucket/x, also as pathlib writes it (s3:/bucket/x); None for a local one."""
+    """The problem with a path such as s3://bucket/x, also as pathlib writes it (s3:/bucket/x), and with one that no
+    system has; None for a local one.
+    """
     text = os.fspath(value)
+    if "\0" in text:
+        return f"{show(text)} has a NUL in it, which no path may have: type a path without it"
     scheme = _REMOTE.match(text)
     if scheme is None:
         return None

@@ -2,6 +2,8 @@
 
 import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,22 @@ def build_model(config: Config, task: Task) -> Network | AwdLstm:
         return _network(config, task, kind)
     except LayerError as error:
         raise ConfigError(f"model.layer={model.layer}: {error}") from error
+
+
+@contextmanager
+def exit_refused(config: Config) -> Iterator[None]:
+    """Make an error of a SystemExit within the context: a user's layer would end a run in the middle with exit code 0.
+
+    Raises:
+        ConfigError: SystemExit was raised.
+    """
+    try:
+        yield
+    except SystemExit as left:
+        raise ConfigError(
+            f"model.layer={config.model.layer}: it ended the program (SystemExit: {left.code}): let it raise an error "
+            "of another type"
+        ) from left
 
 
 def _network(config: Config, task: Task, own: type[nn.Module] | None) -> Network | AwdLstm:
