@@ -1,10 +1,12 @@
-"""A trained network on disk, apart from any run: `model.safetensors` and `model.json`."""
+"""A trained network on disk, apart from any run: `model.safetensors`, and `model.json` with the checksums of both."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from fptt_dist.models.awd_lstm import AwdLstm
 from fptt_dist.models.network import Network
 
 FORMAT = "fptt_dist network 3"
+CHECKSUMS = "sha256"
 KINDS: dict[str, type[Network | AwdLstm]] = {"recurrent": Network, "awd_lstm": AwdLstm}
 
 
@@ -32,11 +35,12 @@ def save_network(model: Network | AwdLstm, folder: Path, description: dict[str, 
             f"a network of {' | '.join(kind.__name__ for kind in KINDS.values())}, not {type(model).__name__}"
         )
     values = {"format": FORMAT, "network": {"kind": kind, **model.describe()}}
-    values |= {name: value for name, value in description.items() if name not in values}
+    values |= {name: value for name, value in description.items() if name not in (*values, CHECKSUMS)}
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(
         {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
     )
+    values[CHECKSUMS] = _checksums(folder, json.loads(json.dumps(values)))  # as they are read back
     (folder / "model.json").write_text(json.dumps(values, indent=1) + "\n")
 
 
@@ -57,12 +61,26 @@ def load_network(folder: str | Path) -> Network | AwdLstm:
 
     Raises:
         FileNotFoundError: no exported network there.
-        ValueError: a file of another format or version.
+        ValueError: files of another format or version, or that are not as they were written.
     """
     folder = Path(folder)
-    values = json.loads((folder / "model.json").read_text())
+    try:
+        return _load(folder)
+    except (KeyError, TypeError, AttributeError, RuntimeError, MemoryError, OverflowError, SafetensorError) as error:
+        raise ValueError(f"{folder} has no network that can be loaded: {type(error).__name__}: {error}") from error
+
+
+def _load(folder: Path) -> Network | AwdLstm:
+    try:
+        values = json.loads((folder / "model.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder}/model.json is not JSON: {error}") from error
     if values.get("format") != FORMAT:
         raise ValueError(f"{folder}/model.json has format {values.get('format')!r}, expected {FORMAT!r}")
+    written = values.get(CHECKSUMS, {})
+    for name, checksum in _checksums(folder, values).items():
+        if written.get(name) != checksum:
+            raise ValueError(f"{folder}/{name} is not as it was written, its checksum differs: export the run again")
     network = dict(values["network"])
     kind = network.pop("kind")
     if kind not in KINDS:
@@ -70,3 +88,12 @@ def load_network(folder: str | Path) -> Network | AwdLstm:
     model = KINDS[kind].rebuild(**network)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval()
+
+
+def _checksums(folder: Path, values: dict[str, Any]) -> dict[str, str]:
+    """Return the checksums of both files: of the tensors' bytes, and of the values besides the checksums."""
+    with (folder / "model.safetensors").open("rb") as file:
+        tensors = hashlib.file_digest(file, "sha256").hexdigest()
+    others = {name: value for name, value in values.items() if name != CHECKSUMS}
+    text = json.dumps(others, sort_keys=True)
+    return {"model.safetensors": tensors, "model.json": hashlib.sha256(text.encode()).hexdigest()}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from fptt_dist.models import Network, load_network, penalty_of, recurrent_layer, save_network
+from fptt_dist.models import Network, load_network, penalty_of, recurrent_layer, save_network, serialization
 from tests.models.networks import ALL, NUMBERS, network, some_inputs, tensors
 
 OutputSteps = Literal["last", "all"]
@@ -20,6 +20,13 @@ OutputSteps = Literal["last", "all"]
 def small(cell: str = "lstm", layers: int = 1, output_steps: OutputSteps = "all", dropout: float = 0.0) -> Network:
     torch.manual_seed(3)
     return Network(recurrent_layer(cell, 3, 5, layers=layers, dropout=dropout), 5, 2, output_steps=output_steps)
+
+
+def rewrite(folder: Path, **values: object) -> None:
+    """Change values of an exported network, and make its checksums right."""
+    path = folder / "model.json"
+    values = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({**values, "sha256": serialization._checksums(folder, values)}))
 
 
 def test_outputs_are_the_same_to_the_bit(subtests: pytest.Subtests, tmp_path: Path) -> None:
@@ -75,7 +82,9 @@ def test_what_is_in_the_folder(tmp_path: Path, output_steps: OutputSteps) -> Non
     model = small("gru", 2, output_steps)
     save_network(model, tmp_path, {"task": {"name": "pixels"}, "weights": "averaged"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
-    assert json.loads((tmp_path / "model.json").read_text()) == {
+    values = json.loads((tmp_path / "model.json").read_text())
+    assert values.pop("sha256").keys() == {"model.safetensors", "model.json"}
+    assert values == {
         "format": "fptt_dist network 3",
         "network": {
             "kind": "recurrent",
@@ -114,12 +123,55 @@ def test_another_format_is_refused(tmp_path: Path, found: str | None) -> None:
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:
     save_network(small(), tmp_path, {})
-    path = tmp_path / "model.json"
-    path.write_text(path.read_text().replace('"kind": "recurrent"', '"kind": "transformer"'))
+    rewrite(tmp_path, network={"kind": "transformer"})
     with pytest.raises(ValueError) as caught:
         load_network(tmp_path)
     said = f"{tmp_path}/model.json has network.kind 'transformer', expected one of recurrent, awd_lstm"
     assert str(caught.value) == said
+
+
+def test_one_flipped_bit_is_refused(tmp_path: Path) -> None:
+    save_network(small(), tmp_path, {"note": "ü"})
+    for name in ("model.safetensors", "model.json"):
+        content = (tmp_path / name).read_bytes()
+        for place in range(0, len(content), 1 if name == "model.json" else 7):
+            changed = bytearray(content)
+            changed[place] ^= 1
+            (tmp_path / name).write_bytes(changed)
+            with pytest.raises(ValueError, match=rf"^{tmp_path}(/model\.| has no network)"):
+                load_network(tmp_path)
+        (tmp_path / name).write_bytes(content[:-20])
+        with pytest.raises(ValueError, match=name):
+            load_network(tmp_path)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load_network(tmp_path)
+
+
+def test_what_makes_no_sense_is_refused(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    """Also with right checksums."""
+    save_network(small(), tmp_path, {})
+    network = json.loads((tmp_path / "model.json").read_text())["network"]
+    changes: dict[str, Any] = {
+        "no network": None,
+        "a list": [],
+        "no kind": {"recurrent": {}},
+        "no layer": {**network, "recurrent": None},
+        "another layer": {**network, "recurrent": {**network["recurrent"], "cell": "mine"}},
+        "another size": {**network, "recurrent": {**network["recurrent"], "hidden": 6}},
+        "a huge size": {**network, "recurrent": {**network["recurrent"], "hidden": 2**40}},
+        "a size of text": {**network, "recurrent": {**network["recurrent"], "hidden": "5"}},
+        "an unknown key": {**network, "more": 1},
+    }
+    for name, value in changes.items():
+        with subtests.test(name):
+            rewrite(tmp_path, network=value)
+            with pytest.raises(ValueError):
+                load_network(tmp_path)
+    (tmp_path / "model.json").write_text("[]")
+    with pytest.raises(ValueError, match="has no network that can be loaded"):
+        load_network(tmp_path)
 
 
 def test_what_cannot_be_rebuilt_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
