@@ -315,7 +315,7 @@ class Shapes:
             self.vocabulary_size = self.outputs = 10000 if getattr(own.task, "token_level", "") == "word" else 50
         self.length = own.task.sequence_length
         self.loss = self
-        self.loss_steps = getattr(own.task, "loss_steps", "all")
+        self.loss_steps = self.output_steps = getattr(own.task, "loss_steps", "all")
 
 
 def built(name: str) -> Network | AwdLstm:

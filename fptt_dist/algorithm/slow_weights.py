@@ -136,7 +136,16 @@ class SlowWeights(Optimizer):
         """Return `model.state_dict()` with W̄ for the parameters that this optimizer trains, all tensors copied.
 
         Buffers, and parameters that have made no step, are the model's own.
+
+        Raises:
+            ValueError: this optimizer trains none of the model's parameters.
         """
+        trained = set(self.slow.params)
+        if not any(p in trained for p in model.parameters()):
+            raise ValueError(
+                f"model: this optimizer trains none of the parameters of this {type(model).__name__}: give the model "
+                "that it was constructed for, not a copy of it"
+            )
         with self.at_center():
             found = model.state_dict()
             for name, value in found.items():

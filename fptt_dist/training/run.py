@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fptt_dist.config import Config, apply_overrides
+from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.parallel import Communicator, LaunchEnvironment, LostWorkerError, process_group, resolve_environment
 from fptt_dist.training.process.orphan import ended_with_parent
 from fptt_dist.training.process.resume_hint import restart_hint
@@ -112,11 +112,21 @@ def _connected(environment: LaunchEnvironment, device: torch.device, evidence: P
 
 
 def _newest_checkpoint(trainer: Trainer, everyone: Communicator) -> Path | None:
-    """Return the newest valid checkpoint as rank 0 sees it."""
+    """Return the newest valid checkpoint as rank 0 sees it; None of a run that has saved nothing.
+
+    Raises:
+        ConfigError: the run has checkpoints, and none is valid: to begin anew would lose them.
+    """
+    root = trainer.store.root
 
     def look() -> str | None:
         newest = trainer.store.newest()
+        if newest is None and trainer.store.has_any():
+            raise ConfigError(
+                f"none of the checkpoints in {root} is valid, for the reasons above: put a copy of one back there to "
+                "resume, or type run.dir=… for a new run"
+            )
         return None if newest is None else newest.name
 
     name = everyone.rank0_first(look, name="newest checkpoint")
-    return None if name is None else trainer.store.root / name
+    return None if name is None else root / name

@@ -96,6 +96,8 @@ def _find_checkpoint(folder: RunDirectory, which: str, check: ContentCheck) -> P
         newest = store.newest() if which == "best" else None
         workers = None if newest is None else read_values(newest, "manifest.json")["world"]
         path = folder.path
+        if newest is None and store.has_any():
+            raise ConfigError(f"none of the checkpoints of {path} is valid, for the reasons above: put a copy back")
         raise ConfigError(f"{path} has no complete {which} checkpoint yet: {hint_of_workers(path, workers)}")
     return found
 

@@ -104,6 +104,22 @@ def test_a_damaged_checkpoint_is_skipped(
     assert_same_checkpoint(tmp_path / "straight", tmp_path / "parts")
 
 
+def test_a_run_without_a_valid_checkpoint_does_not_begin_anew(tmp_path: Path) -> None:
+    """It would replace what a copy of a checkpoint could still bring back."""
+    run = tmp_path / "run"
+    config = tiny(run, {"checkpoint.every_batches": 2}, batches=4)
+    train(config)
+    for folder in checkpoints(run):
+        flip(folder / "model.safetensors")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for command in (lambda: train(resumed(config)), lambda: evaluate_run(run), lambda: evaluate_run(run, "latest")):
+        with pytest.raises(ConfigError, match=rf"^none of the checkpoints (in|of) {run}.* is valid, for the reasons"):
+            command()
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
+    assert changed <= {run / "config.yaml"}  # which has resume=auto now
+
+
 def test_a_pointer_leads_nowhere_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("run", "other"):
         train(tiny(tmp_path / name, batches=2))
@@ -143,17 +159,6 @@ def test_leftovers_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
     assert steps(tmp_path / "run") == [4, 6] or steps(tmp_path / "run") == [5, 6]
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert not list((tmp_path / "run").rglob("extra*"))
-
-
-def test_all_damaged_starts_again(tmp_path: Path) -> None:
-    train(tiny(tmp_path / "straight", batches=6))
-    parts = tiny(tmp_path / "parts", batches=6)
-    train_until(parts, 3)
-    for folder in checkpoints(tmp_path / "parts"):
-        truncate(folder / "model.safetensors")
-    train(resumed(parts))
-    assert_same_checkpoint(tmp_path / "straight", tmp_path / "parts")
-    assert all(validate(folder) is None for folder in checkpoints(tmp_path / "parts"))
 
 
 @pytest.mark.parametrize("version", [6, 11])

@@ -250,7 +250,7 @@ def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
     assert {key: saved[key] for key in expected} == expected
     assert saved == json.loads(json.dumps(outcome.__dict__))
     measured = {"value", "validation", "best_batch", "seconds", "sequences_per_second", "peak_memory_bytes"}
-    assert set(saved) == {*expected, *measured, "run_id", "versions"}
+    assert set(saved) == {*expected, *measured, "run_id", "versions", "unknown_tokens"}
     assert set(saved["versions"]) == {"fptt_dist", "python", "torch", "numpy", "platform", "processor", "gpu"}
     assert saved["versions"]["torch"] == torch.__version__
 

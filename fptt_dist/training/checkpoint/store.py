@@ -216,6 +216,10 @@ class CheckpointStore:
             LOG.warning("checkpoint %s is skipped, the previous one is used: %s", folder, problem)
         return None
 
+    def has_any(self) -> bool:
+        """Return whether there is a checkpoint, valid or not."""
+        return bool(self._folders())
+
     def _prune(self, newest: Path) -> None:
         # Folders later than the one just written are corrupt: the run was resumed from before them.
         kept = [folder for folder in self._folders() if step_of(folder) <= step_of(newest)][-self.keep_last :]
