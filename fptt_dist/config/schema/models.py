@@ -8,8 +8,10 @@ from pydantic import Field, model_validator
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.section import Conflict, Section, refuse
 
-_Hidden = Annotated[int, Field(ge=1, description="units of a layer")]
-_Layers = Annotated[int, Field(ge=1, description="recurrent layers on top of each other")]
+# More is a slip of the keyboard, which would build for hours or ask for memory that no machine has.
+MOST_UNITS, MOST_LAYERS = 2**20, 1000
+_Hidden = Annotated[int, Field(ge=1, le=MOST_UNITS, description="units of a layer")]
+_Layers = Annotated[int, Field(ge=1, le=MOST_LAYERS, description="recurrent layers on top of each other")]
 _Dropout = Annotated[
     float,
     Field(

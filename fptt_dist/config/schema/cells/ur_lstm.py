@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from fptt_dist.config.schema.models import LAYER, OneStack
+from fptt_dist.config.schema.models import LAYER, MOST_UNITS, OneStack
 
 
 class URLSTM(OneStack):
     """An LSTM with uniform gate initialization and refine gates (Gu et al. 2020)."""
 
     layer: Literal["ur_lstm"] = Field(default="ur_lstm", description=LAYER)
-    hidden: int = Field(default=128, ge=2, description="units of a layer")
+    hidden: int = Field(default=128, ge=2, le=MOST_UNITS, description="units of a layer")
