@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fptt_dist import FPTT
 
-N, STEPS, ALPHA, RATE, MOMENTUM = 4, 5, 0.7, 0.05, 0.9
+N, INPUTS, STEPS, ALPHA, RATE, MOMENTUM = 4, 3, 5, 0.7, 0.05, 0.9
 
 
 def cell(w: Tensor, r: Tensor, x: Tensor, h: Tensor) -> Tensor:
@@ -50,19 +50,13 @@ def reference(weights: list[Tensor], x: Tensor, y: Tensor, sequences: int, momen
 
 def test_an_update_per_step_with_a_mean_penalty() -> None:
     torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(N, N, dtype=torch.float64)) for _ in range(2)]
-    x, y = torch.randn(2, 3, STEPS, 6, N, dtype=torch.float64)
+    params = [nn.Parameter(torch.randn(N, size, dtype=torch.float64)) for size in (INPUTS, N)]
+    x, y = (torch.randn(3, STEPS, 6, size, dtype=torch.float64) for size in (INPUTS, N))
     expected = reference([p.detach().clone() for p in params], x, y, 3, MOMENTUM)
 
-    n = params[0].numel()
-    optimizer = FPTT(
-        torch.optim.SGD(params, lr=RATE, momentum=MOMENTUM),
-        alpha=ALPHA,
-        beta=0.5,
-        prox_weight=1 / n,
-        dual_weight=1 / (2 * n),
-        update_rule="second_gradient",
-    )
+    groups = [{"params": [p], "prox_weight": 1 / p.numel(), "dual_weight": 1 / (2 * p.numel())} for p in params]
+    base = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM)
+    optimizer = FPTT(base, alpha=ALPHA, beta=0.5, update_rule="second_gradient")
     states: list[Tensor] = []
 
     def closure(s: int, t: int) -> Tensor:
