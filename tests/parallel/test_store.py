@@ -2,8 +2,10 @@
 
 import logging
 import os
+import signal
 import socket
 import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch.distributed as dist
 
 from fptt_dist.config import ConfigError
 from fptt_dist.parallel import LaunchEnvironment
-from fptt_dist.parallel.comm import store
+from fptt_dist.parallel.comm import errors, store
 from fptt_dist.parallel.comm.environment import FROM_SLURM, FROM_TORCHRUN
+from tests.program import WARM
 from tests.ray_sweeps.processes import listening
 
 LOOPBACK_NAME = "127.1"  # 127.0.0.1 to whoever looks it up, as Debian's own name of a node is, and no plain address
@@ -177,3 +180,28 @@ def test_on_one_node(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert store.on_one_node(environment) is together
+
+
+def stand_still(port: int) -> None:
+    """Serve a store until there is a key in it."""
+    served = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    served.wait(["here"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_who_serves_the_store_and_stands_still_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch would wait for it as long as it stands still."""
+    port = free_port()
+    server = WARM.Process(target=stand_still, args=(port,), daemon=True)
+    server.start()
+    try:
+        opened = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=SECONDS))
+        opened.set("here", "")
+        while Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.01)
+        monkeypatch.setattr(errors, "GRACE", 0.2)
+        monkeypatch.setattr(errors, "_get_default_store", lambda: opened)
+        assert errors.silent_ranks([0, 1, 2], own=1) == [0]
+    finally:
+        server.kill()
+        server.join()

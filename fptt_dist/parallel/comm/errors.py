@@ -1,6 +1,7 @@
 """The error for a failed collective: which workers were lost, and what is known about it."""
 
 import json
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -39,20 +40,36 @@ class LostWorkerError(Exception):
 def silent_ranks(ranks: list[int], own: int) -> list[int]:
     """Return those of `ranks` that do not report within five seconds that a collective failed for them too.
 
-    Each reports it in the store through which the workers met; if the store is gone, so is rank 0, which serves it.
+    Each reports it in the store through which the workers met; if the store is gone or does not answer, so is rank 0,
+    which serves it.
     """
     others = [rank for rank in ranks if rank != own]
+    found: list[list[int]] = []
+    # Torch waits for the answer of a server that stands still without end, whatever the store's timeout is.
+    asking = threading.Thread(target=lambda: found.append(_not_reported(others, own)), daemon=True)
+    asking.start()
+    asking.join(2 * GRACE)
+    return found[0] if found else _served_by(others)
+
+
+def _not_reported(others: list[int], own: int) -> list[int]:
+    silent = others
     try:
         store = _get_default_store()
         store.set_timeout(timedelta(seconds=GRACE))
         store.set(f"fptt_dist/lost/{own}", "1")
         deadline = time.monotonic() + GRACE
-        while others and time.monotonic() < deadline:
-            others = [rank for rank in others if not store.check([f"fptt_dist/lost/{rank}"])]
+        while silent and time.monotonic() < deadline:
+            silent = [rank for rank in silent if not store.check([f"fptt_dist/lost/{rank}"])]
             time.sleep(0.1)
     except (RuntimeError, ValueError):
-        return [rank for rank in others if rank == 0] or others
-    return others
+        return _served_by(silent)
+    return silent
+
+
+def _served_by(ranks: list[int]) -> list[int]:
+    """Return rank 0, which serves the store, if it is one of `ranks`; all of them otherwise."""
+    return [rank for rank in ranks if rank == 0] or ranks
 
 
 def dump_flight_recorder(folder: Path) -> Path | None:
