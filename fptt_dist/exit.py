@@ -57,6 +57,8 @@ def rank_of_process() -> str:
 
 def out_of_memory(error: Exception) -> str | None:
     """Return the message of an error that says that memory ran out, or that no memory is so large; None for others."""
+    if _code_of(error) is not None:  # it says by itself what to do
+        return None
     said = str(error).partition("\n")[0]
     if not isinstance(error, MemoryError) and not any(words in said for words in NO_MEMORY):
         return None

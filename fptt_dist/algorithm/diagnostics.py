@@ -8,6 +8,8 @@ from fptt_dist.algorithm import update as updates
 from fptt_dist.algorithm.fptt import FPTT
 from fptt_dist.algorithm.plain_update import regularizer_gradient
 
+NORMS = ("gradient", "regularizer", "center_distance", "dual")
+
 
 @torch.no_grad()
 def norms(optimizer: FPTT) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from fptt_dist.algorithm.fused.update import FusedUpdate
 from fptt_dist.algorithm.over import over
 from fptt_dist.algorithm.plain_update import plain_update
 from fptt_dist.algorithm.preconditioner import host_number
-from fptt_dist.algorithm.slow_state import ALPHA_OF_DUAL, CENTER, OURS, SCALED_DUAL, SlowState
+from fptt_dist.algorithm.slow_state import ALPHA_OF_DUAL, CENTER, OURS, SCALED_DUAL, WEIGHTS, SlowState
 from fptt_dist.algorithm.slow_weights import SlowWeights
 from fptt_dist.algorithm.stability import StabilityCheck
 from fptt_dist.algorithm.update import GROUPED, Constants
@@ -265,13 +265,16 @@ class FPTT(SlowWeights):
             RuntimeError: within `at_center`.
         """
         self._require_no_context("load_state_dict")
-        self.train()
         final: dict[str, Any] = {}
 
         def complete(optimizer: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            final.update(given, param_groups=list(map(_with_own, given["param_groups"], self.param_groups)))
+            groups = given["param_groups"]
+            if len(groups) == len(self.param_groups):  # else torch says so
+                groups = list(map(_with_own, groups, self.param_groups))
+            final.update(given, param_groups=groups)
             return final
 
+        before = {p: self.state[p] for p in self.slow.params if WEIGHTS in self.state.get(p, {})}
         handle = self.register_load_state_dict_pre_hook(complete)  # the last one: it sees what other hooks made
         try:
             super().load_state_dict(state_dict)
@@ -280,6 +283,7 @@ class FPTT(SlowWeights):
         if type(self.base).load_state_dict is not Optimizer.load_state_dict:
             self._load_as_base(final)
         self.slow.forget_only_made()
+        self._leave_eval(before)
         saved = [index for group in final["param_groups"] for index in group["params"]]
         for index, p in zip(saved, [p for group in self.param_groups for p in group["params"]], strict=True):
             for name in (CENTER, SCALED_DUAL):

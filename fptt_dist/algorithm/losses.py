@@ -261,7 +261,7 @@ class TerminalLoss(WindowLoss):
         """ℓ_k where the sequences' lengths differ: β is the part of each that was read, and Q that of the same part."""
         present = window.real_steps(lengths) > 0
         read = progress(window, lengths)
-        position = torch.ceil(read * window.count).long().clamp(min=1)  # k of the same relative position
+        position = torch.ceil(read * self.estimate.windows).long().clamp(min=1)  # of the same relative position
         trusted = self.estimate(position, target, examples).detach()
         if self.kl_reduction == "mean":
             trusted = trusted / trusted.shape[-1]

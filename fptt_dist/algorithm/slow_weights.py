@@ -132,6 +132,20 @@ class SlowWeights(Optimizer):
                 center.copy_(torch.where(replaced, p.to(center.dtype), center))
                 dual.copy_(torch.where(replaced, torch.zeros_like(dual), dual))
 
+    @torch.no_grad()
+    def _leave_eval(self, before: dict[Tensor, dict[str, Any]]) -> None:
+        """Bring W back after another state was loaded between `eval` and `train`.
+
+        A parameter whose loaded state has W in it holds, or is about to be given, the W̄ of that state, and stays.
+
+        Args:
+            before: the states that had W, by parameter; elements that were replaced since stay as they are.
+        """
+        for p, state in before.items():
+            if WEIGHTS not in self.state.get(p, {}):
+                replaced = p != state[CENTER].to(p.dtype)
+                p.copy_(torch.where(replaced, p, state[WEIGHTS]))
+
     def center_state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Return `model.state_dict()` with W̄ for the parameters that this optimizer trains, all tensors copied.
 

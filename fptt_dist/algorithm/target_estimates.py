@@ -17,9 +17,11 @@ class LabelEstimate(Protocol):
 
     Attributes:
         learns: whether Q comes from what is observed.
+        windows: K of its tables.
     """
 
     learns: bool
+    windows: int
 
     def __call__(self, window: int | Tensor, labels: Tensor, examples: Tensor | None) -> Tensor:
         """Q (B, C) for `window` (from 1; of all, or (B,) of each), labels (B,) and global example ids (B,)."""
@@ -54,6 +56,7 @@ class UniformEstimate:
     """Q = 1/C, for ever."""
 
     learns = False
+    windows = 1
 
     def __init__(self, classes: int) -> None:
         self.table = torch.full((classes,), 1.0 / classes)
@@ -97,6 +100,7 @@ class ClassMeanEstimate:
     learns = True
 
     def __init__(self, classes: int, windows: int) -> None:
+        self.windows = windows
         self.table = torch.full((windows, classes, classes), 1.0 / classes)  # (K, label, C)
         self.sums = torch.zeros(windows, classes, classes, dtype=torch.float64)
         self.counts = torch.zeros(windows, classes, dtype=torch.float64)
@@ -150,6 +154,7 @@ class ExampleEstimate:
     learns = True
 
     def __init__(self, examples: int, classes: int, windows: int) -> None:
+        self.windows = windows
         self.table = torch.full((examples, windows, classes), 1.0 / classes)  # (N, K, C)
         self.next = self.table.clone()
 

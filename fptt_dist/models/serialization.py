@@ -13,7 +13,7 @@ from torch import Tensor
 from fptt_dist.models.awd_lstm import AwdLstm
 from fptt_dist.models.network import Network
 
-FORMAT = "fptt_dist network 3"
+FORMAT = "fptt_dist network 4"
 CHECKSUMS = "sha256"
 KINDS: dict[str, type[Network | AwdLstm]] = {"recurrent": Network, "awd_lstm": AwdLstm}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fptt_dist.algorithm import SCHEMES
+from fptt_dist.algorithm.diagnostics import NORMS
 from fptt_dist.config import ConfigError
 from fptt_dist.models import compile_steps, hidden_of
 from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, new_gloo_group, set_pg_timeouts
@@ -344,7 +345,7 @@ class Trainer:
         own = torch.cat([result.window_losses, result.window_metrics])
         means, largest = mean_and_largest(self.engine.everyone, share, own, list(apart.values()))
         losses, metrics = (part.tolist() for part in means.tensor_split([len(result.window_losses)]))
-        values = {name: float(norm) for name, norm in norms.items()}
+        values = dict.fromkeys(NORMS, 0.0) | {name: float(norm) for name, norm in norms.items()}  # none: no update
         return {
             **asdict(self.state.position),
             "loss": sum(losses) / len(losses),
@@ -372,8 +373,7 @@ class Trainer:
         seen = self.engine.control.first_non_finite()
         place = self.update_log.place(seen.window)
         where = describe(seen, place, self.batches_per_epoch, self.engine.world)
-        epoch, number = divmod(place[0], self.batches_per_epoch)
-        size = self.config.train.batch_size
+        (epoch, number), size = divmod(place[0], self.batches_per_epoch), self.config.train.batch_size
         batch = self.task.train_batch(epoch, number * size, size, self.share).without_padding()
         fault = fault_in_data(batch, self.loop.passes_of(batch), self.engine.everyone)
         raise NonFiniteError(f"{where}. {self._way_out(fault)}")

@@ -130,6 +130,11 @@ class WindowLoop:
             The result, and the norms by name (empty unless `measure`).
         """
         parts = [batch.select(rank_slice(batch.size, m, self.micro_batches)) for m in range(self.micro_batches)]
+        if batch.lengths is not None and batch.global_lengths is None and self.engine.world > 1:
+            raise ValueError(
+                f"{type(self.task).__name__}.train_batch gave lengths without global_lengths, by which the "
+                f"{self.engine.world} workers weigh their sequences: give those of the whole global batch"
+            )
         incoming = [None] * len(parts) if states is None else states
         losses, metrics = ScalarBuffer(), ScalarBuffer()  # metrics of every window, or of none
         norms: dict[str, Tensor] = {}
@@ -150,8 +155,9 @@ class WindowLoop:
             metrics.extend(window_metrics)
             if update:
                 closure = self._closure(batch, parts, windows, list(map(replay_state, incoming, outgoing)))
-                measurement = partial(optimizer_norms, self.optimizer) if measure and is_last else None
-                norms = self.engine.step(closure, measure=measurement)
+                last = is_last or (batch.lengths is not None and self._is_padding(batch, [_next(windows[-1])]))
+                measurement = partial(optimizer_norms, self.optimizer) if measure and last else None
+                norms = self.engine.step(closure, measure=measurement) or norms
                 self.engine.after_update()
             incoming = outgoing
         device = batch.inputs.device
@@ -179,14 +185,22 @@ class WindowLoop:
         schedule = [self.procedure.weight(window, terminal=self.task.loss.terminal) for window in windows]
         if part.lengths is None or batch.lengths is None:
             return part.size / batch.size, schedule
+        if self.procedure.name != "tbptt_accumulated":
+            shares = self._shares(batch, part, windows)
+            return 1.0, [w * share for w, share in zip(schedule, shares, strict=True)]
+        everywhere = batch.lengths if batch.global_lengths is None else batch.global_lengths
+        total = len(everywhere) if self.task.loss.terminal else int(everywhere.sum())
+        size = total * batch.size / len(everywhere)
+        return 1.0, [self._terms(part.lengths, window) / size for window in windows]
+
+    def _shares(self, batch: Batch, part: Batch, windows: list[Window]) -> list[float]:
+        """Return the number of a micro-batch's terms in each ℓ_k over that of the global batch, for `_weights`."""
+        assert part.lengths is not None
+        assert batch.lengths is not None
         everywhere = batch.lengths if batch.global_lengths is None else batch.global_lengths
         share = batch.size / len(everywhere)
-        if self.procedure.name != "tbptt_accumulated":
-            pairs = zip(schedule, windows, strict=True)
-            counts = [(w, self._terms(part.lengths, window), self._terms(everywhere, window)) for w, window in pairs]
-            return 1.0, [w * own / (max(1, total) * share) for w, own, total in counts]
-        total = len(everywhere) if self.task.loss.terminal else int(everywhere.sum())
-        return 1.0, [self._terms(part.lengths, window) / (total * share) for window in windows]
+        counts = [(self._terms(part.lengths, window), self._terms(everywhere, window)) for window in windows]
+        return [own / (max(1, total) * share) for own, total in counts]
 
     def _terms(self, lengths: Tensor, window: Window) -> int:
         """Return the number of terms of ℓ_k: steps in the window, or sequences with a step there."""
@@ -231,7 +245,7 @@ class WindowLoop:
                 terms = zip(weights, _with(penalties, values), strict=True)
                 objective = _sum([_times(w, term) for w, term in terms])
                 self.engine.backward(_times(fraction, objective), last=update and m == len(parts) - 1)
-            shown = [fraction] * len(values) if part.lengths is None else weights
+            shown = [fraction] * len(values) if part.lengths is None else self._shares(batch, part, windows)
             losses = _added(losses, [_times(f, value.detach()) for f, value in zip(shown, values, strict=True)])
             metrics = _added(metrics, [_times(fraction, score) for score in scores])
             outgoing.append(detach(state))
@@ -289,6 +303,11 @@ class WindowLoop:
                 self.engine.backward(_times(fraction, _sum([_times(w, t) for w, t in terms])), last=m == len(parts) - 1)
 
         return closure
+
+
+def _next(window: Window) -> Window:
+    """Return the rest of the sequence behind a window, as one."""
+    return Window(window.index + 1, window.count, slice(window.part.stop, window.length), window.length)
 
 
 def _with(penalties: list[Tensor | None], values: list[Tensor]) -> list[Tensor]:

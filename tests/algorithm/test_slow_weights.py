@@ -243,3 +243,32 @@ def test_center_state_dict_is_the_models_with_the_center(evaluating: bool) -> No
     torch.testing.assert_close(dict(found), expected, rtol=0, atol=0)  # copies
     Tied().load_state_dict(found)
     assert found._metadata == model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of the modules
+
+
+def test_what_was_saved_after_eval_is_loaded_in_either_order() -> None:
+    """Also by objects that hold that very W̄ at the time, and a refused state changes nothing."""
+    for model_first in (True, False):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = FPTT(torch.optim.Adam(model.parameters(), lr=0.1), alpha=0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.rand(4, 3)).square().sum().backward()
+            optimizer.step()
+        params = list(model.parameters())
+        before = [t.detach().clone() for p in params for t in (p, optimizer.center(p), optimizer.dual(p))]
+        optimizer.eval()
+        shown = [p.detach().clone() for p in params]
+        weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        with pytest.raises(ValueError, match="different number of parameter groups"):
+            optimizer.load_state_dict({"state": {}, "param_groups": []})
+        assert all(map(torch.equal, params, shown))
+        if model_first:
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(state)
+        else:
+            optimizer.load_state_dict(state)
+            model.load_state_dict(weights)
+        optimizer.train()
+        after = [t for p in params for t in (p, optimizer.center(p), optimizer.dual(p))]
+        assert all(map(torch.equal, after, before))

@@ -85,7 +85,7 @@ def test_what_is_in_the_folder(tmp_path: Path, output_steps: OutputSteps) -> Non
     values = json.loads((tmp_path / "model.json").read_text())
     assert values.pop("sha256").keys() == {"model.safetensors", "model.json"}
     assert values == {
-        "format": "fptt_dist network 3",
+        "format": "fptt_dist network 4",
         "network": {
             "kind": "recurrent",
             "recurrent": {"cell": "gru", "inputs": 3, "hidden": 5, "layers": 2, "dropout": 0.0},
@@ -118,7 +118,7 @@ def test_another_format_is_refused(tmp_path: Path, found: str | None) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": found}))
     with pytest.raises(ValueError) as caught:
         load_network(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/model.json has format {found!r}, expected 'fptt_dist network 3'"
+    assert str(caught.value) == f"{tmp_path}/model.json has format {found!r}, expected 'fptt_dist network 4'"
 
 
 def test_another_kind_is_refused(tmp_path: Path) -> None:

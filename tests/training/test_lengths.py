@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fptt_dist.algorithm import FPTT, SCHEMES, SequenceLoss, TerminalLoss
+from fptt_dist.algorithm.diagnostics import NORMS
 from fptt_dist.algorithm.losses import MultiLabelLoss, RegressionLoss, StepRegressionLoss, WindowLoss
 from fptt_dist.algorithm.target_estimates import ClassMeanEstimate, UniformEstimate
 from fptt_dist.models import Network, recurrent_layer
@@ -196,14 +197,18 @@ def test_padding_moves_nothing(kind: str) -> None:
         assert not found.window_losses[4:].any()
 
 
+@pytest.mark.parametrize("scheme", ["fptt", "tbptt_accumulated", "bptt_aux"])
 @pytest.mark.parametrize("kind", LOSSES)
-def test_equal_lengths_are_no_lengths(kind: str) -> None:
+def test_equal_lengths_are_no_lengths(kind: str, scheme: str) -> None:
     same = (LONGEST,) * 4
     batch = padded(kind, lengths=same)
     plain = Batch(batch.inputs, batch.targets, per_step_targets=batch.per_step_targets)
-    one, other = loop(kind, "fptt"), loop(kind, "fptt")
+    one, other = loop(kind, scheme), loop(kind, scheme)
     first, second = one.run(batch)[0], other.run(plain)[0]
-    torch.testing.assert_close(first.window_losses, second.window_losses)
+    if scheme == "tbptt_accumulated" and not LOSSES[kind][1]:  # of the sequences that end in the window
+        torch.testing.assert_close(first.window_losses[-1], second.window_losses[-1])
+    else:
+        torch.testing.assert_close(first.window_losses, second.window_losses)
     torch.testing.assert_close(weights(one), weights(other), rtol=1e-4, atol=1e-6)
 
 
@@ -261,19 +266,37 @@ def test_a_worker_without_a_step_in_a_window_does_no_update_there() -> None:
     assert changed == [[True, False, False], [True, True, True]]
 
 
-def test_q_is_that_of_the_same_relative_position() -> None:
-    """Of a sequence half as long the second window of four is the last one."""
-    estimate = ClassMeanEstimate(OUTPUTS, 4)
+def test_a_worker_must_know_the_lengths_of_all() -> None:
+    def work(workers: Replica) -> str:
+        batch = padded("class", lengths=(4, 6))
+        with pytest.raises(ValueError, match="lengths without global_lengths") as caught:
+            loop("class", "fptt", Engine(workers, Replicated(), GradientSync(workers, 0.5))).run(batch)
+        return str(caught.value)
+
+    assert len(set(together(2, work))) == 1
+
+
+def test_the_norms_are_those_of_the_last_update_that_is_made() -> None:
+    _, expected = loop("class", "fptt").run(padded("class"), measure=True)
+    _, found = loop("class", "fptt").run(padded("class", steps=LONGEST + 15), measure=True)
+    assert set(found) == set(NORMS)
+    assert found == expected
+
+
+@pytest.mark.parametrize("windows", [2, 4, 8])
+def test_q_is_that_of_the_same_relative_position(windows: int) -> None:
+    """Of its own windows, whatever number the batch has: of a sequence half as long the second of four is the last."""
+    estimate = ClassMeanEstimate(OUTPUTS, windows)
     loss = TerminalLoss(estimate)
     trained = loop("class", "tbptt")
     trained.task.loss = loss
     trained.run(padded("class", lengths=(12, 6)))
     labels = targets("class", (12, 6))
-    counts = torch.zeros(4, OUTPUTS, dtype=torch.float64)
-    for k in range(4):
-        counts[k, labels[0]] += 1
-    for k in (1, 3):
-        counts[k, labels[1]] += 1
+    counts = torch.zeros(windows, OUTPUTS, dtype=torch.float64)
+    for k in range(1, 5):
+        counts[-(-k * windows // 4) - 1, labels[0]] += 1
+    for k in range(1, 3):
+        counts[-(-k * windows // 2) - 1, labels[1]] += 1
     assert torch.equal(estimate.counts, counts)
 
 

@@ -101,7 +101,7 @@ class RunState:
         pieces = engine.placement.shards()
         optimizer_tensors, optimizer_values = state_dict.optimizer_files(pieces, self.optimizer)
         weights: dict[str, Any] = {
-            MODEL: state_dict.model_tensors(pieces, self.network),
+            MODEL: state_dict.model_tensors(pieces, self.network, self.shapes, self.dtypes),
             OPTIMIZER: optimizer_tensors,
         }
         if len(engine.replica_groups) < engine.world:

@@ -73,9 +73,29 @@ def load_optimizer(pieces: list[ParameterShard], optimizer: FPTT, saved: SavedSt
     optimizer.load_state_dict({"state": {i: entry for i, entry in state.items() if entry}, "param_groups": groups})
 
 
-def model_tensors(pieces: list[ParameterShard], model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name; a tied one once."""
-    return {**{piece.name: piece.view(piece.tensor) for piece in pieces}, **dict(model.named_buffers())}
+def model_tensors(
+    pieces: list[ParameterShard], model: nn.Module, shapes: dict[str, list[int]], dtypes: dict[str, str]
+) -> dict[str, Tensor]:
+    """Return parameters and buffers by name; a tied one once.
+
+    Args:
+        pieces: the parameters.
+        model: has the buffers; one that autocast gave another type is converted back.
+        shapes: of parameters and buffers when the model was built.
+        dtypes: their types, such as "float32".
+
+    Raises:
+        ConfigError: a user's layer gave a buffer another shape, which a resumed run could not restore.
+    """
+    buffers = dict(model.named_buffers())
+    for name, buffer in buffers.items():
+        if list(buffer.shape) != shapes[name]:
+            raise ConfigError(
+                f"model.layer: the buffer {name} had shape {tuple(shapes[name])} and has {tuple(buffer.shape)} now, "
+                "which no checkpoint can restore: keep its shape, or do not register it as a buffer"
+            )
+        buffers[name] = buffer.to(getattr(torch, dtypes[name]))
+    return {**{piece.name: piece.view(piece.tensor) for piece in pieces}, **buffers}
 
 
 @torch.no_grad()
