@@ -322,10 +322,14 @@ class RunDirectory:
                 "change: give the old values, or run.dir=… for a new run"
             )
 
-    def cut_metrics(self, batch: int) -> None:
+    def cut_metrics(self, batch: int, *, ended: bool = False) -> None:
         """Drop the records after `batch`, which the resumed run writes again; in place, for who has the file open.
 
         A corrupt line stays where records that are kept come after it.
+
+        Args:
+            batch: after which the run resumes.
+            ended: whether that is its last one, so that the record of the test set is written again too.
         """
         self._check_held()
         if not self.metrics.is_file():
@@ -334,10 +338,10 @@ class RunDirectory:
             kept, end, last = 0, 0, b"\n"
             for line in file:
                 end += len(line)
-                done = _batch_of(line)
+                done, split = _place_of(line)
                 if done is None:
                     continue
-                if done > batch:
+                if done > batch or (ended and done == batch and split == "test"):
                     break
                 kept, last = end, line
             file.truncate(kept)
@@ -381,13 +385,14 @@ def _id_in(file: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _batch_of(line: bytes) -> float | None:
-    """Return the batch after which a record was written; None for a truncated or corrupt line."""
+def _place_of(line: bytes) -> tuple[float | None, Any]:
+    """Return the batch of a record, None for a truncated or corrupt line, and its split, None for a training record."""
     try:
-        batch = float(loads(line)["batch"])
+        record = loads(line)
+        batch = float(record["batch"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return None
-    return batch if math.isfinite(batch) else None
+        return None, None
+    return (batch if math.isfinite(batch) else None), record.get("split")
 
 
 def flat_values(config: Config) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,16 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path, caplog: pytest.Lo
     assert train(resumed(config, **{"train.max_batches": 4})).batches == 4
 
 
+def test_a_result_that_is_lost_is_found_again(tmp_path: Path) -> None:
+    """Or the run was killed before it was written; the records are those of an undisturbed run too."""
+    config = tiny(tmp_path / "run", batches=3)
+    train(config)
+    shutil.copytree(tmp_path / "run", tmp_path / "straight")
+    (tmp_path / "run" / "result.json").unlink()
+    train(resumed(config))
+    assert_same_run(tmp_path / "straight", tmp_path / "run")
+
+
 def test_the_shorter_of_batches_and_epochs_ends_the_run(tmp_path: Path) -> None:
     assert train(tiny(tmp_path / "one", {"train.max_epochs": 1}, batches=7)).batches == 5
     assert train(tiny(tmp_path / "two", {"train.max_epochs": 2}, batches=7)).batches == 7
@@ -221,7 +232,7 @@ def test_a_run_with_damaged_small_files_resumes(damage: bytes, tmp_path: Path) -
     assert (again.run_id, again.value, again.batches) == (before.run_id, before.value, 2)
     assert json.loads((tmp_path / "run" / "versions.json").read_text())["run_id"] == before.run_id
     assert RunDirectory(config).read_result() == again
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text(errors="replace").splitlines()) == 5
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text(errors="replace").splitlines()) == 4
 
 
 @pytest.mark.parametrize("text", ["", "seed: 0\n"])

@@ -128,7 +128,7 @@ class MetricsLogger:
     def __enter__(self) -> Self:
         if not self.active:
             return self
-        self.folder.cut_metrics(self.first_batch)
+        self.folder.cut_metrics(self.first_batch, ended=self.first_batch >= self.total_batches)
         self._file = self.folder.metrics.open("a", buffering=1)
         self._board = None
         if self.folder.config.logging.tensorboard:
