@@ -9,10 +9,13 @@ JOBS ?= 2
 # Networks this small gain little from a second thread, and lose everything when another program wants the core.
 export OMP_NUM_THREADS ?= 1
 
+# What the campaign's cases are drawn from.
+SEED ?= 0
+
 # What the tests' targets run: make run-tests TESTS=tests/models
 TESTS ?= tests
 
-.PHONY: train test test-all run-tests test-clients check coverage mutation docs install clean
+.PHONY: train test test-all run-tests test-clients check coverage mutation campaign docs install clean
 
 install: .venv/.installed
 
@@ -57,7 +60,7 @@ $(CLIENTS)/.installed: pyproject.toml constraints-clients.txt
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check -c constraints-clients.txt -e '.[clients]'
 	touch $@
 
-# Neither is part of CI. The mutation run takes hours, and continues where it was stopped.
+# None is part of CI. The mutation run takes hours; it and the campaign continue where they were stopped.
 coverage: install
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m coverage run -m pytest -m "not slow and not gpu" $(TESTS)
@@ -66,6 +69,10 @@ coverage: install
 
 mutation: install
 	$(BIN)/python -m tests.mutation runs/mutation
+
+# Kills, damage, the machine's faults and hostile configurations, drawn from a seed: make campaign SEED=1
+campaign: install
+	$(BIN)/python -m tests.campaign runs/campaign --seed $(SEED)
 
 clean:
 	rm -rf .venv $(CLIENTS) .coverage* build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
