@@ -90,7 +90,9 @@ class Watched(Trainer):
         self.outcome = Outcome(
             {
                 name: tensor.detach().clone()
-                for name, tensor in state_dict.model_tensors(self.engine.placement.shards(), self.network).items()
+                for name, tensor in state_dict.model_tensors(
+                    self.engine.placement.shards(), self.network, self.shapes, self.dtypes
+                ).items()
             },
             {name: tensor.detach().clone() for name, tensor in tensors.items()},
             {name: tensor.clone() for name, tensor in streams.items()},
@@ -113,7 +115,9 @@ def open_trainer(environment: LaunchEnvironment, config: Config) -> Watched:
     trainer = Watched(folder, environment, torch.device("cpu"))
     trainer.start = {
         name: tensor.detach().clone()
-        for name, tensor in state_dict.model_tensors(trainer.engine.placement.shards(), trainer.network).items()
+        for name, tensor in state_dict.model_tensors(
+            trainer.engine.placement.shards(), trainer.network, trainer.shapes, trainer.dtypes
+        ).items()
     }
     newest = trainer.store.newest() if config.resume == "auto" else None
     if newest is not None:

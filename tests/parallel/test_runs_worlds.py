@@ -50,7 +50,9 @@ def opened(environment: LaunchEnvironment, config: Config, machines: int = 1) ->
     held = {
         **{
             f"model:{name}": tensor
-            for name, tensor in state_dict.model_tensors(trainer.engine.placement.shards(), trainer.network).items()
+            for name, tensor in state_dict.model_tensors(
+                trainer.engine.placement.shards(), trainer.network, trainer.shapes, trainer.dtypes
+            ).items()
         },
         **{f"optimizer:{name}": tensor for name, tensor in optimizer.items()},
         **{f"shared:{name}": tensor for name, tensor in kept.shared.items()},

@@ -64,7 +64,7 @@ def part_of(trainer: Trainer) -> Part:
     part = Part(random=torch.get_rng_state(), batch=trainer.state.position.batch)
     optimizer, plain = state_dict.optimizer_files(pieces, trainer.optimizer)
     part.rates = {name: entry["reference_rate"] for name, entry in plain["entries"].items()}
-    weights = state_dict.model_tensors(pieces, trainer.network)
+    weights = state_dict.model_tensors(pieces, trainer.network, trainer.shapes, trainer.dtypes)
     for piece in pieces:
         part.shapes[piece.name], part.starts[piece.name] = piece.shape, piece.start
         runs = {"weight": weights[piece.name]}
