@@ -18,8 +18,8 @@ NEWEST: dict[str, list[str]] = {  # files of a checkpoint, by the kind of run
 }
 SMALL = ("checkpoints/latest", "checkpoints/best", "versions.json", "config.yaml", "metrics.jsonl")
 ACTIONS = ("flip", "cut", "zero", "remove", "swap")
-# Nothing says what a digit in a result was before a bit was flipped.
 COUNTS = {"single": 18, "consensus": 12}  # of the newest checkpoint
+# Nothing says what a digit in a result was before a bit was flipped.
 RESULTS = ("cut", "zero", "remove", "swap")
 
 
