@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 
 import numpy as np
 import torch
@@ -103,14 +104,19 @@ def build_model(config: Config, task: Task) -> Network | AwdLstm:
 
 @contextmanager
 def exit_refused(config: Config) -> Iterator[None]:
-    """Make an error of a SystemExit within the context: a user's layer would end a run in the middle with exit code 0.
+    """Make an error of a user's layer's SystemExit within the context: it would end a run in the middle, with code 0.
+
+    Any other is left alone: Ray ends its actors by one.
 
     Raises:
-        ConfigError: SystemExit was raised.
+        ConfigError: the layer raised SystemExit.
     """
     try:
         yield
     except SystemExit as left:
+        files = {Path(frame.f_code.co_filename).resolve() for frame, _ in walk_tb(left.__traceback__)}
+        if not isinstance(config.model, settings.UserLayer) or config.model.file.resolve() not in files:
+            raise
         raise ConfigError(
             f"model.layer={config.model.layer}: it ended the program (SystemExit: {left.code}): let it raise an error "
             "of another type"
