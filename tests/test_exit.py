@@ -1,4 +1,4 @@
-"""How a program ends: which errors are one message, with which exit code, and whose rank stands before it."""
+"""End of a program: which errors are one message, with which exit code, and whose rank stands before it."""
 
 import errno
 import io
@@ -70,7 +70,7 @@ def test_a_lost_worker(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def allocations() -> list[Callable[[], object]]:
-    """What fails at once, as no machine has that much memory."""
+    """Code that fails at once, as no machine has that much memory."""
     return [
         lambda: torch.empty(2**50),
         lambda: torch.empty(2**62, 8),

@@ -262,10 +262,7 @@ class TerminalLoss(WindowLoss):
         present = window.real_steps(lengths) > 0
         read = progress(window, lengths)
         position = torch.ceil(read * self.estimate.windows).long().clamp(min=1)  # of the same relative position
-        trusted = self.estimate(position, target, examples).detach()
-        if self.kl_reduction == "mean":
-            trusted = trusted / trusted.shape[-1]
-        label = torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
+        trusted, label = self._estimate_and_label(position, target, examples)
         if self.loss_steps == "last":
             logits = at_last_step(output, window, lengths).unsqueeze(0)
             mask, beta = present.unsqueeze(0), read.view(1, -1, 1)
@@ -284,14 +281,20 @@ class TerminalLoss(WindowLoss):
 
     def _soft_target(self, target: Tensor, window: Window, examples: Tensor | None) -> Tensor:
         """t, (B, C) with one β for the window, or (S, B, C) with one for each of its steps."""
-        trusted = self.estimate(window.index, target, examples).detach()
-        if self.kl_reduction == "mean":
-            trusted = trusted / trusted.shape[-1]
-        label = torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
+        trusted, label = self._estimate_and_label(window.index, target, examples)
         if self.loss_steps == "last":
             return torch.lerp(trusted, label, window.index / window.count)
         steps = torch.arange(window.part.start + 1, window.part.stop + 1, dtype=trusted.dtype, device=trusted.device)
         return torch.lerp(trusted, label, (steps / window.length).view(-1, 1, 1))
+
+    def _estimate_and_label(
+        self, window: int | Tensor, target: Tensor, examples: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return Q, or Q/C as `kl_reduction` says, and onehot(y), both (B, C)."""
+        trusted = self.estimate(window, target, examples).detach()
+        if self.kl_reduction == "mean":
+            trusted = trusted / trusted.shape[-1]
+        return trusted, torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
 
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Update Q from this epoch's observations."""

@@ -40,6 +40,11 @@ class Batch:
         """Number of sequences."""
         return self.inputs.shape[1]
 
+    @property
+    def all_lengths(self) -> Tensor | None:
+        """Lengths of the whole global batch; None where sequences have the same."""
+        return self.lengths if self.global_lengths is None else self.global_lengths
+
     def select(self, part: slice) -> "Batch":
         """The sequences of `part`."""
         targets = self.targets[:, part] if self.per_step_targets else self.targets[part]

@@ -155,7 +155,7 @@ class WindowLoop:
             metrics.extend(window_metrics)
             if update:
                 closure = self._closure(batch, parts, windows, list(map(replay_state, incoming, outgoing)))
-                last = is_last or (batch.lengths is not None and self._is_padding(batch, [_next(windows[-1])]))
+                last = is_last or self._is_padding(batch, [_rest(windows[-1])])
                 measurement = partial(optimizer_norms, self.optimizer) if measure and last else None
                 norms = self.engine.step(closure, measure=measurement) or norms
                 self.engine.after_update()
@@ -168,9 +168,9 @@ class WindowLoop:
 
         Adam and the regularizer would move W all the same.
         """
-        if batch.lengths is None:
+        everywhere = batch.all_lengths
+        if everywhere is None:
             return False
-        everywhere = batch.lengths if batch.global_lengths is None else batch.global_lengths
         size, world = len(everywhere), self.engine.world
         own = [everywhere[rank_slice(size, rank, world)] for rank in self.engine.update_ranks()]
         return not any(bool((lengths > windows[0].part.start).any()) for lengths in own)
@@ -183,21 +183,21 @@ class WindowLoop:
         by this worker's share of the sequences: so the workers' mean, weighted by the shares, is that of all terms.
         """
         schedule = [self.procedure.weight(window, terminal=self.task.loss.terminal) for window in windows]
-        if part.lengths is None or batch.lengths is None:
+        everywhere = batch.all_lengths
+        if everywhere is None or part.lengths is None:
             return part.size / batch.size, schedule
         if self.procedure.name != "tbptt_accumulated":
             shares = self._shares(batch, part, windows)
             return 1.0, [w * share for w, share in zip(schedule, shares, strict=True)]
-        everywhere = batch.lengths if batch.global_lengths is None else batch.global_lengths
         total = len(everywhere) if self.task.loss.terminal else int(everywhere.sum())
         size = total * batch.size / len(everywhere)
         return 1.0, [self._terms(part.lengths, window) / size for window in windows]
 
     def _shares(self, batch: Batch, part: Batch, windows: list[Window]) -> list[float]:
         """Return the number of a micro-batch's terms in each ℓ_k over that of the global batch, for `_weights`."""
+        everywhere = batch.all_lengths
+        assert everywhere is not None
         assert part.lengths is not None
-        assert batch.lengths is not None
-        everywhere = batch.lengths if batch.global_lengths is None else batch.global_lengths
         share = batch.size / len(everywhere)
         counts = [(self._terms(part.lengths, window), self._terms(everywhere, window)) for window in windows]
         return [own / (max(1, total) * share) for own, total in counts]
@@ -305,8 +305,8 @@ class WindowLoop:
         return closure
 
 
-def _next(window: Window) -> Window:
-    """Return the rest of the sequence behind a window, as one."""
+def _rest(window: Window) -> Window:
+    """Return the rest of the sequence behind a window, as one window."""
     return Window(window.index + 1, window.count, slice(window.part.stop, window.length), window.length)
 
 

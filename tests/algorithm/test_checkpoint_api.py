@@ -134,7 +134,7 @@ class Early(SGD):
 
 
 def test_a_base_that_has_its_state_from_the_start_keeps_it() -> None:
-    """What a zero step did to it is undone; neither that nor `slow_state()` drops it."""
+    """The effect of a zero step on it is undone; neither that nor `slow_state()` drops it."""
     ends = []
     for before in ("nothing", "zero step", "slow_state", "both"):
         params = parameters()

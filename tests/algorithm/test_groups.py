@@ -42,8 +42,10 @@ class Beta(Optimizer):
 
 
 def alone_and_together(name: str, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """What two groups of one optimizer reach in 8 updates, and what two optimizers do; rates fall by a factor of 100
-    on the way, and the second group's β changes."""
+    """Weights that two groups of one optimizer reach in 8 updates, and those of two optimizers.
+
+    Rates fall by a factor of 100 on the way, and the second group's β changes.
+    """
     base, ends = BASES[name], []
     for together in (True, False):
         params = parameters()
@@ -157,7 +159,7 @@ def test_the_warning_looks_at_the_groups_own() -> None:
 
 
 def test_workers_that_send_the_weights_alone_have_the_means_of_w_bar_and_u() -> None:
-    """Which follow from the mean of W, with each group's β."""
+    """Slow weights that follow from the mean of W, with each group's β."""
     workers = []
     for seed in (0, 1):
         params = parameters()

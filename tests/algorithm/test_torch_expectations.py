@@ -1,4 +1,4 @@
-"""What torch's own tests expect of an optimizer, of FPTT around each of torch's."""
+"""Expectations of torch's own tests of optimizers, of FPTT around each of torch's."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""What is sent arrives, what differs is noticed, and processes that do not find each other say so."""
+"""All that is sent arrives, what differs is noticed, and processes that do not find each other say so."""
 
 import os
 import socket

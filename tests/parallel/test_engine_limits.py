@@ -1,4 +1,4 @@
-"""What the strategies become where there is nothing to synchronize: equal, bit for bit, to a worker alone."""
+"""Limits of the engines where there is nothing to synchronize: equal, bit for bit, to a worker alone."""
 
 from collections.abc import Callable
 from functools import cache

@@ -193,7 +193,7 @@ def test_an_agreement_that_settles_early_is_the_late_one_and_then_another() -> N
 
 
 def test_another_worlds_duals_start_at_0() -> None:
-    """What is equal everywhere is taken as it is; a worker's own is left out."""
+    """State that is equal everywhere is taken as it is; a worker's own is left out."""
 
     def saved(workers: Replica) -> tuple[SyncState, list[Tensor]]:
         run = Run(consensus(workers, every=3, dual="damped"), Quadratic(), workers.rank).advance(6)

@@ -28,7 +28,7 @@ def spent(run: Run, before: dict[str, Traffic]) -> dict[str, tuple[int, int]]:
 
 
 def sequence(run: Run) -> dict[str, tuple[int, int]]:
-    """What one sequence costs, after one of another."""
+    """Cost of one sequence, after one of another."""
     run.advance(K)
     before = run.engine.traffic()
     plan = run.engine.comm_estimate(K)

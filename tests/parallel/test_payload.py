@@ -1,4 +1,4 @@
-"""What is sent at a sync: every element once, and what bf16 loses."""
+"""Payload of a sync: every element once, and what bf16 loses."""
 
 from typing import Any
 

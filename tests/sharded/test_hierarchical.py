@@ -105,7 +105,7 @@ def opened(environment: LaunchEnvironment, config: Config, machines: int) -> Par
 
 
 def center_and_shown(environment: LaunchEnvironment, words: dict[str, Any], folder: Path) -> dict[str, Tensor]:
-    """What evaluation computes with after five updates and a sync at the third."""
+    """Weights that evaluation computes with after five updates and a sync at the third."""
     trainer = open_trainer(place(environment, MACHINES), tiny(folder, words))
     batch = trainer.task.train_batch(0, 0, 8, trainer.share)
     trainer.loop.run(batch)

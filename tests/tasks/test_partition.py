@@ -1,4 +1,4 @@
-"""How the training examples fall to the workers: shuffled, partitioned once for ever, or by label."""
+"""Partition of the training examples over the workers: shuffled, partitioned once for ever, or by label."""
 
 import struct
 from collections import Counter

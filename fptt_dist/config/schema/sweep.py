@@ -17,7 +17,7 @@ from fptt_dist.config.schema.section import Conflict, Section, Variants, refuse
 from fptt_dist.config.values import show
 
 PREFIX = "sweep."
-"""What an override of the sweep's own keys begins with; others are keys of every run's configuration."""
+"""Beginning of an override of the sweep's own keys; others are keys of every run's configuration."""
 
 
 class GridSearch(Section):

@@ -31,7 +31,7 @@ STATE = {
     *("schedulers", "validations"),
 }
 DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, OSError)
-"""What reading JSON values of the wrong kind raises."""
+"""Errors of reading JSON values of the wrong kind."""
 
 
 @dataclass(frozen=True)
