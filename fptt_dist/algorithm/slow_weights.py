@@ -125,10 +125,9 @@ class SlowWeights(Optimizer):
         for p in self.slow.params:
             state = self.state.get(p, {})
             if WEIGHTS in state:
-                weights, center, dual = state.pop(WEIGHTS), state[CENTER], state[SCALED_DUAL]
-                # By element, without a decision that would have to wait for a GPU or for other shards.
-                replaced = p != center.to(p.dtype)
-                p.copy_(torch.where(replaced, p, weights))
+                center, dual = state[CENTER], state[SCALED_DUAL]
+                replaced = _bring_back(p, state)
+                del state[WEIGHTS]
                 center.copy_(torch.where(replaced, p.to(center.dtype), center))
                 dual.copy_(torch.where(replaced, torch.zeros_like(dual), dual))
 
@@ -143,8 +142,7 @@ class SlowWeights(Optimizer):
         """
         for p, state in before.items():
             if WEIGHTS not in self.state.get(p, {}):
-                replaced = p != state[CENTER].to(p.dtype)
-                p.copy_(torch.where(replaced, p, state[WEIGHTS]))
+                _bring_back(p, state)
 
     def center_state_dict(self, model: nn.Module) -> dict[str, Any]:
         """Return `model.state_dict()` with W̄ for the parameters that this optimizer trains, all tensors copied.
@@ -191,3 +189,13 @@ class SlowWeights(Optimizer):
                 f"{call}() inside at_center(): what it did to the weights would be lost, since those of before come "
                 "back when the context ends: leave the context first"
             )
+
+
+def _bring_back(param: Tensor, state: dict[str, Any]) -> Tensor:
+    """Copy W from the state where the parameter still holds W̄; return which elements hold something else.
+
+    By element, without a decision that would have to wait for a GPU or for other shards.
+    """
+    replaced = param != state[CENTER].to(param.dtype)
+    param.copy_(torch.where(replaced, param, state[WEIGHTS]))
+    return replaced
