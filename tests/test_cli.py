@@ -323,7 +323,7 @@ def test_a_run_without_a_checkpoint(tmp_path: Path, fptt_dist: Command) -> None:
         (folder / "manifest.json").unlink()
     code, _, err = fptt_dist("evaluate", str(tmp_path / "run"), "--checkpoint", "latest")
     assert code == 2
-    assert err.endswith("has no complete latest checkpoint yet: resume with the same command and resume=auto\n")
+    assert err.endswith("is valid, for the reasons above: put a copy back\n")
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, fptt_dist: Command) -> None:

@@ -39,7 +39,7 @@ class Steps:
         self._wrap(os, "link", lambda real, source, target: self._step(f"link {Path(target).name}"))
         self._wrap(store.os, "replace", lambda real, source, target: self._step(f"rename {Path(target).name}"))
         self._wrap(store.shutil, "rmtree", lambda real, path, **more: self._rmtree(Path(path)))
-        self._wrap(Path, "write_text", self._write_text)
+        self._wrap(os, "fsync", self._fsync)
 
     def _wrap(self, owner: Any, name: str, before: Callable[..., Any]) -> None:
         real = getattr(owner, name)
@@ -63,11 +63,17 @@ class Steps:
             os.truncate(path, path.stat().st_size // 2)
         self._step(f"half of {name}")
 
-    def _write_text(self, real: Any, path: Path, text: str) -> None:
+    def _fsync(self, real: Any, descriptor: int) -> None:
+        """Take a small file back to what a kill before, or in the middle of, its write leaves."""
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if not path.is_file() or path.suffix not in (".json", ".tmp"):
+            return
         name = f"write {'own ' * (path.parent.name == '0')}{path.name}"
+        if self._is(name):
+            path.unlink()
         self._step(name)
         if self._is(f"half of {name}"):
-            real(path, text[: len(text) // 2])
+            os.truncate(path, path.stat().st_size // 2)
         self._step(f"half of {name}")
 
     def _is(self, name: str) -> bool:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fptt_dist.config import ConfigError
+from fptt_dist.files import write_atomic
 from fptt_dist.models.serialization import write_tensors
 
 SCHEMA_VERSION = 6
@@ -169,12 +170,7 @@ class CheckpointStore:
     def set_pointer(self, name: str, folder: Path) -> None:
         """Make the pointer `name` ("latest" or "best") name `folder`, by an atomic replacement."""
         if self.rank == 0:
-            temporary = self.root / f"{name}.tmp"
-            temporary.write_text(folder.name + "\n")
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, self.root / name)
-            _flush_folder(self.root)
+            write_atomic(self.root / name, folder.name + "\n")
 
     def resolve_pointer(self, name: str) -> Path | None:
         """Return the folder that the pointer `name` names, if it is there and valid."""
