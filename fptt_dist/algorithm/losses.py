@@ -112,10 +112,21 @@ class SequenceLoss(WindowLoss):
     """A class per step: the mean cross-entropy over the window's steps and the batch.
 
     Steps whose target is −100 are padding and left out; a window of nothing else has the loss 0, and no gradient.
+
+    Args:
+        class_weights: (C,) factor of the loss of a step by its class; None: 1.
     """
 
     terminal = False
     loss_steps = "all"
+
+    def __init__(self, *, class_weights: Tensor | None = None) -> None:
+        self.class_weights = class_weights
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights of the classes."""
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device)
 
     def __call__(
         self,
@@ -130,7 +141,14 @@ class SequenceLoss(WindowLoss):
         """ℓ_k from logits (S, B, C) and classes (S, B), −100 for padding."""
         if lengths is not None:
             target = target.masked_fill(~in_sequence(window, lengths), IGNORED)
-        loss = functional.cross_entropy(output.flatten(0, 1), target.flatten(0, 1), ignore_index=IGNORED)
+        logits, flat = output.flatten(0, 1), target.flatten(0, 1)
+        if self.class_weights is None:
+            loss = functional.cross_entropy(logits, flat, ignore_index=IGNORED)
+        else:  # torch's mean would divide by the weights: another objective in each window, and on each worker
+            each = functional.cross_entropy(
+                logits, flat, weight=self.class_weights, ignore_index=IGNORED, reduction="sum"
+            )
+            loss = each / (flat != IGNORED).sum()
         return torch.where((target == IGNORED).all(), 0.0, loss)  # the mean over nothing is NaN
 
 
@@ -214,6 +232,7 @@ class TerminalLoss(WindowLoss):
         loss_steps: "last": at the window's last step with β_k = k/K; "all": at every step τ with β_τ = τ/T, mean over
             the window (the paper's own form).
         kl_reduction: "sum" over the classes, or their "mean" (as the authors' code: weaker by the number of classes).
+        class_weights: (C,) factor of a sequence's loss by its label; None: 1.
     """
 
     def __init__(
@@ -222,10 +241,12 @@ class TerminalLoss(WindowLoss):
         *,
         loss_steps: Literal["last", "all"] = "last",
         kl_reduction: Literal["sum", "mean"] = "sum",
+        class_weights: Tensor | None = None,
     ) -> None:
         self.estimate = estimate
         self.loss_steps = loss_steps
         self.kl_reduction = kl_reduction
+        self.class_weights = class_weights
 
     def __call__(
         self,
@@ -244,7 +265,7 @@ class TerminalLoss(WindowLoss):
         if observe and self.estimate.learns:
             seen = functional.softmax(logits.detach(), dim=-1).mean(0)
             self.estimate.observe(window.index, target, examples, seen)
-        if self.loss_steps == "last" and window.index == window.count:
+        if self.loss_steps == "last" and window.index == window.count and self.class_weights is None:
             return functional.cross_entropy(logits.squeeze(0), target)
         weights = self._soft_target(target, window, examples).mul_(-1.0 / logits[..., 0].numel())
         return (functional.log_softmax(logits, dim=-1) * weights).sum()
@@ -290,19 +311,25 @@ class TerminalLoss(WindowLoss):
     def _estimate_and_label(
         self, window: int | Tensor, target: Tensor, examples: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return Q, or Q/C as `kl_reduction` says, and onehot(y), both (B, C)."""
+        """Return Q, or Q/C as `kl_reduction` says, and onehot(y), both (B, C) and times the label's weight."""
         trusted = self.estimate(window, target, examples).detach()
         if self.kl_reduction == "mean":
             trusted = trusted / trusted.shape[-1]
-        return trusted, torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
+        label = torch.zeros_like(trusted).scatter_(-1, target.unsqueeze(-1), 1.0)
+        if self.class_weights is None:
+            return trusted, label
+        factor = self.class_weights[target].unsqueeze(-1)  # ℓ is linear in both
+        return trusted * factor, label * factor
 
     def end_epoch(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Update Q from this epoch's observations."""
         self.estimate.end_epoch(reduce)
 
     def to(self, device: torch.device) -> None:
-        """Move Q's tables."""
+        """Move Q's tables, and the weights of the classes."""
         self.estimate.to(device)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Q's tables."""

@@ -40,7 +40,7 @@ from fptt_dist.config.schema.schedules import (
     PlateauLr,
     StepLr,
 )
-from fptt_dist.config.schema.tasks import AddingTask, CopyingTask, LanguageTask, PixelsTask
+from fptt_dist.config.schema.tasks import AddingTask, ArraysTask, CopyingTask, LanguageTask, PixelsTask
 
 __all__ = [
     "GRU",
@@ -49,6 +49,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AddingTask",
+    "ArraysTask",
     "AutoParallel",
     "AwdLSTM",
     "Checkpoint",

@@ -8,6 +8,7 @@ from pydantic import model_validator
 from fptt_dist.config.schema.parallel import ConsensusParallel, DataParallel, DeepspeedParallel, HierarchicalParallel
 from fptt_dist.config.schema.root import Sections
 from fptt_dist.config.schema.section import Conflict, refuse
+from fptt_dist.config.schema.tasks import ArraysTask, PixelsTask, Task
 
 
 class Config(Sections):
@@ -72,12 +73,19 @@ def _windows(config: Sections) -> Iterator[Conflict]:
 def _task(config: Sections) -> Iterator[Conflict]:
     """Some models and partitions need a text, or labels, and some do not go with a text."""
     task, model, partition = config.task.name, config.model, config.data.partition
-    if partition == "by_label" and task != "pixels":
+    kind = f" with task.target={config.task.target}" if isinstance(config.task, ArraysTask) else ""
+    if partition == "by_label" and not _has_labels(config.task):
         text = (
-            f"data.partition=by_label needs a task with labels, task.name={task} has none: "
+            f"data.partition=by_label needs a task with one label per sequence, task.name={task}{kind} has none: "
             "type data.partition=shuffled (or fixed), or task.name=pixels"
         )
-        yield Conflict(text, ("data.partition", "task.name"))
+        yield Conflict(text, ("data.partition", "task.name", "task.target"))
+    if isinstance(config.task, ArraysTask) and config.task.bucketing and partition != "shuffled":
+        text = (
+            f"data.partition={partition} does not go with task.bucketing=true, which chooses the sequences of a batch: "
+            "type task.bucketing=false, or data.partition=shuffled"
+        )
+        yield Conflict(text, ("data.partition", "task.bucketing"))
     if partition == "fixed" and task == "language":
         text = (
             "data.partition=fixed does not go with task.name=language, whose streams have their places in the batch: "
@@ -97,6 +105,11 @@ def _task(config: Sections) -> Iterator[Conflict]:
                 "text: type model.embedding=null, or task.name=language"
             )
             yield Conflict(text, ("model.embedding", "task.name"))
+
+
+def _has_labels(task: Task) -> bool:
+    """Return whether each sequence of a task has one label."""
+    return isinstance(task, PixelsTask) or (isinstance(task, ArraysTask) and task.target == "class")
 
 
 def _fptt(config: Sections) -> Iterator[Conflict]:

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from fptt_dist.lazy import lazily
 from fptt_dist.tasks.data.errors import DataError
 
-__all__ = ["Adding", "Batch", "Copying", "DataError", "Language", "Pixels", "Split", "Task", "rank_slice"]
+__all__ = ["Adding", "Arrays", "Batch", "Copying", "DataError", "Language", "Pixels", "Split", "Task", "rank_slice"]
 
 if TYPE_CHECKING:
     from fptt_dist.tasks.adding import Adding
+    from fptt_dist.tasks.arrays import Arrays
     from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
     from fptt_dist.tasks.copying import Copying
     from fptt_dist.tasks.language import Language
@@ -17,6 +18,6 @@ else:
     # Data sets are fetched and checked without torch.
     __getattr__, __dir__ = lazily(
         __name__,
-        {"Adding": "adding", "Copying": "copying", "Language": "language", "Pixels": "pixels"}
+        {"Adding": "adding", "Arrays": "arrays", "Copying": "copying", "Language": "language", "Pixels": "pixels"}
         | dict.fromkeys(("Batch", "Split", "Task", "rank_slice"), "base"),
     )

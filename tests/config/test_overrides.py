@@ -123,6 +123,9 @@ def test_overrides_that_are_refused() -> None:
     assert [(overrides, failure(overrides)) for overrides, _ in refused] == refused
 
 
+SOME = {"task.train": "x.csv", "task.length": "9"}  # values of keys that have no default
+
+
 def test_a_default_given_as_an_override_changes_nothing() -> None:
     keys, wrong = describe(), {}
     for key in keys:
@@ -136,7 +139,9 @@ def test_a_default_given_as_an_override_changes_nothing() -> None:
             tag = next(item.name for item in below if item.variant is None)
             words.append(f"{tag}={key.variant}")
             words += [
-                f"{each.name}=[1]" for each in below if each.variant == key.variant and each.default == "required"
+                f"{each.name}={SOME.get(each.name, '[1]')}"
+                for each in below
+                if each.variant == key.variant and each.default == "required"
             ]
         before = apply_overrides(base, parse_overrides(words))
         changed = changes(before, apply_overrides(before, parse_overrides([f"{key.name}={key.default}"])))

@@ -21,10 +21,14 @@ PATHS = {  # with what else must be given for the key to be there
     "parallel.deepspeed_config": {"parallel.strategy": "deepspeed"},
     "run.dir": {},
     "task.text_dir": {"task.name": "language"},
+    "task.train": {"task.name": "arrays", "task.length": 9},
+    **{f"task.{part}": {"task.name": "arrays", "task.length": 9, "task.train": "x"} for part in ("validation", "test")},
 }
 NO_PATHS = {
     *("Cluster.partition", "Cluster.account", "Cluster.qos", "Cluster.constraint", "Cluster.time"),
     *("Cluster.setup", "Cluster.sbatch", "Cluster.srun", "Cluster.python"),  # commands and their options
+    *(f"ArraysTask.{name}_column" for name in ("series", "time", "split")),
+    *("ArraysTask.target_columns", "ArraysTask.feature_columns"),
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }
 (CHECK,) = get_args(LocalPath)[1:]
@@ -59,6 +63,7 @@ def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
         "DeepspeedParallel.deepspeed_config",
         "Run.dir",
         "LanguageTask.text_dir",
+        *(f"ArraysTask.{part}" for part in ("train", "validation", "test")),
     } | {"Sweep.config"}
 
 

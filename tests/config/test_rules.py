@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fptt_dist.algorithm.windows import sequence_windows
-from fptt_dist.config import Config, ConfigError, Train, apply_overrides
+from fptt_dist.config import ArraysTask, Config, ConfigError, Train, apply_overrides
 
 BASE = Config(train=Train(max_epochs=1))
 
@@ -71,13 +71,41 @@ def test_bptt_ignores_windows() -> None:
 def test_dealing_by_label_needs_labels() -> None:
     for task in ("adding", "copying"):
         assert message(data__partition="by_label", task__name=task).startswith(
-            f"data.partition=by_label needs a task with labels, task.name={task} has none: "
+            f"data.partition=by_label needs a task with one label per sequence, task.name={task} has none: "
             "type data.partition=shuffled (or fixed), or task.name=pixels"
         )
         for shards in ("shuffled", "fixed"):
             assert apply_overrides(BASE, {"data.partition": shards, "task.name": task}).data.partition == shards
     assert apply_overrides(BASE, {"data.partition": "by_label", "task.name": "pixels"}).data.partition == "by_label"
     assert BASE.data.partition == "shuffled"
+    arrays = {"task.name": "arrays", "task.train": "x.npz", "task.length": 9, "task.bucketing": False}
+    assert apply_overrides(BASE, {**arrays, "data.partition": "by_label"}).data.partition == "by_label"
+    with pytest.raises(ConfigError, match=r"task\.name=arrays with task.target=value has none: type data.partition"):
+        apply_overrides(BASE, {**arrays, "data.partition": "by_label", "task.target": "value"})
+
+
+def test_keys_of_arrays_that_would_have_no_effect() -> None:
+    arrays = {"task.name": "arrays", "task.train": "x.npz", "task.length": 9}
+    for keys, text in (
+        ({"task.horizon": 3}, "task.horizon=3 has no effect with task.target=class"),
+        ({"task.target": "value", "task.class_weights": "balanced"}, "task.class_weights=balanced has no effect with"),
+        ({"task.target": "step_class", "task.target_estimate": "class_mean"}, "type task.target=class"),
+        ({"task.series_column": "id"}, "task.series_column=id has no effect on task.train=x.npz, which is no table"),
+        ({"task.target_columns": ["y", "z"]}, "task.target_columns=[y, z] has no effect on task.train=x.npz"),
+        ({"task.test_share": 0.9}, "task.validation_share=0.15 and task.test_share=0.9 leave nothing to train on"),
+        ({"data.partition": "fixed"}, "data.partition=fixed does not go with task.bucketing=true"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            apply_overrides(BASE, {**arrays, **keys})
+        assert text in str(error.value)
+    tables = {**arrays, "task.train": "x.csv", "task.series_column": "id", "task.target_columns": ["y"]}
+    table = apply_overrides(BASE, tables).task
+    assert isinstance(table, ArraysTask)
+    assert table.is_table
+    forecast = {**arrays, "task.target": "forecast", "task.horizon": 3, "task.target_columns": ["0"]}
+    apply_overrides(BASE, forecast)
+    with pytest.raises(ConfigError, match=r"task\.length: must be set; allowed: int >= 2"):
+        apply_overrides(BASE, {"task.name": "arrays", "task.train": "x.npz"})
 
 
 def test_preconditioned_needs_a_preconditioner() -> None:

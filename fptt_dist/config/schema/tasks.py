@@ -1,11 +1,13 @@
 """Tasks to learn: one section per task."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.section import Conflict, Section, Variants, refuse
+from fptt_dist.config.values import show
 
 PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 1024}  # of an image
 _Length = Annotated[int, Field(ge=2, description="steps of a sequence")]
@@ -165,4 +167,125 @@ class CopyingTask(Section):
         return f"task.delay={self.delay} + 2 x task.symbols={self.symbols}"
 
 
-Task = Annotated[AddingTask | PixelsTask | LanguageTask | CopyingTask, Variants("name")]
+class ArraysTask(Section):
+    """Series of one's own, from arrays or a table."""
+
+    name: Literal["arrays"] = Field(default="arrays", description="the task")
+    train: LocalPath = Field(
+        min_length=1,
+        description="training data: a .npz or .safetensors file, a folder with inputs.npy, a .csv or a .parquet file",
+    )
+    validation: LocalPath | None = Field(
+        default=None, min_length=1, description="validation data, null = as a split of task.train says, or held out"
+    )
+    test: LocalPath | None = Field(
+        default=None, min_length=1, description="test data, null = as a split of task.train says, or held out"
+    )
+    target: Literal["class", "labels", "value", "step_class", "step_value", "forecast"] = Field(
+        default="class",
+        description="class: one per series; labels: several per series, each 0 or 1; value: a number per series, or "
+        "several; step_class, step_value: the same per step; forecast: the next task.horizon values at every step",
+    )
+    length: int = Field(ge=2, description="steps of the longest series; of a forecast, steps that it is made from")
+    horizon: int = Field(default=1, ge=1, description="steps of a forecast")
+    series_column: str = Field(default="series", min_length=1, description="of a table: which series a row is of")
+    time_column: str | None = Field(
+        default="time", min_length=1, description="of a table: order of a series' rows, null = that of the file"
+    )
+    target_columns: tuple[str, ...] | None = Field(
+        default=None,
+        strict=False,
+        min_length=1,
+        description='of a table: the targets, null = "target"; of a forecast the channels that it is of, null = all '
+        "(those of arrays are 0, 1, …)",
+    )
+    feature_columns: tuple[str, ...] | None = Field(
+        default=None, strict=False, min_length=1, description="of a table: the channels, null = all other columns"
+    )
+    split_column: str | None = Field(
+        default=None, min_length=1, description="of a table: train, validation or test of each series, null = none says"
+    )
+    validation_share: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="share of the series that is held out for validation where no file says which; of a forecast, of "
+        "each series' steps, the last ones before the test's",
+    )
+    test_share: float = Field(default=0.15, gt=0, lt=1, description="the same for the test; of a forecast, the last")
+    split_seed: int = Field(default=0, ge=0, description="seed of which series are held out; apart from seed")
+    missing: Literal["refuse", "fill"] = Field(
+        default="refuse",
+        description="missing values (NaN, empty cells) of channels. fill: the last value is carried forward, and a "
+        "channel more for each says where a value was there",
+    )
+    standardize: bool = Field(
+        default=True, description="subtract mean, divide by standard deviation of the training examples"
+    )
+    class_weights: Literal["none", "balanced"] = Field(
+        default="none", description="balanced: the loss of a class counts in inverse proportion to its examples"
+    )
+    target_estimate: Literal["uniform", "class_mean", "example"] = Field(
+        default="uniform",
+        description="Q of the terminal loss (task.target=class): 1/C, or the last epoch's mean by label, or by example",
+    )
+    bucketing: bool = Field(
+        default=True, description="put sequences of similar length into one batch, where lengths differ: less padding"
+    )
+
+    @model_validator(mode="after")
+    def _keys_have_an_effect(self) -> Self:
+        """Refuse keys of another target, and shares that leave nothing to train on."""
+        refuse([*self._of_another_target(), *self._nothing_left()])
+        return self
+
+    def _of_another_target(self) -> Iterator[Conflict]:
+        effects = {
+            "horizon": ("forecast",),
+            "class_weights": ("class", "step_class"),
+            "target_estimate": ("class",),
+        }
+        for name, targets in effects.items():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default and self.target not in targets:
+                text = (
+                    f"task.{name}={value} has no effect with task.target={self.target}: leave it out, or type "
+                    f"task.target={targets[0]}"
+                )
+                yield Conflict(text, (f"task.{name}", "task.target"))
+        table = ("series_column", "time_column", "feature_columns", "split_column")
+        for name in (*table, *(("target_columns",) if self.target != "forecast" else ())):
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default and not self.is_table:
+                text = (
+                    f"task.{name}={show(value)} has no effect on task.train={self.train}, which is no table: leave it "
+                    "out, or type task.train=… for a .csv or .parquet file"
+                )
+                yield Conflict(text, (f"task.{name}", "task.train"))
+
+    def _nothing_left(self) -> Iterator[Conflict]:
+        held_out = self.validation_share * (self.validation is None) + self.test_share * (self.test is None)
+        if held_out >= 1:
+            text = (
+                f"task.validation_share={self.validation_share} and task.test_share={self.test_share} leave nothing to "
+                "train on: type smaller ones, such as 0.15"
+            )
+            yield Conflict(text, ("task.validation_share", "task.test_share"))
+
+    @property
+    def sequence_length(self) -> int:
+        """Steps of the longest sequence."""
+        return self.length
+
+    @property
+    def length_text(self) -> str:
+        """Keys that the number of steps follows from, for messages."""
+        return f"task.length={self.length}"
+
+    @property
+    def is_table(self) -> bool:
+        """True if the data are in a table with named columns."""
+        return self.train.endswith((".csv", ".parquet"))
+
+
+Task = Annotated[AddingTask | PixelsTask | LanguageTask | CopyingTask | ArraysTask, Variants("name")]

@@ -26,7 +26,9 @@ from fptt_dist.models import (
     recurrent_layer,
 )
 from fptt_dist.parallel import Weights
-from fptt_dist.tasks import Adding, Copying, Language, Pixels, Task
+from fptt_dist.tasks import Adding, Arrays, Copying, Language, Pixels, Task
+from fptt_dist.tasks.arrays import PER_STEP
+from fptt_dist.tasks.data.series import read_arrays
 from fptt_dist.training.vocabulary import read_vocabulary
 
 LOG = logging.getLogger("fptt_dist")
@@ -85,6 +87,32 @@ def build_task(config: Config) -> Task:
                 test=task.test,
                 seed=config.seed,
             )
+        case settings.ArraysTask() as task:
+            return _arrays(config, task)
+
+
+def _arrays(config: Config, task: settings.ArraysTask) -> Arrays:
+    forecast, per_step = task.target == "forecast", task.target in PER_STEP
+    named = {"train": task.train, "validation": task.validation, "test": task.test}
+    return Arrays(
+        files={
+            part: None if file is None else read_arrays(Path(file), targets=not forecast, per_step=per_step)
+            for part, file in named.items()
+        },
+        target=task.target,
+        length=task.length,
+        horizon=task.horizon,
+        channels=task.target_columns if forecast else None,
+        shares={"validation": task.validation_share, "test": task.test_share},
+        split_seed=task.split_seed,
+        missing=task.missing,
+        standardize=task.standardize,
+        class_weights=task.class_weights,
+        target_estimate=task.target_estimate,
+        bucketing=task.bucketing,
+        windows=config.windows_run,
+        seed=config.seed,
+    )
 
 
 def build_model(config: Config, task: Task) -> Network | AwdLstm:

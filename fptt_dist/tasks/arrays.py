@@ -1,0 +1,504 @@
+"""Series of the user's own, from arrays or tables, with targets of several kinds."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fptt_dist.algorithm.losses import (
+    MultiLabelLoss,
+    RegressionLoss,
+    SequenceLoss,
+    StepRegressionLoss,
+    TerminalLoss,
+    WindowLoss,
+)
+from fptt_dist.algorithm.target_estimates import ClassMeanEstimate, ExampleEstimate, LabelEstimate, UniformEstimate
+from fptt_dist.tasks.base import Batch, Split, Task, unlike
+from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.tasks.data.scaling import Scaling, Statistics, as_float, blocks, check_values, digest, filled
+from fptt_dist.tasks.data.series import RawSeries, rows_of
+from fptt_dist.tasks.data.splits import Examples, forecasts, whole_series
+from fptt_dist.tasks.partition import Partition, Shards
+
+Target = Literal["class", "labels", "value", "step_class", "step_value", "forecast"]
+PER_STEP = ("step_class", "step_value", "forecast")
+CLASSES = ("class", "step_class")
+EVALUATION_BATCH = 256
+POOL = 16  # batches whose sequences are sorted by length together
+LOG = logging.getLogger("fptt_dist")
+
+
+class Arrays(Task):
+    """Series of one's own: a class, several labels or numbers for each or for each of its steps, or a forecast.
+
+    Channels (and targets that are numbers) are standardized by the training examples alone. Missing values are carried
+    forward, with a channel more for each that says where a value was there. The metrics are in the data's own units.
+
+    Args:
+        files: "train", and "validation" and "test" where they are files of their own; see `whole_series` and
+            `forecasts`.
+        target: what is learned. "class": one of C per series; "labels": several, each 0 or 1; "value": one number per
+            series, or several; "step_class" and "step_value": the same per step; "forecast": the next `horizon` values
+            of some channels, at every step.
+        length: T, steps of the longest series; of a forecast, steps that it is made from.
+        horizon: h, steps of a forecast.
+        channels: names of the channels to forecast; None: all.
+        shares: of "validation" and "test", where they are held out of the training file.
+        split_seed: of what is held out.
+        missing: "refuse" missing values, or "fill" them.
+        standardize: whether channels and numbers are.
+        class_weights: "balanced" weighs a class by N / (C · its number of training examples or steps).
+        target_estimate: Q of the terminal loss.
+        bucketing: whether sequences of similar length are put into one batch.
+        windows: K, for the estimate's tables.
+        seed: of the order of the examples.
+
+    Raises:
+        DataError: the file, its series, what was expected and what was found.
+    """
+
+    name = "arrays"
+
+    def __init__(
+        self,
+        *,
+        files: Mapping[str, RawSeries | None],
+        target: Target,
+        length: int,
+        horizon: int = 1,
+        channels: Sequence[str] | None = None,
+        shares: Mapping[str, float] | None = None,
+        split_seed: int = 0,
+        missing: Literal["refuse", "fill"] = "refuse",
+        standardize: bool = True,
+        class_weights: Literal["none", "balanced"] = "none",
+        target_estimate: Literal["uniform", "class_mean", "example"] = "uniform",
+        bucketing: bool = True,
+        windows: int = 1,
+        seed: int = 0,
+    ) -> None:
+        given = [raw for raw in files.values() if raw is not None]
+        train = files["train"]
+        assert train is not None
+        self.target: Target = target
+        self.features = train.features
+        self.length, self.horizon, self.seed = length, horizon, seed
+        self.missing, self.bucketing = missing, bucketing
+        _require_same_channels(given)
+        for raw in given:
+            check_values(raw, missing_allowed=missing == "fill")
+        shares = {"validation": 0.15, "test": 0.15} if shares is None else shares
+        self.classes: list[str] = []
+        if target == "forecast":
+            self._channels = _positions(train, channels)
+            self._examples = forecasts(files, shares, length, horizon)
+        else:
+            for raw in given:
+                _require_length(raw, length)
+            strata = np.unique(_one_class(train), return_inverse=True)[1] if target == "class" else None
+            self._examples = whole_series(files, shares, split_seed, strata)
+        self.digest = self._train_digest()
+        self._targets = {id(raw): self._read_targets(raw) for raw in given}
+        self._scaling, self._target_scaling = self._fit(standardize=standardize)
+        if target == "forecast":
+            self._require_targets_there(given)
+        self.lengths_differ = any((part.lengths != length).any() for part in self._examples.values())
+        self.inputs = len(self.features) * (2 if missing == "fill" else 1)
+        self.outputs = self._count_outputs()
+        self.train_examples = len(self._examples["train"])
+        self.loss = self._make_loss(class_weights, target_estimate, windows)
+        self.metric, self.higher_is_better = ("accuracy", True) if target in (*CLASSES, "labels") else ("mae", False)
+        self._shards: list[Partition] | None = None
+        self._own = 0
+        self._order = lru_cache(maxsize=2)(self._epoch_order)
+
+    def set_partition(self, shards: Shards, rank: int, world: int) -> None:
+        """Set the partition as for every task; the labels are the series' classes.
+
+        Raises:
+            ValueError: by label, and there is not one class per series.
+        """
+        part = self._examples["train"]
+        self._shards, self._own = None, rank
+        if shards == "by_label" and self.target != "class":
+            raise ValueError(f"examples with task.target={self.target} have not one label each to partition them by")
+        if shards != "shuffled":
+            labels = self._labels(part) if shards == "by_label" else None
+            # Of every worker: the lengths of the whole global batch are needed.
+            self._shards = [Partition(len(part), each, world, seed=self.seed, labels=labels) for each in range(world)]
+        self.train_examples = self._shards[0].num_examples if self._shards else len(part)
+
+    def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
+        """Sequences `part` of the global batch at `cursor` of the epoch's own order, or this worker's own."""
+        if self._shards is None:
+            everywhere = self._order(epoch, size)[cursor : cursor + size]
+            own = everywhere[part]
+        else:
+            each = [shard.batch(epoch, cursor, size, part).numpy() for shard in self._shards]
+            everywhere, own = np.concatenate(each), each[self._own]
+        lengths = self._examples["train"].lengths[everywhere]
+        return self._batch(self._examples["train"], own, lengths if self.lengths_differ else None)
+
+    def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
+        """This rank's share of a held-out set, in batches of similar length."""
+        part = self._examples[split]
+        own = np.argsort(part.lengths, kind="stable")[rank::world]
+        for start in range(0, len(own), EVALUATION_BATCH):
+            ids = own[start : start + EVALUATION_BATCH]
+            yield self._batch(part, ids, part.lengths[ids] if self.lengths_differ else None)
+
+    def predictions(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what is predicted and what is right, numbers in the data's own units.
+
+        Args:
+            output: (T or 1, B, O), the network's outputs over the whole sequence.
+            batch: the sequences.
+
+        Returns:
+            Logits (M, C) and classes (M,), M series or steps; logits and labels (B, L); or numbers (M, D) twice. Of a
+            forecast, those made at the last step.
+        """
+        output = output.float()
+        if self.target in ("step_class", "step_value"):
+            there = _there(batch)
+            output, right = output[there], batch.targets[there]
+        else:
+            output = _at_last_step(output, batch)
+            right = _at_last_step(batch.targets, batch) if self.target == "forecast" else batch.targets
+        if self.target in (*CLASSES, "labels"):
+            return output, right
+        mean = torch.from_numpy(self._target_scaling.mean).to(output)
+        std = torch.from_numpy(self._target_scaling.std).to(output)
+        return output * std + mean, right * std + mean
+
+    def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
+        """Number of right classes or labels, or sum of the absolute errors; and of how many."""
+        predicted, right = self.predictions(output, batch)
+        if self.target in CLASSES:
+            return (predicted.argmax(-1) == right).sum().double(), len(right)
+        if self.target == "labels":
+            return ((predicted > 0) == (right > 0.5)).sum().double(), right.numel()
+        return (predicted - right).abs().double().sum(), right.numel()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The constants of standardization, and the checksum of the training examples that they come from."""
+        named = {
+            "mean": self._scaling.mean,
+            "std": self._scaling.std,
+            "target_mean": self._target_scaling.mean,
+            "target_std": self._target_scaling.std,
+            "train_sha256": self.digest,
+        }
+        return {name: torch.from_numpy(value) for name, value in named.items()}
+
+    def validate_state(self, state: Mapping[str, Tensor]) -> str | None:
+        """See `Task.validate_state`: the checkpoint comes from the same training examples."""
+        problem = unlike(state, self.state_dict())
+        if problem is None and not np.array_equal(state["train_sha256"].numpy(), self.digest):
+            path = self._examples["train"].raw.path
+            problem = f"it was trained on other examples than those that {path} has now"
+        return problem
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take the constants of standardization of the run."""
+        values = {name: tensor.cpu().numpy() for name, tensor in state.items()}
+        self._scaling = Scaling(values["mean"], values["std"])
+        self._target_scaling = Scaling(values["target_mean"], values["target_std"])
+
+    def input_description(self) -> dict[str, Any]:
+        """Channels, their standardization, and classes, or what numbers are multiplied with and added to."""
+        found: dict[str, Any] = {
+            "features": self.features,
+            "mean": self._scaling.mean.tolist(),
+            "std": self._scaling.std.tolist(),
+            "missing": self.missing,
+            "target": self.target,
+        }
+        if self.target in CLASSES:
+            return found | {"classes": self.classes}
+        if self.target == "labels":
+            return found
+        scaling = self._target_scaling
+        return found | {"target_mean": scaling.mean.tolist(), "target_std": scaling.std.tolist()}
+
+    def _epoch_order(self, epoch: int, size: int) -> NDArray:
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.train_examples)
+        lengths = self._examples["train"].lengths
+        if not self.bucketing or not self.lengths_differ:
+            return order
+        order = order[: len(order) // size * size]
+        for start in range(0, len(order), POOL * size):
+            pool = order[start : start + POOL * size]
+            order[start : start + POOL * size] = pool[np.argsort(lengths[pool], kind="stable")]
+        batches = order.reshape(-1, size)
+        # Within a batch, too: the workers' slices of it have the same lengths on average.
+        generator = np.random.default_rng([self.seed, epoch, 1])
+        return generator.permuted(generator.permutation(batches), axis=1).reshape(-1)
+
+    def _batch(self, part: Examples, ids: NDArray, everywhere: NDArray | None) -> Batch:
+        """Put examples side by side.
+
+        Args:
+            part: the split.
+            ids: (B,) which of its examples.
+            everywhere: lengths of the whole global batch; None: all are of `self.length`.
+        """
+        lengths = part.lengths[ids]
+        rows, steps, which = rows_of(part.starts[ids], lengths)
+        values = as_float(part.raw.inputs[rows])
+        if self.missing == "fill":
+            values, seen = filled(values, steps, self._scaling.mean)
+            values = np.concatenate([self._scaling.scaled(values), seen], axis=1)
+        else:
+            values = self._scaling.scaled(values)
+        longest = self.length if everywhere is None else int(everywhere.max())
+        inputs = np.zeros((longest, len(ids), values.shape[1]), np.float32)
+        inputs[steps, which] = values
+        targets = self._targets_of(part, ids, rows)
+        if self.target in PER_STEP:
+            own = np.zeros((longest, len(ids), *targets.shape[1:]), targets.dtype)
+            own[steps, which] = targets
+            targets = own
+        return Batch(
+            torch.from_numpy(inputs),
+            torch.from_numpy(targets),
+            torch.from_numpy(ids.astype(np.int64)),
+            per_step_targets=self.target in PER_STEP,
+            lengths=None if everywhere is None else torch.from_numpy(lengths),
+            global_lengths=None if everywhere is None else torch.from_numpy(everywhere),
+        )
+
+    def _targets_of(self, part: Examples, ids: NDArray, rows: NDArray) -> NDArray:
+        if self.target == "forecast":
+            later = rows[:, None] + 1 + np.arange(self.horizon)
+            values = as_float(part.raw.inputs[later.reshape(-1)][:, self._channels])
+            return self._target_scaling.scaled(values.reshape(len(rows), -1))
+        targets = self._targets[id(part.raw)]
+        found = targets[rows] if self.target in PER_STEP else targets[part.series[ids]]
+        return found if self.target in (*CLASSES, "labels") else self._target_scaling.scaled(found)
+
+    def _labels(self, part: Examples) -> Tensor:
+        return torch.from_numpy(self._targets[id(part.raw)][part.series])
+
+    def _train_digest(self) -> NDArray:
+        part = self._examples["train"]
+        if self.target == "forecast":
+            return digest(part.raw, *_union(part, self.horizon), None)
+        targets = part.raw.targets
+        assert targets is not None
+        if self.target in PER_STEP:
+            own = targets[rows_of(part.starts, part.lengths)[0]]
+        else:
+            own = targets[part.series]
+        return digest(part.raw, part.starts, part.lengths, own)
+
+    def _read_targets(self, raw: RawSeries) -> NDArray:
+        """Return the targets of all series of a file as numbers: int64 classes, or float32."""
+        if self.target == "forecast":
+            return np.zeros(0, np.float32)
+        targets = raw.targets
+        assert targets is not None
+        if self.target in CLASSES:
+            return self._read_classes(raw)
+        if targets.dtype.kind not in "fiub":
+            raise DataError(f"{raw.path}: targets are text: expected numbers with task.target={self.target}")
+        values = as_float(targets if targets.ndim == 2 else targets[:, None])
+        bad = ~np.isfinite(values)
+        if self.target == "labels":
+            bad |= (values != 0) & (values != 1)
+        if bad.any():
+            row, column = (int(index[0]) for index in np.nonzero(bad))
+            expected = "0 or 1" if self.target == "labels" else "a finite number"
+            raise DataError(f"{self._place(raw, row)} has the target {values[row, column]:g}: expected {expected}")
+        return values
+
+    def _read_classes(self, raw: RawSeries) -> NDArray:
+        part = self._examples["train"]
+        if not self.classes:
+            targets = _one_class(part.raw)
+            own = targets[rows_of(part.starts, part.lengths)[0]] if self.target in PER_STEP else targets[part.series]
+            self._known = np.unique(own)
+            self.classes = [str(each) for each in self._known]
+            if len(self.classes) < 2:
+                raise DataError(
+                    f"{part.raw.path}: all training examples are of the class {self.classes[0]}: expected at least two"
+                )
+        targets = _one_class(raw)
+        if targets.dtype.kind in "US" and self._known.dtype.kind not in "US":
+            raise DataError(f"{raw.path}: targets are text, and those of {part.raw.path} are numbers")
+        found = np.minimum(np.searchsorted(self._known, targets), len(self._known) - 1)
+        strange = self._known[found] != targets
+        if self.target in PER_STEP:
+            used = np.zeros(len(strange), bool)
+            used[rows_of(raw.first_rows(), raw.lengths)[0]] = True
+            strange &= used  # padding has any label
+        if strange.any():
+            row = int(np.nonzero(strange)[0][0])
+            raise DataError(
+                f"{self._place(raw, row)} has the class {targets[row]}, which no training example has: expected one of "
+                f"{', '.join(self.classes[:20])}{', …' if len(self.classes) > 20 else ''}"
+            )
+        return found.astype(np.int64)
+
+    def _place(self, raw: RawSeries, index: int) -> str:
+        """Return how messages call a target: its series, and of one per step the step."""
+        if self.target not in PER_STEP:
+            return f"{raw.path}: {raw.name_of(index)}"
+        first = raw.first_rows()
+        series = int(np.searchsorted(first, index, side="right")) - 1
+        return f"{raw.path}: {raw.name_of(series)}, step {index - int(first[series])}"
+
+    def _fit(self, *, standardize: bool) -> tuple[Scaling, Scaling]:
+        """Return the constants of the channels and of the targets, from the training examples."""
+        part = self._examples["train"]
+        raw = part.raw
+        channels = Statistics(len(self.features))
+        starts, lengths = _union(part, self.horizon) if self.target == "forecast" else (part.starts, part.lengths)
+        targets = self._targets[id(raw)]
+        numbers = self.target in ("value", "step_value")
+        own = Statistics(targets.shape[1] if numbers else 0)
+        for values, _, _ in blocks(raw, starts, lengths):
+            channels.add(values)
+        if numbers:
+            own.add(targets[rows_of(starts, lengths)[0]] if self.target in PER_STEP else targets[part.series])
+        constant = np.nonzero(channels.constant())[0]
+        if len(constant):
+            names = ", ".join(self.features[each] for each in constant[:10])
+            LOG.warning("%s: constant at all training steps, so that nothing is learned from it: %s", raw.path, names)
+        scaling = channels.scaling() if standardize else Scaling.none(len(self.features))
+        if self.target == "forecast":
+            chosen = self._channels
+            return scaling, Scaling(
+                np.tile(scaling.mean[chosen], self.horizon), np.tile(scaling.std[chosen], self.horizon)
+            )
+        return scaling, own.scaling() if numbers and standardize else Scaling.none(targets.shape[1] if numbers else 0)
+
+    def _require_targets_there(self, given: list[RawSeries]) -> None:
+        for raw in given if self.missing == "fill" else []:
+            for values, steps, which in blocks(raw, raw.first_rows(), raw.lengths):
+                gone = np.isnan(values[:, self._channels])
+                if gone.any():
+                    row, channel = (int(index[0]) for index in np.nonzero(gone))
+                    raise DataError(
+                        f"{raw.path}: {raw.name_of(int(which[row]))}, step {steps[row]}, channel "
+                        f"{self.features[self._channels[channel]]} is missing (NaN), and it is to be forecast: "
+                        "task.missing=fill is for inputs alone; choose others by task.target_columns, or leave these "
+                        "steps out"
+                    )
+
+    def _count_outputs(self) -> int:
+        if self.target in CLASSES:
+            return len(self.classes)
+        if self.target == "forecast":
+            return self.horizon * len(self._channels)
+        return self._targets[id(self._examples["train"].raw)].shape[1]
+
+    def _make_loss(self, class_weights: str, target_estimate: str, windows: int) -> WindowLoss:
+        weights = self._balanced() if class_weights == "balanced" else None
+        match self.target:
+            case "class":
+                return TerminalLoss(self._estimate(target_estimate, windows), class_weights=weights)
+            case "step_class":
+                return SequenceLoss(class_weights=weights)
+            case "labels":
+                return MultiLabelLoss()
+            case "value":
+                return RegressionLoss()
+            case _:
+                return StepRegressionLoss()
+
+    def _balanced(self) -> Tensor:
+        part = self._examples["train"]
+        targets = self._targets[id(part.raw)]
+        own = targets[rows_of(part.starts, part.lengths)[0]] if self.target in PER_STEP else targets[part.series]
+        counts = np.bincount(own, minlength=len(self.classes))
+        return torch.from_numpy(len(own) / (len(self.classes) * counts)).float()
+
+    def _estimate(self, name: str, windows: int) -> LabelEstimate:
+        match name:
+            case "class_mean":
+                return ClassMeanEstimate(len(self.classes), windows)
+            case "example":
+                return ExampleEstimate(self.train_examples, len(self.classes), windows)
+            case _:
+                return UniformEstimate(len(self.classes))
+
+
+def _require_same_channels(given: list[RawSeries]) -> None:
+    for raw in given[1:]:
+        if raw.features != given[0].features:
+            raise DataError(
+                f"{raw.path} has the channels {', '.join(raw.features)}: expected those of {given[0].path}, "
+                f"{', '.join(given[0].features)}"
+            )
+
+
+def _require_length(raw: RawSeries, length: int) -> None:
+    longest = int(raw.lengths.argmax())
+    if raw.lengths[longest] > length:
+        raise DataError(
+            f"{raw.path}: {raw.name_of(longest)} has {raw.lengths[longest]} steps, more than task.length={length}: "
+            f"type task.length={raw.lengths.max()}, the steps of the longest series"
+        )
+
+
+def _positions(raw: RawSeries, channels: Sequence[str] | None) -> NDArray:
+    if channels is None:
+        return np.arange(len(raw.features))
+    for name in channels:
+        if name not in raw.features:
+            raise DataError(f"{raw.path} has no channel {name} to forecast: expected one of {', '.join(raw.features)}")
+    return np.array([raw.features.index(name) for name in channels])
+
+
+def _one_class(raw: RawSeries) -> NDArray:
+    """Return the targets of a file as one class each.
+
+    Raises:
+        DataError: several per series or step, or numbers that are no classes.
+    """
+    targets = raw.targets
+    assert targets is not None
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
+    if targets.ndim != 1:
+        raise DataError(
+            f"{raw.path}: targets has {targets.shape[1]} columns: expected one class, or task.target=labels"
+        )
+    if targets.dtype.kind == "f":
+        if not (targets == np.floor(targets)).all():  # NaN is no class either
+            wrong = targets[targets != np.floor(targets)][0]
+            raise DataError(
+                f"{raw.path} has the class {wrong:g}: expected whole numbers or text, or task.target=value for numbers"
+            )
+        return targets.astype(np.int64)
+    return targets
+
+
+def _union(part: Examples, horizon: int) -> tuple[NDArray, NDArray]:
+    """Return each series' rows in the stretches of a split and their forecasts: first row and steps of each."""
+    series, first = np.unique(part.series, return_index=True)
+    last = np.array([np.nonzero(part.series == each)[0][-1] for each in series])
+    starts = part.starts[first]
+    return starts, part.starts[last] + part.lengths[last] + horizon - starts
+
+
+def _there(batch: Batch) -> Tensor:
+    """Return which steps are no padding (T, B)."""
+    steps = torch.arange(len(batch.inputs), device=batch.targets.device)[:, None]
+    if batch.lengths is None:
+        return torch.ones(len(batch.inputs), batch.size, dtype=torch.bool, device=batch.targets.device)
+    return steps < batch.lengths.to(steps.device)
+
+
+def _at_last_step(values: Tensor, batch: Batch) -> Tensor:
+    """Return the values (B, …) at each sequence's last step, from those of all steps, or of the last alone."""
+    if batch.lengths is None or len(values) == 1:
+        return values[-1]
+    return values[batch.lengths.to(values.device) - 1, torch.arange(batch.size, device=values.device)]

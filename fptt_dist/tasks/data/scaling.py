@@ -1,0 +1,144 @@
+"""Standardization of channels by the training examples alone, and what stands for a missing value."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.tasks.data.series import RawSeries, rows_of
+
+ROWS = 2**18  # read at once, of inputs that may be larger than memory
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Constants of channels: a value x becomes (x − mean) / std.
+
+    Attributes:
+        mean: (C,) float32.
+        std: (C,) float32, 1 of a constant channel.
+    """
+
+    mean: NDArray
+    std: NDArray
+
+    @classmethod
+    def none(cls, channels: int) -> "Scaling":
+        """Return the constants that leave values as they are."""
+        return cls(np.zeros(channels, np.float32), np.ones(channels, np.float32))
+
+    def scaled(self, values: NDArray) -> NDArray:
+        """Return values (…, C) in units of a standard deviation from the mean, float32."""
+        return (values - self.mean) / self.std
+
+    def restored(self, values: NDArray) -> NDArray:
+        """Return scaled values (…, C) in the data's own units."""
+        return values * self.std + self.mean
+
+
+class Statistics:
+    """Mean and standard deviation of each channel over rows that come in blocks; missing values do not count."""
+
+    def __init__(self, channels: int) -> None:
+        self._count = np.zeros(channels, np.int64)
+        self._mean = np.zeros(channels)
+        self._squares = np.zeros(channels)  # of the differences from the mean
+
+    def add(self, values: NDArray) -> None:
+        """Add rows (M, C).
+
+        Merged by differences from the means (Chan, Golub & LeVeque 1979): Σx² − (Σx)²/n would lose small deviations
+        from a large mean.
+        """
+        values = values.astype(np.float64)
+        seen = ~np.isnan(values)
+        count = seen.sum(0)
+        mean = np.where(seen, values, 0.0).sum(0) / np.maximum(count, 1)
+        squares = np.square(np.where(seen, values - mean, 0.0)).sum(0)
+        total = self._count + count
+        apart = mean - self._mean
+        self._squares += squares + apart**2 * self._count * count / np.maximum(total, 1)
+        self._mean += apart * count / np.maximum(total, 1)
+        self._count = total
+
+    def constant(self) -> NDArray:
+        """Return which channels have one value only, or none (C,)."""
+        return self._squares <= (1e-7 * np.abs(self._mean)) ** 2 * self._count
+
+    def scaling(self) -> Scaling:
+        """Return the constants of standardization."""
+        std = np.sqrt(self._squares / np.maximum(self._count, 1))
+        std = np.where(self.constant(), 1.0, std)
+        return Scaling(self._mean.astype(np.float32), std.astype(np.float32))
+
+
+def blocks(raw: RawSeries, starts: NDArray, lengths: NDArray) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    """Yield the rows of series as float32 (M, C), with each row's step and position among the series, in blocks."""
+    bounds = np.cumsum(lengths)
+    first = 0
+    while first < len(lengths):
+        before = 0 if first == 0 else bounds[first - 1]
+        last = max(first + 1, int(np.searchsorted(bounds, before + ROWS, side="right")))
+        rows, steps, which = rows_of(starts[first:last], lengths[first:last])
+        for at in range(0, len(rows), ROWS):  # a single series may be longer
+            part = slice(at, at + ROWS)
+            yield as_float(raw.inputs[rows[part]]), steps[part], which[part] + first
+        first = last
+
+
+def as_float(values: NDArray) -> NDArray:
+    """Return values as float32; those beyond its range become infinite, which `check_values` refuses."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def check_values(raw: RawSeries, *, missing_allowed: bool) -> None:
+    """Refuse infinite values, and missing ones unless they are allowed.
+
+    Raises:
+        DataError: the file, the series, its step and channel.
+    """
+    for values, steps, which in blocks(raw, raw.first_rows(), raw.lengths):
+        bad = np.isinf(values) if missing_allowed else ~np.isfinite(values)
+        if not bad.any():
+            continue
+        row, channel = (int(index[0]) for index in np.nonzero(bad))
+        place = f"{raw.path}: {raw.name_of(int(which[row]))}, step {steps[row]}, channel {raw.features[channel]}"
+        if np.isnan(values[row, channel]):
+            raise DataError(
+                f"{place} is missing (NaN): type task.missing=fill to carry the last value forward and show the "
+                "network which are missing"
+            )
+        raise DataError(f"{place} is infinite, or too large for float32: expected a finite number")
+
+
+def digest(raw: RawSeries, starts: NDArray, lengths: NDArray, targets: NDArray | None) -> NDArray:
+    """Return the SHA-256 of series and their targets, (32,) uint8."""
+    found = hashlib.sha256(np.ascontiguousarray(lengths, np.int64).tobytes())
+    for values, _, _ in blocks(raw, starts, lengths):
+        found.update(np.ascontiguousarray(values).tobytes())
+    if targets is not None:
+        found.update(np.ascontiguousarray(targets).tobytes())
+    return np.frombuffer(found.digest(), np.uint8).copy()
+
+
+def filled(values: NDArray, steps: NDArray, mean: NDArray) -> tuple[NDArray, NDArray]:
+    """Carry the last value of a series forward to the missing ones after it.
+
+    Args:
+        values: (M, C) rows of several series one after another, NaN where missing.
+        steps: (M,) each row's step in its series.
+        mean: (C,) what stands for a missing value with none before it.
+
+    Returns:
+        The filled values, and (M, C) float32 with 1 where a value was there.
+    """
+    seen = ~np.isnan(values)
+    here = np.arange(len(values))[:, None]
+    latest = np.maximum.accumulate(np.where(seen, here, -1), axis=0)
+    known = latest >= here - steps[:, None]  # the same series
+    carried = np.take_along_axis(values, np.maximum(latest, 0), axis=0)
+    return np.where(known, carried, mean), seen.astype(np.float32)
