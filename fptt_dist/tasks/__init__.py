@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING
 from fptt_dist.lazy import lazily
 from fptt_dist.tasks.data.errors import DataError
 
-__all__ = ["Adding", "Arrays", "Batch", "Copying", "DataError", "Language", "Pixels", "Split", "Task", "rank_slice"]
+__all__ = [
+    "Adding",
+    "Arrays",
+    "Batch",
+    "Copying",
+    "DataError",
+    "Language",
+    "Pixels",
+    "Split",
+    "Task",
+    "rank_slice",
+    "seeded",
+]
 
 if TYPE_CHECKING:
     from fptt_dist.tasks.adding import Adding
@@ -14,10 +26,18 @@ if TYPE_CHECKING:
     from fptt_dist.tasks.copying import Copying
     from fptt_dist.tasks.language import Language
     from fptt_dist.tasks.pixels import Pixels
+    from fptt_dist.tasks.random_streams import seeded
 else:
     # Data sets are fetched and checked without torch.
     __getattr__, __dir__ = lazily(
         __name__,
-        {"Adding": "adding", "Arrays": "arrays", "Copying": "copying", "Language": "language", "Pixels": "pixels"}
+        {
+            "Adding": "adding",
+            "Arrays": "arrays",
+            "Copying": "copying",
+            "Language": "language",
+            "Pixels": "pixels",
+            "seeded": "random_streams",
+        }
         | dict.fromkeys(("Batch", "Split", "Task", "rank_slice"), "base"),
     )

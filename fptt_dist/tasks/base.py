@@ -54,8 +54,10 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same sequences on `device`; tensors that are there already are not copied."""
-        examples = None if self.examples is None else self.examples.to(device)
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device), examples=examples)
+        beside = device.type == "cuda"  # a copy to a GPU from pinned memory need not be waited for
+        examples = None if self.examples is None else self.examples.to(device, non_blocking=beside)
+        inputs, targets = (each.to(device, non_blocking=beside) for each in (self.inputs, self.targets))
+        return replace(self, inputs=inputs, targets=targets, examples=examples)
 
     def without_padding(self) -> "Batch":
         """Return the same sequences with zeros behind their ends, whatever was there (NaN included)."""
@@ -114,6 +116,10 @@ class Task(ABC):
     scale_lr_by_length: bool = False
     unknown_tokens: Mapping[str, Any] = MappingProxyType({})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a data worker process gets: everything but the loss, which trains where it is."""
+        return {name: value for name, value in vars(self).items() if name != "loss"}
+
     def set_partition(self, shards: Shards, rank: int, world: int) -> None:
         """Set the partition of the training examples over the workers; "shuffled" where it is not called.
 
@@ -137,7 +143,7 @@ class Task(ABC):
         """Keep the data on `device`, so that batches are put together there; called once, before the first batch.
 
         A task that does not override it gives its batches on the CPU, and the loop moves each. Batches are the same
-        numbers on any device.
+        numbers on any device. It is not called where data worker processes put the batches together, on the CPU.
         """
 
     @abstractmethod
@@ -145,7 +151,9 @@ class Task(ABC):
         """Sequences `part` of the global batch of `size` that starts at example `cursor` of `epoch`.
 
         A pure function of its arguments, the task's seed and the partition; where that is "shuffled", any
-        number of workers sees the same global batch.
+        number of workers sees the same global batch. With data.workers it is called in other processes, on pickled
+        copies of the task: random numbers come from generators of its own, seeded by (seed, epoch, example), or from
+        the global ones within `seeded`.
         """
 
     @abstractmethod

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.text import MIN_COUNT, own_text, penn_treebank
 from fptt_dist.tasks.data.unknown import TokenLevel, summary, warn
+from fptt_dist.tasks.epoch_cache import EpochCache
 
 SPLITS = ("train", "validation", "test")
 EVALUATION_STREAMS, EVALUATION_STEPS = 10, 64
@@ -111,7 +111,7 @@ class Language(Task):
             mean = length * (USUAL + (1 - USUAL) / 2)
             self._sequences = min(max(1, round(self._predictions / mean)), self._predictions // self._shortest)
         self.train_examples = self._sequences * streams
-        self._bounds = lru_cache(maxsize=2)(self._epoch_bounds)
+        self._bounds = EpochCache(self._epoch_bounds)
         self.to(torch.device("cpu"))
 
     def to(self, device: torch.device) -> None:

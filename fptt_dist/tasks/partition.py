@@ -1,12 +1,13 @@
 """Partition of the training examples over the workers, where each worker keeps its own."""
 
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fptt_dist.tasks.epoch_cache import EpochCache
 
 Shards = Literal["shuffled", "fixed", "by_label"]
 ASSIGNMENT, ORDER = 0, 1  # streams of the seed, apart from those that the shuffled orders are drawn from
@@ -43,7 +44,7 @@ class Partition:
             order = order[np.argsort(labels.numpy()[order], kind="stable")]
         self._own = order.reshape(world, -1)[rank]
         self._device = torch.device("cpu")
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._order = EpochCache(self._epoch_order)
 
     def to(self, device: torch.device) -> "Partition":
         """Return this partition, with its ids on `device`."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from fptt_dist.tasks.data.augmentation import Augmentation
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.identity import check_identity
 from fptt_dist.tasks.data.idx import read_labelled_images
+from fptt_dist.tasks.epoch_cache import EpochCache
 from fptt_dist.tasks.partition import Partition, Shards
 
 CLASSES = 10
@@ -140,7 +140,7 @@ class Pixels(Task):
             if augmentation
             else None
         )
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._order = EpochCache(self._epoch_order)
         self._shard: Partition | None = None
         self.to(torch.device("cpu"))
 

@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "logging.",
     "data.root",
+    "data.workers",
     "parallel.launcher",
     "parallel.timeout_seconds",
     "run.dir",
@@ -317,9 +318,9 @@ class RunDirectory:
             )
             raise ConfigError(
                 f"resume=auto: run.dir={self.path} holds a run with another configuration:\n{lines}\n"
-                "Only train.max_batches, train.max_epochs, checkpoint.*, logging.*, data.root, parallel.launcher, "
-                "parallel.timeout_seconds and, among single, data_parallel, fsdp and deepspeed, parallel.strategy may "
-                "change: give the old values, or run.dir=… for a new run"
+                "Only train.max_batches, train.max_epochs, checkpoint.*, logging.*, data.root, data.workers, "
+                "parallel.launcher, parallel.timeout_seconds and, among single, data_parallel, fsdp and deepspeed, "
+                "parallel.strategy may change: give the old values, or run.dir=… for a new run"
             )
 
     def cut_metrics(self, batch: int, *, ended: bool = False) -> None:

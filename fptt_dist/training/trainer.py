@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from fptt_dist.algorithm import SCHEMES
 from fptt_dist.algorithm.diagnostics import NORMS
-from fptt_dist.config import ConfigError
 from fptt_dist.models import compile_steps, hidden_of
 from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, new_gloo_group, set_pg_timeouts
 from fptt_dist.parallel.comm.communicator import checksum
 from fptt_dist.tasks import rank_slice
 from fptt_dist.training import cuda_graph as graph
+from fptt_dist.training.batches import TrainBatches, count_batches
 from fptt_dist.training.checkpoint import state_dict
 from fptt_dist.training.checkpoint.async_store import AsyncCheckpointStore
 from fptt_dist.training.checkpoint.reader import MODEL, OPTIMIZER
 from fptt_dist.training.checkpoint.run_state import RunState
 from fptt_dist.training.checkpoint.store import CheckpointStore, Files
+from fptt_dist.training.data_workers import BatchOrder
 from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
@@ -69,7 +70,9 @@ class Trainer:
         self.device = device
         self.watch = watch
         self._build_engine()
-        self._plan_length()
+        self.batches_per_epoch, self.total_batches = count_batches(config, self.task, self.engine.everyone)
+        order = BatchOrder(config.train.batch_size, self.batches_per_epoch, self.share)
+        self.batches = TrainBatches(self.task, order, config, device)
         self._prepare_state()
         factory.seed_worker(config.seed, self.engine.rank)
 
@@ -81,7 +84,8 @@ class Trainer:
         self.engine = build_engine(config, self.environment, communicator(self.environment, device))
         self.shares = batch_shares(config, self.engine.world)
         set_partition(self.task, config, self.engine.rank, self.engine.world)
-        self.task.to(device)
+        if not config.data.workers:  # whose processes read the data in the host's memory
+            self.task.to(device)
         self.network = factory.build_model(config, self.task).to(device)
         if config.train.compile_update and device.type == "cuda":
             compile_steps(self.network)  # on a CPU few layers gain by it, after half a minute
@@ -112,33 +116,6 @@ class Trainer:
         )
 
         self.runner = self._runner()
-
-    def _plan_length(self) -> None:
-        """Count the run's batches, and check that all workers have as many sequences.
-
-        With different numbers of windows they would wait for each other.
-        """
-        config = self.config
-        self.batches_per_epoch = self.task.train_examples // config.train.batch_size
-        if self.batches_per_epoch == 0:
-            raise ConfigError(
-                f"train.batch_size={config.train.batch_size} is more than the {self.task.train_examples} training "
-                "sequences of an epoch: type a smaller train.batch_size"
-            )
-        limits = [
-            config.train.max_batches,
-            config.train.max_epochs and config.train.max_epochs * self.batches_per_epoch,
-        ]
-        self.total_batches = min(limit for limit in limits if limit is not None)
-
-        everyone = self.engine.everyone
-        mine = self.task.train_examples
-        for rank, other in enumerate(everyone.all_gather_object(mine, name="length of the run")):
-            if other != mine:
-                raise ConfigError(
-                    f"rank {everyone.rank} finds {mine} training sequences, rank {rank} {other}: give all the same "
-                    "data.root"
-                )
 
     def _prepare_state(self) -> None:
         """Build what changes during the run, and what saves it."""
@@ -235,6 +212,7 @@ class Trainer:
                 workers=self.engine.world,
             ) as telemetry,
             self.store,
+            self.batches.ahead(self.state.position, self.total_batches),
         ):
             first = True
             while not self.done:
@@ -287,9 +265,7 @@ class Trainer:
         for scheduler in self.schedulers.values():
             scheduler.before_batch(position.batch)
         recorded = (position.batch + 1) % self.config.logging.every_batches == 0
-        batch = (
-            self.task.train_batch(position.epoch, position.cursor, size, self.share).to(self.device).without_padding()
-        )
+        batch = self.batches.get(position.batch)
         rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
         with self.engine.placement.collective_errors(), self._rate_in_proportion(len(batch.inputs)):
             result, norms = self.runner.run(batch, self.state.carried, measure=recorded)
@@ -358,6 +334,7 @@ class Trainer:
             **rates,
             "sequences_per_second": speed,
             "memory_bytes": peak_memory_bytes(self.device),
+            "data_wait": self.batches.wait_share(self.state.position.seconds),
             **dict(zip(apart, largest, strict=True)),
             **self.traffic.since_last(self.state.position.seconds),
         }
@@ -373,8 +350,7 @@ class Trainer:
         seen = self.engine.control.first_non_finite()
         place = self.update_log.place(seen.window)
         where = describe(seen, place, self.batches_per_epoch, self.engine.world)
-        (epoch, number), size = divmod(place[0], self.batches_per_epoch), self.config.train.batch_size
-        batch = self.task.train_batch(epoch, number * size, size, self.share).without_padding()
+        batch = self.batches.on_host(place[0]).without_padding()
         fault = fault_in_data(batch, self.loop.passes_of(batch), self.engine.everyone)
         raise NonFiniteError(f"{where}. {self._way_out(fault)}")
 

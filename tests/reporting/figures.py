@@ -59,7 +59,7 @@ def made(
         fields = ("regularizer_ratio", "center_distance", "dual_norm", "sequences_per_second", "memory_bytes")
         record = {**_position(batch, windows, seed), "window_losses": losses, "loss": sum(losses) / windows}
         record |= {field: random.uniform(1.0, 2.0) for field in fields}
-        record |= {f"window_{metric}": []}
+        record |= {f"window_{metric}": [], "data_wait": random.uniform(0.0, 0.3)}
         if workers > 1:
             record |= {"bytes_sent": int(random.integers(1, 1000)), "blocked_share": random.uniform(0.1, 0.5)}
             record |= {"drift": random.uniform(0.0, 0.1)}

@@ -85,6 +85,7 @@ FIELDS: dict[str, Callable[[dict[str, Any]], float]] = {
     "consensus_drift": lambda record: record["drift"],
     "consensus_blocked": lambda record: record["blocked_share"],
     "speed_throughput": lambda record: record["sequences_per_second"],
+    "speed_data_wait": lambda record: record["data_wait"],
 }
 
 
@@ -185,7 +186,7 @@ def test_nothing_is_drawn_without_data() -> None:
 
 def test_each_picture_has_its_own_reason() -> None:
     convergence = {f"convergence_{name}" for name in ("sequences", "updates", "seconds", "training")}
-    speed = {"speed_throughput", "speed_memory_cpu"}
+    speed = {"speed_throughput", "speed_data_wait", "speed_memory_cpu"}
     assert drawn([made(algorithm="bptt", windows=1)]).keys() == convergence | speed
     assert drawn([made(algorithm="tbptt")]).keys() == convergence | speed | {"windows_losses"}
     assert drawn([made(algorithm="bptt", windows=1, evaluations=0)]).keys() == {"convergence_training"} | speed

@@ -1,5 +1,6 @@
 """Where batches are put together: on the device that the task was moved to, with the numbers of the CPU."""
 
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fptt_dist.algorithm.losses import RegressionLoss
 from fptt_dist.tasks import Adding, Batch, Copying, Language, Pixels, Task
 from tests.tasks.test_cifar import write_cifar
 from tests.tasks.test_language import write
@@ -111,6 +113,23 @@ def test_batches_come_on_the_device_that_the_task_was_moved_to(subtests: pytest.
             moved = [tensors(batch) for batch in batches(task, name)]
             assert all(each.device == ELSEWHERE for batch in moved for each in batch)
             assert [[(each.shape, each.dtype) for each in batch] for batch in moved] == shapes
+
+
+def test_a_data_worker_gets_the_same_batches(subtests: pytest.Subtests, root: Path) -> None:
+    for name in ALL:
+        with subtests.test(name=name):
+            task = ALL[name](root)
+            expected = [tensors(batch) for batch in batches(task, name)]
+            task.loss = _NotForOthers()
+            found = [tensors(batch) for batch in batches(pickle.loads(pickle.dumps(task)), name)]
+            assert [[each.tolist() for each in batch] for batch in found] == [
+                [each.tolist() for each in batch] for batch in expected
+            ]
+
+
+class _NotForOthers(RegressionLoss):
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise AssertionError("the loss stays where it is trained")
 
 
 def test_nothing_of_a_batch_is_copied_from_the_host(subtests: pytest.Subtests, root: Path) -> None:

@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "logging.tensorboard": False,
     "device": "cpu",
 }
-CLOCK = ("time", "seconds", "sequences_per_second", "memory_bytes", "peak_memory_bytes", "run_id")
+CLOCK = ("time", "seconds", "sequences_per_second", "data_wait", "memory_bytes", "peak_memory_bytes", "run_id")
 Overrides = Mapping[str, Any]
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a folder that needs no disk
 

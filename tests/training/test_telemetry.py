@@ -32,6 +32,7 @@ FIELDS = {
         "lr",
         "alpha",
         "sequences_per_second",
+        "data_wait",
         "memory_bytes",
         "time",
     ),

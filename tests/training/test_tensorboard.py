@@ -42,6 +42,7 @@ def assert_scalars_are_the_records(run: Path) -> None:
         "FPTT/alpha": "alpha",
         "FPTT/lr": "lr",
         "Speed/sequences_per_second": "sequences_per_second",
+        "Speed/data_wait": "data_wait",
         "Speed/memory_bytes": "memory_bytes",
     }
     for tag, field in tags.items():

@@ -118,13 +118,20 @@ class Logging(Section):
 
 
 class Data(Section):
-    """Location of the data sets, and the partition of their examples among the workers."""
+    """Location of the data sets, the partition of their examples among the workers, and the input pipeline."""
 
     root: LocalPath = Field(default="data", min_length=1, description="folder of the data sets, e.g. of mnist/")
     partition: Literal["shuffled", "fixed", "by_label"] = Field(
         default="shuffled",
         description="partition of the examples. shuffled: anew every epoch; fixed: once, by the seed; by_label: once, "
         "by label (non-IID)",
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="data worker processes of each worker, which put its training batches together ahead of time; 0: "
+        "put together when they are needed. The results are the same",
     )
 
 

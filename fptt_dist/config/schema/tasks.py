@@ -188,7 +188,9 @@ class ArraysTask(Section):
     )
     length: int = Field(ge=2, description="steps of the longest series; of a forecast, steps that it is made from")
     horizon: int = Field(default=1, ge=1, description="steps of a forecast")
-    series_column: str = Field(default="series", min_length=1, description="of a table: which series a row is of")
+    series_column: str | None = Field(
+        default="series", min_length=1, description="of a table: which series a row is of, null = all are of one"
+    )
     time_column: str | None = Field(
         default="time", min_length=1, description="of a table: order of a series' rows, null = that of the file"
     )

@@ -28,7 +28,7 @@ MEMORY = {
 
 
 def speed(subject: Subject) -> list[Plot]:
-    """Plot sequences per second over training, and peak memory, separately for CPUs and GPUs."""
+    """Plot sequences per second and time spent waiting for data over training, and peak memory of CPUs and GPUs."""
     runs = [run for each in subject.looks for run in each.group.runs]
     hardware = {(run.versions.get("processor"), run.versions.get("gpu")) for run in runs if run.versions}
     throughput = lines(
@@ -43,8 +43,20 @@ def speed(subject: Subject) -> list[Plot]:
         log=False,
         from_zero=True,
     )
+    waiting = lines(
+        subject.looks,
+        field("data_wait"),
+        name=f"speed_data_wait{subject.suffix}",
+        section=SECTION,
+        title=f"{subject.title}: time spent waiting for data",
+        caption="Share of the training time that rank 0 waited for its training batches, since the previous record. "
+        "Where it is large, data.workers puts them together ahead of time.",
+        quantity="waiting for data, share of the training time",
+        log=False,
+        from_zero=True,
+    )
     memory = [_memory(subject, kind) for kind in MEMORY]
-    return [plot for plot in (throughput, *memory) if plot is not None]
+    return [plot for plot in (throughput, waiting, *memory) if plot is not None]
 
 
 def _memory(subject: Subject, kind: str) -> Plot | None:

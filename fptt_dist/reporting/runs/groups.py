@@ -23,6 +23,7 @@ UNCOUNTED = (
     "logging",
     "checkpoint",
     "data.root",
+    "data.workers",
     "parallel.launcher",
     "parallel.timeout_seconds",
     "parallel.control_interval",

@@ -1,11 +1,11 @@
 """Augmentation of images: every epoch shows each of them a little moved, and some mirrored."""
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fptt_dist.tasks.epoch_cache import EpochCache
 
 STREAM = 2  # of the seed, apart from those that `shards` draws from
 
@@ -26,7 +26,7 @@ class Augmentation:
 
     def __init__(self, *, side: int, shift: int, mirror: bool, examples: int, seed: int) -> None:
         self._side, self._shift, self._mirror, self._examples, self._seed = side, shift, mirror, examples, seed
-        self._draws = lru_cache(maxsize=2)(self._epoch_draws)
+        self._draws = EpochCache(self._epoch_draws)
 
     def __call__(self, images: Tensor, epoch: int, examples: Tensor) -> Tensor:
         """The images as `epoch` shows them.

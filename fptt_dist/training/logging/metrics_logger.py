@@ -31,8 +31,11 @@ SCALARS = {  # TensorBoard's tags of the fields of a training record
     "bytes_sent": "Consensus/bytes_sent",
     "blocked_share": "Consensus/blocked_share",
     "sequences_per_second": "Speed/sequences_per_second",
+    "data_wait": "Speed/data_wait",
     "memory_bytes": "Speed/memory_bytes",
 }
+
+LONG_WAIT = 0.2  # share of the time spent waiting for data from which the progress line says so
 
 
 def mean_and_largest(
@@ -169,6 +172,8 @@ class MetricsLogger:
             return
         self._write({"kind": "train", **record})
         self._text = f"loss {record['loss']:.4g}  {record['sequences_per_second']:.0f} sequences/s"
+        if record["data_wait"] > LONG_WAIT:
+            self._text += f"  {record['data_wait']:.0%} waiting for data"
         if self._board is not None:
             window_metrics = {field: record[field] for field in record if field.startswith("window_")}
             del window_metrics["window_losses"]

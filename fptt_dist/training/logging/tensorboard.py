@@ -41,6 +41,7 @@ LAYOUT = {
     },
     "Speed": {
         "training speed (sequences per second)": [r"Speed/sequences_per_second$"],
+        "time spent waiting for data (share, 0 to 1)": [r"Speed/data_wait$"],
         "peak memory of rank 0 (bytes)": [r"Speed/memory_bytes$"],
     },
 }

@@ -15,6 +15,17 @@ STARTERS = {STARTED_BY, "TORCHELASTIC_RUN_ID"}
 SET_SIGNAL, GET_SIGNAL = 1, 2  # PR_SET_PDEATHSIG and PR_GET_PDEATHSIG of prctl(2)
 
 
+def end_with_parent_at_once(parent: int) -> None:
+    """Let the kernel end this process when its parent dies, which has the id `parent`; at once if it is dead already.
+
+    It has no effect on other systems than Linux.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_SIGNAL, ctypes.c_ulong(signal.SIGKILL))
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 @contextmanager
 def ended_with_parent() -> Iterator[None]:
     """Let the kernel send SIGTERM to a worker, within the context, when its parent dies; at once if it is dead already.

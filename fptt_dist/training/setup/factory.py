@@ -28,7 +28,8 @@ from fptt_dist.models import (
 from fptt_dist.parallel import Weights
 from fptt_dist.tasks import Adding, Arrays, Copying, Language, Pixels, Task
 from fptt_dist.tasks.arrays import PER_STEP
-from fptt_dist.tasks.data.series import read_arrays
+from fptt_dist.tasks.data.series import RawSeries, read_arrays
+from fptt_dist.tasks.data.tables import read_table
 from fptt_dist.training.vocabulary import read_vocabulary
 
 LOG = logging.getLogger("fptt_dist")
@@ -91,14 +92,27 @@ def build_task(config: Config) -> Task:
             return _arrays(config, task)
 
 
-def _arrays(config: Config, task: settings.ArraysTask) -> Arrays:
+def _series(file: Path, task: settings.ArraysTask) -> RawSeries:
+    """Return the series of one file of task.name=arrays."""
     forecast, per_step = task.target == "forecast", task.target in PER_STEP
+    if not task.is_table:
+        return read_arrays(file, targets=not forecast, per_step=per_step)
+    return read_table(
+        file,
+        series=task.series_column,
+        time=task.time_column,
+        targets=() if forecast else task.target_columns or ("target",),
+        features=task.feature_columns,
+        split=task.split_column,
+        per_step=per_step,
+    )
+
+
+def _arrays(config: Config, task: settings.ArraysTask) -> Arrays:
+    forecast = task.target == "forecast"
     named = {"train": task.train, "validation": task.validation, "test": task.test}
     return Arrays(
-        files={
-            part: None if file is None else read_arrays(Path(file), targets=not forecast, per_step=per_step)
-            for part, file in named.items()
-        },
+        files={part: None if file is None else _series(Path(file), task) for part, file in named.items()},
         target=task.target,
         length=task.length,
         horizon=task.horizon,

@@ -1,0 +1,266 @@
+"""Data workers: the same batches and the same run for any number of them, and what happens where one fails."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+
+from fptt_dist import train
+from fptt_dist.config import ConfigError, dump
+from fptt_dist.tasks import Adding, Batch, DataError, Task, seeded
+from fptt_dist.training.data_workers import BatchOrder, DataWorkers, portable
+from fptt_dist.training.logging.metrics_logger import MetricsLogger
+from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.setup import factory
+from fptt_dist.training.tools.dry_run import dry_run
+from tests.training.helpers import assert_same_run, records, resumed, steps, tiny, train_until, trainer_for
+
+ORDER = BatchOrder(4, 5, slice(1, 4))
+DROPOUT = {"model.layers": 2, "model.dropout": 0.5, "logging.every_batches": 2}
+
+
+class Noisy(Adding):
+    """The adding task with noise that a user's code draws for each example, from torch's global stream."""
+
+    def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
+        batch = super().train_batch(epoch, cursor, size, part)
+        for column, example in enumerate(range(cursor, cursor + size)[part]):
+            with seeded(self.seed, epoch, example):
+                batch.inputs[:, column] += 0.1 * torch.randn(len(batch.inputs), 2)
+        return batch
+
+
+def noisy(config: Any) -> Task:
+    return Noisy(length=12, examples=20, validation=16, test=16, seed=config.seed)
+
+
+@pytest.mark.slow  # 25 s: five processes are started
+def test_a_run_does_not_depend_on_the_number_of_data_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory, "build_task", noisy)
+    for workers in (0, 1):
+        train(tiny(tmp_path / str(workers), {**DROPOUT, "data.workers": workers}, batches=8))
+    parts = tiny(tmp_path / "parts", {**DROPOUT, "data.workers": 2}, batches=8)
+    train_until(parts, 3)
+    train_until(resumed(parts, **{"data.workers": 0}), 6)
+    train(resumed(parts, **{"data.workers": 2}))
+    assert_same_run(tmp_path / "0", tmp_path / "1")
+    assert_same_run(tmp_path / "0", tmp_path / "parts")
+    waited = [line["data_wait"] for line in records(tmp_path / "1", "train")]
+    assert all(0 < share < 1 for share in waited)
+    assert waited[0] > 0.5, "the start of the process"
+    assert _children() == set()
+
+
+FAILING = '''
+"""A user's task, in a file that no import finds."""
+import os, signal, sys, time
+import numpy as np
+import torch
+from fptt_dist.tasks import Adding, DataError
+
+class Failing(Adding):
+    def train_batch(self, epoch, cursor, size, part):
+        number = epoch * 5 + cursor // size
+        if number == 1:
+            raise DataError("series 7 of a.csv has no steps")
+        if number == 2:
+            raise ValueError("cannot broadcast\\nshapes")
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 4:
+            torch.rand(1)
+        if number == 5:
+            sys.exit(3)
+        if number == 6:
+            os._exit(4)
+        if number == 7:
+            time.sleep(600)
+        batch = super().train_batch(epoch, cursor, size, part)
+        batch.inputs[0, 0, 0] = torch.get_num_threads()
+        return batch
+'''
+
+
+def failing(folder: Path) -> Task:
+    file = folder / "failing.py"
+    file.write_text(FAILING)
+    spec = importlib.util.spec_from_file_location("own_task_failing", file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["own_task_failing"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Failing(length=6, examples=20, seed=1)
+
+
+def data_workers(task: Task, numbers: range, workers: int, **settings: Any) -> DataWorkers:
+    usual = {"seconds": 60.0, "start_seconds": 300.0, "flush_denormal": False, "pin": False}
+    needed = portable(task, workers)
+    return DataWorkers(task, ORDER, numbers, workers=workers, needed=needed, **{**usual, **settings})
+
+
+@pytest.mark.slow  # 15 s: seven processes are started
+def test_a_process_that_fails(tmp_path: Path) -> None:
+    task = failing(tmp_path)
+    fired: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        fired.append(number)
+
+    with data_workers(task, range(30), 7) as workers:
+        expected = Adding(length=6, examples=20, seed=1).train_batch(0, 0, 4, slice(1, 4))
+        batch = workers.get(0)
+        assert torch.equal(batch.inputs[1:], expected.inputs[1:])
+        assert torch.equal(batch.targets, expected.targets)
+        assert batch.inputs[0, 0, 0] == 1, "one thread"
+        with pytest.raises(DataError) as raised:
+            workers.get(1)
+        assert str(raised.value) == "series 7 of a.csv has no steps"
+        with pytest.raises(DataError) as raised:
+            workers.get(2)
+        said = r"batch 3 cannot be put together: ValueError: cannot broadcast shapes (failing.py, 14)"
+        assert str(raised.value) == f"{said}: data.workers=0 shows all of it"
+        with pytest.raises(
+            OSError, match=r"^data.workers=7: the process that puts batch 4 together was ended by SIGKI"
+        ):
+            workers.get(3)
+        with pytest.raises(DataError, match=r"task adding drew random numbers for batch 5 .* within fptt_dist"):
+            workers.get(4)
+        with pytest.raises(DataError, match=r"batch 6 cannot be put together: SystemExit: 3 \(failing.py, "):
+            workers.get(5)
+        with pytest.raises(OSError, match=r"batch 7 together ended with exit code 4: what it said stands above"):
+            workers.get(6)
+        before = signal.signal(signal.SIGALRM, note)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        workers._seconds = 0.5
+        with pytest.raises(OSError, match=r"batch 8 was not there after 0.5 seconds: raise parallel.timeout_seconds"):
+            workers.get(7)
+        signal.signal(signal.SIGALRM, before)
+        assert fired == [signal.SIGALRM], "a signal's handler runs while a batch is waited for"
+    assert _children() == set()
+
+
+def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0.1 s."""
+
+    def build(config: Any) -> Task:
+        task = noisy(config)
+        task.crop = lambda inputs: inputs  # pyright: ignore[reportAttributeAccessIssue]
+        return task
+
+    monkeypatch.setattr(factory, "build_task", build)
+    config = tiny(tmp_path / "run", {"data.workers": 2})
+    with pytest.raises(ConfigError, match=r"data.workers=2: the task adding cannot be sent .*lambda.* data.workers=0"):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensors_that_do_not_fit_into_shared_memory_are_refused() -> None:
+    task = Adding(length=6, examples=20)
+    task.kept = torch.zeros(3, 5)  # pyright: ignore[reportAttributeAccessIssue]
+    task.view = task.kept[1:]  # pyright: ignore[reportAttributeAccessIssue]
+    needed = portable(task, 1)
+    assert needed.shared_bytes == 60
+    assert needed.modules == {}
+    too_large = type(needed)({}, 2**60)
+    settings = {"seconds": 1.0, "start_seconds": 1.0, "flush_denormal": False, "pin": False}
+    with (
+        pytest.raises(ConfigError, match=r"^data.workers=1: the task's tensors, 1,152,.* bytes, do not fit"),
+        DataWorkers(task, ORDER, range(1), workers=1, needed=too_large, **settings),  # pyright: ignore[reportArgumentType]
+    ):
+        pass
+
+
+def test_a_dry_run_starts_no_process(tmp_path: Path) -> None:
+    plain, other = (dry_run(trainer_for(tiny(tmp_path / str(n), {"data.workers": n}))) for n in (0, 2))
+    assert plain.loss == other.loss
+    assert _children() == set()
+
+
+def test_the_progress_line_says_a_long_wait(tmp_path: Path) -> None:
+    record = {"batch": 1, "loss": 0.5, "sequences_per_second": 80.0, "window_losses": [0.5]}
+    folder = RunDirectory(tiny(tmp_path / "run"))
+    folder.open()
+    with MetricsLogger(folder, active=True, total_batches=2, workers=1) as logger:
+        for share, words in ((0.2, ""), (0.21, "  21% waiting for data")):
+            logger.training({**record, "data_wait": share})
+            assert logger._text == f"loss 0.5  80 sequences/s{words}"
+
+
+@contextmanager
+def started(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process group of its own, which does not outlive the test."""
+    command = [sys.executable, "-m", "fptt_dist", "train", str(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _children(parent: int | None = None) -> set[int]:
+    """The data workers of a process, by their parent or, once they are told apart, by their ids."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, ppid = status.read_text().rpartition(")")[2].split()[:2]
+            words = status.with_name("cmdline").read_bytes()
+        except OSError:  # it has ended meanwhile
+            continue
+        if int(ppid) == (parent or os.getpid()) and state != "Z" and b"spawn_main" in words:
+            found.add(int(status.parent.name))
+    return found
+
+
+def _alive(processes: set[int]) -> set[int]:
+    return {process for process in processes if Path(f"/proc/{process}").exists()}
+
+
+def _wait(condition: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow  # 25 s: a run with two processes is started twice
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_data_workers_leave_signals_to_the_run_and_end_with_it(number: signal.Signals, tmp_path: Path) -> None:
+    keys = {"task.examples": 400000, "evaluate.every_batches": 10**6, "checkpoint.every_batches": 10**6}
+    run = tmp_path / "run"
+    (tmp_path / "config.yaml").write_text(dump(tiny(run, {**keys, "data.workers": 2}, batches=100000)))
+    with started(tmp_path / "config.yaml") as process:
+        metrics = run / "metrics.jsonl"
+        _wait(lambda: metrics.is_file() and metrics.read_text().count("\n") > 5)
+        children = _children(process.pid)
+        assert len(children) == 2
+        for child in children:
+            targets = [os.readlink(path) for path in Path(f"/proc/{child}/fd").iterdir()]
+            assert not [target for target in targets if target.startswith(("socket:", str(run)))]
+            status = Path(f"/proc/{child}/status").read_text()
+            (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
+            assert all(int(blocked, 16) >> (each - 1) & 1 for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2))
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)  # as SLURM and terminals do: to the data workers too
+        _, stderr = process.communicate(timeout=60)
+        _wait(lambda: not _alive(children), seconds=10)
+    if number == signal.SIGTERM:
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "Traceback" not in stderr
+        (batch,) = steps(run)
+        train(tiny(tmp_path / "straight", keys, batches=batch + 2))
+        train(tiny(run, {**keys, "resume": "auto"}, batches=batch + 2))
+        assert_same_run(tmp_path / "straight", run)
