@@ -24,6 +24,7 @@ from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.scaling import Scaling, Statistics, as_float, blocks, check_values, digest, filled
 from fptt_dist.tasks.data.series import RawSeries, rows_of
 from fptt_dist.tasks.data.splits import Examples, forecasts, whole_series
+from fptt_dist.tasks.data.targets import Classes, number_targets, single_targets, targets_of
 from fptt_dist.tasks.partition import Partition, Shards
 
 Target = Literal["class", "labels", "value", "step_class", "step_value", "forecast"]
@@ -94,16 +95,17 @@ class Arrays(Task):
         for raw in given:
             check_values(raw, missing_allowed=missing == "fill")
         shares = {"validation": 0.15, "test": 0.15} if shares is None else shares
-        self.classes: list[str] = []
         if target == "forecast":
             self._channels = _positions(train, channels)
             self._examples = forecasts(files, shares, length, horizon)
         else:
             for raw in given:
                 _require_length(raw, length)
-            strata = np.unique(_one_class(train), return_inverse=True)[1] if target == "class" else None
+            strata = np.unique(single_targets(train), return_inverse=True)[1] if target == "class" else None
             self._examples = whole_series(files, shares, split_seed, strata)
         self.digest = self._train_digest()
+        self._classes = Classes(self._examples["train"], per_step=target in PER_STEP) if target in CLASSES else None
+        self.classes = [] if self._classes is None else self._classes.names
         self._targets = {id(raw): self._read_targets(raw) for raw in given}
         self._scaling, self._target_scaling = self._fit(standardize=standardize)
         if target == "forecast":
@@ -292,67 +294,21 @@ class Arrays(Task):
             return digest(part.raw, *_union(part, self.horizon), None)
         targets = part.raw.targets
         assert targets is not None
-        if self.target in PER_STEP:
-            own = targets[rows_of(part.starts, part.lengths)[0]]
-        else:
-            own = targets[part.series]
+        own = targets_of(part, targets, per_step=self.target in PER_STEP)
         return digest(part.raw, part.starts, part.lengths, own)
 
     def _read_targets(self, raw: RawSeries) -> NDArray:
         """Return the targets of all series of a file as numbers: int64 classes, or float32."""
         if self.target == "forecast":
             return np.zeros(0, np.float32)
-        targets = raw.targets
-        assert targets is not None
-        if self.target in CLASSES:
-            return self._read_classes(raw)
-        if targets.dtype.kind not in "fiub":
-            raise DataError(f"{raw.path}: targets are text: expected numbers with task.target={self.target}")
-        values = as_float(targets if targets.ndim == 2 else targets[:, None])
-        bad = ~np.isfinite(values)
-        if self.target == "labels":
-            bad |= (values != 0) & (values != 1)
-        if bad.any():
-            row, column = (int(index[0]) for index in np.nonzero(bad))
-            expected = "0 or 1" if self.target == "labels" else "a finite number"
-            raise DataError(f"{self._place(raw, row)} has the target {values[row, column]:g}: expected {expected}")
-        return values
+        per_step = self.target in PER_STEP
+        if self._classes is not None:
+            return self._classes.encoded(raw)
+        return number_targets(raw, labels=self.target == "labels", per_step=per_step)
 
-    def _read_classes(self, raw: RawSeries) -> NDArray:
+    def _train_targets(self) -> NDArray:
         part = self._examples["train"]
-        if not self.classes:
-            targets = _one_class(part.raw)
-            own = targets[rows_of(part.starts, part.lengths)[0]] if self.target in PER_STEP else targets[part.series]
-            self._known = np.unique(own)
-            self.classes = [str(each) for each in self._known]
-            if len(self.classes) < 2:
-                raise DataError(
-                    f"{part.raw.path}: all training examples are of the class {self.classes[0]}: expected at least two"
-                )
-        targets = _one_class(raw)
-        if targets.dtype.kind in "US" and self._known.dtype.kind not in "US":
-            raise DataError(f"{raw.path}: targets are text, and those of {part.raw.path} are numbers")
-        found = np.minimum(np.searchsorted(self._known, targets), len(self._known) - 1)
-        strange = self._known[found] != targets
-        if self.target in PER_STEP:
-            used = np.zeros(len(strange), bool)
-            used[rows_of(raw.first_rows(), raw.lengths)[0]] = True
-            strange &= used  # padding has any label
-        if strange.any():
-            row = int(np.nonzero(strange)[0][0])
-            raise DataError(
-                f"{self._place(raw, row)} has the class {targets[row]}, which no training example has: expected one of "
-                f"{', '.join(self.classes[:20])}{', …' if len(self.classes) > 20 else ''}"
-            )
-        return found.astype(np.int64)
-
-    def _place(self, raw: RawSeries, index: int) -> str:
-        """Return how messages call a target: its series, and of one per step the step."""
-        if self.target not in PER_STEP:
-            return f"{raw.path}: {raw.name_of(index)}"
-        first = raw.first_rows()
-        series = int(np.searchsorted(first, index, side="right")) - 1
-        return f"{raw.path}: {raw.name_of(series)}, step {index - int(first[series])}"
+        return targets_of(part, self._targets[id(part.raw)], per_step=self.target in PER_STEP)
 
     def _fit(self, *, standardize: bool) -> tuple[Scaling, Scaling]:
         """Return the constants of the channels and of the targets, from the training examples."""
@@ -366,7 +322,7 @@ class Arrays(Task):
         for values, _, _ in blocks(raw, starts, lengths):
             channels.add(values)
         if numbers:
-            own.add(targets[rows_of(starts, lengths)[0]] if self.target in PER_STEP else targets[part.series])
+            own.add(self._train_targets())
         constant = np.nonzero(channels.constant())[0]
         if len(constant):
             names = ", ".join(self.features[each] for each in constant[:10])
@@ -414,9 +370,7 @@ class Arrays(Task):
                 return StepRegressionLoss()
 
     def _balanced(self) -> Tensor:
-        part = self._examples["train"]
-        targets = self._targets[id(part.raw)]
-        own = targets[rows_of(part.starts, part.lengths)[0]] if self.target in PER_STEP else targets[part.series]
+        own = self._train_targets()
         counts = np.bincount(own, minlength=len(self.classes))
         return torch.from_numpy(len(own) / (len(self.classes) * counts)).float()
 
@@ -455,30 +409,6 @@ def _positions(raw: RawSeries, channels: Sequence[str] | None) -> NDArray:
         if name not in raw.features:
             raise DataError(f"{raw.path} has no channel {name} to forecast: expected one of {', '.join(raw.features)}")
     return np.array([raw.features.index(name) for name in channels])
-
-
-def _one_class(raw: RawSeries) -> NDArray:
-    """Return the targets of a file as one class each.
-
-    Raises:
-        DataError: several per series or step, or numbers that are no classes.
-    """
-    targets = raw.targets
-    assert targets is not None
-    if targets.ndim == 2 and targets.shape[1] == 1:
-        targets = targets[:, 0]
-    if targets.ndim != 1:
-        raise DataError(
-            f"{raw.path}: targets has {targets.shape[1]} columns: expected one class, or task.target=labels"
-        )
-    if targets.dtype.kind == "f":
-        if not (targets == np.floor(targets)).all():  # NaN is no class either
-            wrong = targets[targets != np.floor(targets)][0]
-            raise DataError(
-                f"{raw.path} has the class {wrong:g}: expected whole numbers or text, or task.target=value for numbers"
-            )
-        return targets.astype(np.int64)
-    return targets
 
 
 def _union(part: Examples, horizon: int) -> tuple[NDArray, NDArray]:
