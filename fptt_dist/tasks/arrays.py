@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from fptt_dist.tasks.data.scaling import Scaling, Statistics, as_float, blocks, 
 from fptt_dist.tasks.data.series import RawSeries, rows_of
 from fptt_dist.tasks.data.splits import Examples, forecasts, whole_series
 from fptt_dist.tasks.data.targets import Classes, number_targets, single_targets, targets_of
+from fptt_dist.tasks.epoch_cache import EpochCache
 from fptt_dist.tasks.partition import Partition, Shards
 
 Target = Literal["class", "labels", "value", "step_class", "step_value", "forecast"]
@@ -106,7 +106,8 @@ class Arrays(Task):
         self.digest = self._train_digest()
         self._classes = Classes(self._examples["train"], per_step=target in PER_STEP) if target in CLASSES else None
         self.classes = [] if self._classes is None else self._classes.names
-        self._targets = {id(raw): self._read_targets(raw) for raw in given}
+        read = {id(raw): self._read_targets(raw) for raw in given}
+        self._targets = {split: read[id(part.raw)] for split, part in self._examples.items()}
         self._scaling, self._target_scaling = self._fit(standardize=standardize)
         if target == "forecast":
             self._require_targets_there(given)
@@ -118,7 +119,7 @@ class Arrays(Task):
         self.metric, self.higher_is_better = ("accuracy", True) if target in (*CLASSES, "labels") else ("mae", False)
         self._shards: list[Partition] | None = None
         self._own = 0
-        self._order = lru_cache(maxsize=2)(self._epoch_order)
+        self._order = EpochCache(self._epoch_order)
 
     def set_partition(self, shards: Shards, rank: int, world: int) -> None:
         """Set the partition as for every task; the labels are the series' classes.
@@ -145,7 +146,7 @@ class Arrays(Task):
             each = [shard.batch(epoch, cursor, size, part).numpy() for shard in self._shards]
             everywhere, own = np.concatenate(each), each[self._own]
         lengths = self._examples["train"].lengths[everywhere]
-        return self._batch(self._examples["train"], own, lengths if self.lengths_differ else None)
+        return self._batch("train", own, lengths if self.lengths_differ else None)
 
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of a held-out set, in batches of similar length."""
@@ -153,7 +154,7 @@ class Arrays(Task):
         own = np.argsort(part.lengths, kind="stable")[rank::world]
         for start in range(0, len(own), EVALUATION_BATCH):
             ids = own[start : start + EVALUATION_BATCH]
-            yield self._batch(part, ids, part.lengths[ids] if self.lengths_differ else None)
+            yield self._batch(split, ids, part.lengths[ids] if self.lengths_differ else None)
 
     def predictions(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return what is predicted and what is right, numbers in the data's own units.
@@ -243,14 +244,15 @@ class Arrays(Task):
         generator = np.random.default_rng([self.seed, epoch, 1])
         return generator.permuted(generator.permutation(batches), axis=1).reshape(-1)
 
-    def _batch(self, part: Examples, ids: NDArray, everywhere: NDArray | None) -> Batch:
+    def _batch(self, split: str, ids: NDArray, everywhere: NDArray | None) -> Batch:
         """Put examples side by side.
 
         Args:
-            part: the split.
+            split: "train", "validation" or "test".
             ids: (B,) which of its examples.
             everywhere: lengths of the whole global batch; None: all are of `self.length`.
         """
+        part = self._examples[split]
         lengths = part.lengths[ids]
         rows, steps, which = rows_of(part.starts[ids], lengths)
         values = as_float(part.raw.inputs[rows])
@@ -262,7 +264,7 @@ class Arrays(Task):
         longest = self.length if everywhere is None else int(everywhere.max())
         inputs = np.zeros((longest, len(ids), values.shape[1]), np.float32)
         inputs[steps, which] = values
-        targets = self._targets_of(part, ids, rows)
+        targets = self._targets_of(split, ids, rows)
         if self.target in PER_STEP:
             own = np.zeros((longest, len(ids), *targets.shape[1:]), targets.dtype)
             own[steps, which] = targets
@@ -276,17 +278,18 @@ class Arrays(Task):
             global_lengths=None if everywhere is None else torch.from_numpy(everywhere),
         )
 
-    def _targets_of(self, part: Examples, ids: NDArray, rows: NDArray) -> NDArray:
+    def _targets_of(self, split: str, ids: NDArray, rows: NDArray) -> NDArray:
+        part = self._examples[split]
         if self.target == "forecast":
             later = rows[:, None] + 1 + np.arange(self.horizon)
             values = as_float(part.raw.inputs[later.reshape(-1)][:, self._channels])
             return self._target_scaling.scaled(values.reshape(len(rows), -1))
-        targets = self._targets[id(part.raw)]
+        targets = self._targets[split]
         found = targets[rows] if self.target in PER_STEP else targets[part.series[ids]]
         return found if self.target in (*CLASSES, "labels") else self._target_scaling.scaled(found)
 
     def _labels(self, part: Examples) -> Tensor:
-        return torch.from_numpy(self._targets[id(part.raw)][part.series])
+        return torch.from_numpy(self._targets["train"][part.series])
 
     def _train_digest(self) -> NDArray:
         part = self._examples["train"]
@@ -308,7 +311,7 @@ class Arrays(Task):
 
     def _train_targets(self) -> NDArray:
         part = self._examples["train"]
-        return targets_of(part, self._targets[id(part.raw)], per_step=self.target in PER_STEP)
+        return targets_of(part, self._targets["train"], per_step=self.target in PER_STEP)
 
     def _fit(self, *, standardize: bool) -> tuple[Scaling, Scaling]:
         """Return the constants of the channels and of the targets, from the training examples."""
@@ -316,7 +319,7 @@ class Arrays(Task):
         raw = part.raw
         channels = Statistics(len(self.features))
         starts, lengths = _union(part, self.horizon) if self.target == "forecast" else (part.starts, part.lengths)
-        targets = self._targets[id(raw)]
+        targets = self._targets["train"]
         numbers = self.target in ("value", "step_value")
         own = Statistics(targets.shape[1] if numbers else 0)
         for values, _, _ in blocks(raw, starts, lengths):
@@ -353,7 +356,7 @@ class Arrays(Task):
             return len(self.classes)
         if self.target == "forecast":
             return self.horizon * len(self._channels)
-        return self._targets[id(self._examples["train"].raw)].shape[1]
+        return self._targets["train"].shape[1]
 
     def _make_loss(self, class_weights: str, target_estimate: str, windows: int) -> WindowLoss:
         weights = self._balanced() if class_weights == "balanced" else None

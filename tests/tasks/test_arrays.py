@@ -1,5 +1,6 @@
 """The task arrays: its batches beside plain loops over the series, its splits, its formats."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,12 @@ def test_every_format_gives_the_same_batches(target: str, tmp_path: Path) -> Non
     for place in ("flat.npz", "padded.npz", "a.safetensors", "flat", "padded"):
         read = read_arrays(tmp_path / place, targets=True, per_step=target == "step_class")
         assert isinstance(read.inputs, np.memmap) == (tmp_path / place).is_dir()
-        batch = task_of(target, read).train_batch(1, 8, 8, slice(2, 5))
-        for found in (batch, expected[1]):
+        task = task_of(target, read)
+        pickled = pickle.dumps(task)  # as a data worker process gets it
+        assert not (tmp_path / place).is_dir() or read.inputs.tobytes() not in pickled
+        batch = task.train_batch(1, 8, 8, slice(2, 5))
+        elsewhere = pickle.loads(pickled).train_batch(1, 8, 8, slice(2, 5))
+        for found in (batch, elsewhere, expected[1]):
             assert torch.equal(found.inputs, expected[0].inputs), place
             assert torch.equal(found.targets, expected[0].targets), place
 

@@ -18,6 +18,19 @@ FORMATS = "a .npz or .safetensors file, a folder with inputs.npy, a .csv or a .p
 
 
 @dataclass(frozen=True)
+class _Mapped:
+    """A memory-mapped array, as the place where it is."""
+
+    file: str
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+
+    def open(self) -> NDArray:
+        return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
+
+
+@dataclass(frozen=True)
 class RawSeries:
     """Series of one file as read: nothing is scaled, filled or split yet.
 
@@ -41,6 +54,18 @@ class RawSeries:
     names: list[str] | None = None
     split: NDArray | None = None
     starts: NDArray | None = field(default=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process gets: of memory-mapped inputs where they are, for they may exceed memory."""
+        values = dict(vars(self))
+        inputs = self.inputs
+        if isinstance(inputs, np.memmap):
+            values["inputs"] = _Mapped(str(inputs.filename), inputs.dtype, inputs.offset, inputs.shape)
+        return values
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        inputs = values["inputs"]
+        vars(self).update(values, inputs=inputs.open() if isinstance(inputs, _Mapped) else inputs)
 
     def first_rows(self) -> NDArray:
         """Return the row of each series' first step (N,)."""
