@@ -15,6 +15,8 @@ from xdist.scheduler import LoadFileScheduling
 from tests.parallel.pool import Pool
 
 WRITTEN_BY_OTHERS = {
+    "KMP_DUPLICATE_LIB_OK",
+    "KMP_INIT_AT_FORK",
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",
     "TRITON_CACHE_DIR",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fptt_dist.algorithm.losses import WindowLoss
+from fptt_dist.tasks.metrics import TaskMetrics
 from fptt_dist.tasks.partition import Shards
 
 Split = Literal["validation", "test"]
@@ -63,13 +64,24 @@ class Batch:
         """Return the same sequences with zeros behind their ends, whatever was there (NaN included)."""
         if self.lengths is None:
             return self
-        steps = torch.arange(len(self.inputs), device=self.inputs.device).unsqueeze(1)
-        padding = steps >= self.lengths.to(self.inputs.device)  # (T, B)
+        padding = ~self.real_steps()
         inputs = self.inputs.masked_fill(padding.unsqueeze(-1) if self.inputs.dim() == 3 else padding, 0)
         if not self.per_step_targets:
             return replace(self, inputs=inputs)
         beyond = padding.reshape(padding.shape + (1,) * (self.targets.dim() - 2))
         return replace(self, inputs=inputs, targets=self.targets.masked_fill(beyond, 0))
+
+    def real_steps(self) -> Tensor:
+        """Return which steps are none of padding, (T, B)."""
+        lengths = torch.full((self.size,), len(self.inputs)) if self.lengths is None else self.lengths
+        steps = torch.arange(len(self.inputs), device=self.inputs.device).unsqueeze(1)
+        return steps < lengths.to(self.inputs.device)
+
+    def last_outputs(self, output: Tensor) -> Tensor:
+        """Return the outputs (B, O) after each sequence's last step, of (T or 1, B, O)."""
+        if self.lengths is None:
+            return output[-1]
+        return output[self.lengths.to(output.device) - 1, torch.arange(self.size, device=output.device)]
 
     def target(self, part: slice) -> Tensor:
         """Return the targets of the window `part`: those of its steps, or the sequence's."""
@@ -82,7 +94,10 @@ def rank_slice(size: int, rank: int, world: int) -> slice:
 
 
 class Task(ABC):
-    """Data, loss and metric of one learning problem.
+    """Data, loss and metrics of one learning problem.
+
+    A task has one metric that is a mean over items, of which `score` gives the sum, or with `measure_by` several of
+    torchmetrics'.
 
     Attributes:
         name: as in the configuration.
@@ -91,8 +106,9 @@ class Task(ABC):
         length: T, steps of a sequence; of a usual one where a task has longer and shorter ones.
         train_examples: training sequences per epoch, over all workers.
         loss: the window loss.
-        metric: the metric's name.
-        higher_is_better: the metric's direction.
+        metric: name of the metric, the monitored one of several: it decides which checkpoint is the best one.
+        higher_is_better: its direction.
+        metrics: several metrics, see `measure_by`; None: `score` gives the only one.
         stateful: whether a batch's last state is the next one's first (streams of text), in training and in the
             batches of an evaluation.
         vocabulary_size: V, where inputs are ids from 0 to V − 1; None where they are features.
@@ -110,6 +126,7 @@ class Task(ABC):
     loss: WindowLoss
     metric: str
     higher_is_better: bool
+    metrics: TaskMetrics | None = None
     stateful: bool = False
     vocabulary_size: int | None = None
     lengths_differ: bool = False
@@ -160,14 +177,36 @@ class Task(ABC):
     def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
         """This rank's share of the fixed set `split`, in batches."""
 
-    @abstractmethod
+    def measure_by(self, metrics: TaskMetrics) -> None:
+        """Evaluate by these metrics instead of `score`; called as the task is made."""
+        self.metrics, self.metric, self.higher_is_better = metrics, metrics.monitored, metrics.higher_is_better
+
     def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
         """Sum of the metric over the batch (0-dim, float64), and how many items were summed.
+
+        Needed unless the task has `metrics`.
 
         Args:
             output: (T or 1, B, O), the network's outputs over the whole sequence.
             batch: the sequences.
         """
+        raise NotImplementedError(f"{type(self).__name__} has neither metrics nor a score")
+
+    def predictions(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return what `metrics` compare, without padding; a task that scales its targets scales both back.
+
+        Args:
+            output: (T or 1, B, O), the network's outputs over the whole sequence.
+            batch: the sequences.
+
+        Returns:
+            Predictions and targets, see `TaskMetrics.compared`.
+        """
+        assert self.metrics is not None
+        if self.metrics.per_step:
+            real = batch.real_steps()
+            return self.metrics.compared(output[real], batch.targets[real])
+        return self.metrics.compared(batch.last_outputs(output), batch.targets)
 
     @property
     def output_steps(self) -> Literal["last", "all"]:

@@ -58,9 +58,11 @@ class Result:
 
     Attributes:
         task, algorithm: as configured.
-        metric: the metric's name.
+        metric: name of the monitored metric.
+        higher_is_better: its direction.
         value: the metric on the test set, at the best validation checkpoint.
         validation: the metric of that checkpoint on the validation set.
+        metrics: all metrics by name, at "validation" and "test".
         best_batch: the batch of that checkpoint.
         weights: what was evaluated, "center" (W̄) or "weights" (W).
         updates: parameter updates.
@@ -81,8 +83,10 @@ class Result:
     task: str
     algorithm: str
     metric: str
+    higher_is_better: bool
     value: float
     validation: float
+    metrics: dict[str, dict[str, float]]
     best_batch: int
     weights: str
     updates: int

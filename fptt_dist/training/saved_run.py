@@ -47,22 +47,26 @@ class SavedRun:
     device: torch.device
 
 
-def evaluate_run(path: Path, which: str = "best") -> dict[str, float]:
-    """Return the validation and test metric of a run's checkpoint.
+def evaluate_run(path: Path, which: str = "best") -> dict[str, Any]:
+    """Return the metrics of a run's checkpoint.
 
     Args:
         path: the run's folder.
         which: "best" or "latest".
+
+    Returns:
+        "validation" and "test", the monitored metric, and "metrics", all by name at "validation" and "test".
 
     Raises:
         ConfigError: no run there, or no such checkpoint.
     """
     run = open_run(path, which)
     with exit_refused(run.config):
-        return {
+        metrics = {
             split: evaluate(run.network, run.task, Communicator(), split, run.device)
             for split in ("validation", "test")
         }
+    return {**{split: values[run.task.metric] for split, values in metrics.items()}, "metrics": metrics}
 
 
 def open_run(path: Path, which: str) -> SavedRun:

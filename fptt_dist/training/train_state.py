@@ -1,5 +1,6 @@
 """Progress of a run, and its best validation."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,30 @@ class TrainState:
 
 @dataclass
 class Best:
-    """The best validation so far: after which batch, and its value."""
+    """The best validation so far.
+
+    Attributes:
+        batch: after which it was.
+        value: of the monitored metric.
+        metrics: of all metrics, by name.
+    """
 
     batch: int
     value: float
+    metrics: dict[str, float]
+
+
+def best_after(best: Best | None, now: Best, *, higher_is_better: bool) -> Best:
+    """Return the better one of the best validation so far and the newest; the earlier one where they are equal.
+
+    Args:
+        best: the best one so far; None before the first.
+        now: the newest.
+        higher_is_better: the monitored metric's direction.
+    """
+    if best is None or math.isnan(best.value):
+        return now
+    return now if (now.value > best.value if higher_is_better else now.value < best.value) else best
 
 
 @dataclass(frozen=True)

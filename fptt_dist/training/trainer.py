@@ -1,7 +1,6 @@
 """The training loop."""
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +17,7 @@ from fptt_dist.algorithm.diagnostics import NORMS
 from fptt_dist.models import compile_steps, hidden_of
 from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, new_gloo_group, set_pg_timeouts
 from fptt_dist.parallel.comm.communicator import checksum
-from fptt_dist.tasks import rank_slice
+from fptt_dist.tasks import Split, rank_slice
 from fptt_dist.training import cuda_graph as graph
 from fptt_dist.training.batches import TrainBatches, count_batches
 from fptt_dist.training.checkpoint import state_dict
@@ -27,7 +26,7 @@ from fptt_dist.training.checkpoint.reader import MODEL, OPTIMIZER
 from fptt_dist.training.checkpoint.run_state import RunState
 from fptt_dist.training.checkpoint.store import CheckpointStore, Files
 from fptt_dist.training.data_workers import BatchOrder
-from fptt_dist.training.evaluation import evaluate
+from fptt_dist.training.evaluation import evaluate, measured
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
 from fptt_dist.training.non_finite import NonFiniteError, UpdateLog, describe, fault_in_data, non_finite
@@ -37,7 +36,7 @@ from fptt_dist.training.run_dir import Result, RunDirectory, versions
 from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
 from fptt_dist.training.setup import factory
 from fptt_dist.training.setup.engine import batch_shares, build_engine, set_partition
-from fptt_dist.training.train_state import Best, OnValidation, Progress
+from fptt_dist.training.train_state import Best, OnValidation, Progress, best_after
 from fptt_dist.training.window_loop import BatchResult, WindowLoop
 
 LOG = logging.getLogger("fptt_dist")
@@ -387,14 +386,11 @@ class Trainer:
         if not (self._due(self.config.evaluate.every_batches) or needed or self.done):
             return None
         with self._evaluating() as network:
-            value = evaluate(network, self.task, self.engine.everyone, "validation", self.device)
-        sign = 1.0 if self.task.higher_is_better else -1.0
-        improved = (
-            self.state.best is None or math.isnan(self.state.best.value) or sign * value > sign * self.state.best.value
-        )
-        if improved:
-            self.state.best = Best(self.state.position.batch, value)
-        self._report("validation", value, telemetry, best=improved)
+            metrics = evaluate(network, self.task, self.engine.everyone, "validation", self.device)
+        value = metrics[self.task.metric]
+        now = Best(self.state.position.batch, value, metrics)
+        self.state.best = best_after(self.state.best, now, higher_is_better=self.task.higher_is_better)
+        self._report("validation", metrics, telemetry, best=self.state.best is now)
         if epoch_ended:
             for scheduler in self.schedulers.values():
                 scheduler.after_epoch(value)
@@ -402,8 +398,8 @@ class Trainer:
             self.average.begin()
         return value
 
-    def _report(self, split: str, value: float, telemetry: MetricsLogger, **more: Any) -> None:
-        record = {"split": split, "metric": self.task.metric, "value": value, "weights": self.weights}
+    def _report(self, split: Split, metrics: dict[str, float], telemetry: MetricsLogger, **more: Any) -> None:
+        record = measured(self.task, split, metrics, weights=self.weights)
         telemetry.evaluation({**asdict(self.state.position), **record, **more})
 
     def save(self, *, improved: bool = False) -> Path:
@@ -451,14 +447,16 @@ class Trainer:
             raise OSError(f"the best checkpoint, {folder}, is lost: {problem}")
         self.state.load_weights(folder)
         with self._evaluating(own=True) as network:  # equal on all workers now
-            value = evaluate(network, self.task, self.engine.everyone, "test", self.device)
-        self._report("test", value, telemetry)
+            metrics = evaluate(network, self.task, self.engine.everyone, "test", self.device)
+        self._report("test", metrics, telemetry)
         return Result(
             task=self.task.name,
             algorithm=self.config.algorithm,
             metric=self.task.metric,
-            value=value,
+            higher_is_better=self.task.higher_is_better,
+            value=metrics[self.task.metric],
             validation=best.value,
+            metrics={"validation": best.metrics, "test": metrics},
             best_batch=best.batch,
             weights=self.weights,
             updates=position.updates,

@@ -416,9 +416,9 @@ def measured(environment: LaunchEnvironment, configs: list[Config]) -> list[dict
     """The metric of the untrained network."""
     values = []
     for trainer in (open_trainer(environment, config) for config in configs):
-        splits = ("validation", "test")
-        everyone = trainer.engine.everyone
-        values.append({s: evaluate(trainer.network, trainer.task, everyone, s, trainer.device) for s in splits})
+        task, everyone = trainer.task, trainer.engine.everyone
+        found = {s: evaluate(trainer.network, task, everyone, s, trainer.device) for s in ("validation", "test")}
+        values.append({split: metrics[task.metric] for split, metrics in found.items()})
     return values
 
 

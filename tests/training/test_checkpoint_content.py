@@ -103,7 +103,10 @@ NONSENSE: dict[str, tuple[Callable[[Path], object], str]] = {
     "other sequences": (set_position("sequences", 15), "15 sequences in 4 batches of 4"),
     "a time of no length": (set_position("seconds", math.nan), "position.seconds is nan"),
     "no position": (set_value("state.json", "position", to=None), "AttributeError"),
-    "a best to come": (set_value("state.json", "best", to={"batch": 9, "value": 1.0}), "has not been trained yet"),
+    "a best to come": (
+        set_value("state.json", "best", to={"batch": 9, "value": 1.0, "metrics": {}}),
+        "has not been trained yet",
+    ),
     "shares": (set_value("state.json", "shares", to=[0.5]), r"shares=\[0.5\]"),
     "no key": (edit("state.json", lambda values: values.pop("validations")), "state.json has the keys"),
     "a scheduler": (set_value("state.json", "schedulers", to={"lr": 3, "alpha": {}}), "schedulers have no values"),

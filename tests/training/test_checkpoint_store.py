@@ -72,7 +72,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "binary_manifest": (lambda f: (f / MANIFEST).write_bytes(b"\xff\x00\xfe"), "manifest.json cannot be read"),
     "list_manifest": (lambda f: (f / MANIFEST).write_text("[]"), "manifest.json cannot be read"),
     "null_manifest": (lambda f: (f / MANIFEST).write_text("null"), "manifest.json cannot be read"),
-    "no_checksum": (lambda f: (f / MANIFEST).write_text('{"schema_version": 6}'), "manifest.json is corrupt"),
+    "no_checksum": (lambda f: (f / MANIFEST).write_text('{"schema_version": 7}'), "manifest.json is corrupt"),
     "flipped_schema": (flip_schema, "manifest.json is corrupt: its own checksum differs"),
     "null_files": (lambda f: write_manifest(f, files=None), "manifest.json cannot be read"),
     "list_files": (lambda f: write_manifest(f, files=[]), "manifest.json cannot be read"),
@@ -161,7 +161,7 @@ def test_leftovers_of_a_killed_save_are_no_checkpoint(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").rglob("extra*"))
 
 
-@pytest.mark.parametrize("version", [7, 11])
+@pytest.mark.parametrize("version", [8, 11])
 def test_a_newer_schema_is_refused(version: int, tmp_path: Path) -> None:
     parts = tiny(tmp_path / "run", batches=6)
     train_until(parts, 3)
@@ -171,7 +171,7 @@ def test_a_newer_schema_is_refused(version: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
     assert str(caught.value) == (
-        f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to 6: update fptt_dist"
+        f"{folder} has checkpoint schema {version}, and this version of fptt_dist reads up to 7: update fptt_dist"
     )
     assert differing(content(folder), before) == []
 
@@ -186,7 +186,7 @@ def test_an_older_schema_is_refused(version: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         train(resumed(parts))
     assert str(caught.value) == (
-        f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads 6: continue with the "
+        f"{folder} has checkpoint schema {version} of an earlier fptt_dist, this one reads 7: continue with the "
         "version in versions.json, or type run.dir=… for a new run"
     )
     assert differing(content(folder), before) == []
@@ -209,7 +209,7 @@ def test_the_manifest_is_written_last_and_lists_the_rest(strategy: str, tmp_path
     (folder,) = checkpoints(tmp_path / "run")
     manifest = json.loads((folder / MANIFEST).read_text())
     assert {key: manifest[key] for key in ("schema_version", "step", "world")} == {
-        "schema_version": 6,
+        "schema_version": 7,
         "step": 2,
         "world": 1,
     }

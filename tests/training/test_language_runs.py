@@ -298,7 +298,7 @@ def test_evaluation_goes_through_the_text_with_one_state(tmp_path: Path) -> None
     trainer = trainer_for(tiny_text(tmp_path / "run"))
     task = trainer.task
     assert isinstance(task, Language)
-    found = evaluate(trainer.network, task, trainer.engine.everyone, "validation", trainer.device)
+    found = evaluate(trainer.network, task, trainer.engine.everyone, "validation", trainer.device)[task.metric]
     (whole,) = task.chunks("validation", streams=10, steps=10**6)
     with torch.no_grad():
         output, _ = trainer.network.eval()(whole.inputs)

@@ -239,6 +239,7 @@ def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
         "task": "adding",
         "algorithm": "fptt",
         "metric": "mse",
+        "higher_is_better": False,
         "weights": "center",
         "updates": 3 * 7,
         "batches": 7,
@@ -250,7 +251,7 @@ def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
     }
     assert {key: saved[key] for key in expected} == expected
     assert saved == json.loads(json.dumps(outcome.__dict__))
-    measured = {"value", "validation", "best_batch", "seconds", "sequences_per_second", "peak_memory_bytes"}
+    measured = {"value", "validation", "metrics", "best_batch", "seconds", "sequences_per_second", "peak_memory_bytes"}
     assert set(saved) == {*expected, *measured, "run_id", "versions", "unknown_tokens"}
     assert set(saved["versions"]) == {"fptt_dist", "python", "torch", "numpy", "platform", "processor", "gpu"}
     assert saved["versions"]["torch"] == torch.__version__
@@ -270,7 +271,11 @@ def test_the_best_checkpoint_is_the_one_tested(weights: str, tmp_path: Path) -> 
     best = min(lines, key=lambda line: line["value"])
     assert (outcome.best_batch, outcome.validation) == (best["batch"], best["value"])
     assert outcome.best_batch < 20  # otherwise the latest would do
-    assert evaluate_run(run) == {"validation": outcome.validation, "test": outcome.value}
+    assert evaluate_run(run) == {
+        "validation": outcome.validation,
+        "test": outcome.value,
+        "metrics": {"validation": {"mse": outcome.validation}, "test": {"mse": outcome.value}},
+    }
     assert evaluate_run(run, "latest")["test"] != outcome.value
 
     saved = content(run / "checkpoints" / f"step-{outcome.best_batch:08d}")

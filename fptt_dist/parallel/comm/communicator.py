@@ -104,14 +104,32 @@ class Communicator:
         if self.world == 1:
             return [value]
         text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
+        return [json.loads(bytes(part.tolist())) for part in self._gather_bytes(text, name)]
+
+    def all_gather(self, tensor: Tensor, *, name: str) -> list[Tensor]:
+        """Return every worker's tensor, by rank, on this one's device; shapes and types may differ."""
+        if self.world == 1:
+            return [tensor]
+        dense = tensor.detach().contiguous()
+        described = [str(dense.dtype).removeprefix("torch."), list(dense.shape)]
+        flat = dense.view(-1).view(torch.uint8) if dense.numel() else dense.new_zeros(0, dtype=torch.uint8)
+        kinds = self.all_gather_object(described, name=name)
+        parts = self._gather_bytes(flat.to(self.device), name)
+        return [
+            # A copy, aligned for its type: the parts lie one behind the other in one buffer.
+            part.to(tensor.device, copy=True).view(getattr(torch, dtype)).view(shape)
+            for part, (dtype, shape) in zip(parts, kinds, strict=True)
+        ]
+
+    def _gather_bytes(self, own: Tensor, name: str) -> list[Tensor]:
+        """Return every worker's bytes (N_r,), by rank."""
         sizes = torch.zeros(self.world, dtype=torch.int64, device=self.device)
-        sizes[self.rank] = len(text)
+        sizes[self.rank] = len(own)
         lengths = self.all_reduce(sizes, name=name).tolist()
         everything = torch.zeros(sum(lengths), dtype=torch.uint8, device=self.device)
-        parts = everything.split(lengths)
-        parts[self.rank].copy_(text)
+        everything.split(lengths)[self.rank].copy_(own)
         self.all_reduce(everything, name=name)
-        return [json.loads(bytes(part.tolist())) for part in parts]
+        return list(everything.split(lengths))
 
     def barrier(self, *, name: str) -> None:
         """Return when every worker has reached this call."""

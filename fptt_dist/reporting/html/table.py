@@ -10,7 +10,7 @@ from fptt_dist.history import History
 from fptt_dist.records import read_record
 from fptt_dist.reporting.paper.table import NOT_FINITE
 from fptt_dist.reporting.runs.groups import Group, differences
-from fptt_dist.reporting.runs.metrics import HIGHER_IS_BETTER
+from fptt_dist.reporting.runs.metrics import higher_is_better
 from fptt_dist.reporting.sweeps.directory import TRIAL
 from fptt_dist.tasks.data.unknown import named
 
@@ -165,7 +165,7 @@ def _alike(one: Group, other: Group) -> bool:
 
 def _words(one: Group, other: Group) -> str:
     metric = metric_of(one)
-    sign = -1.0 if HIGHER_IS_BETTER.get(metric) else 1.0
+    sign = -1.0 if higher_is_better(results_of(one)[0]) else 1.0
     losses = [[sign * float(result["value"]) for result in results_of(group)] for group in (one, other)]
     means = f"test {metric} {' and '.join(spread(sign * loss for loss in each) for each in losses)}"
     if min(map(len, losses)) < 2:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fptt_dist.history import read_evaluations
 from fptt_dist.reporting.paper.table import NONE, PaperRow, PaperTable, below, header, line
-from fptt_dist.reporting.runs.metrics import HIGHER_IS_BETTER
+from fptt_dist.reporting.runs.metrics import higher_is_better
 
 BELOW = (0.05, 0.01)  # errors for which the batch is reported from which a run stays below them
 CLEAR = 2.0  # standard errors from which a difference counts
@@ -64,7 +64,7 @@ def _values(row: PaperRow | None) -> list[float]:
     """Return the test metric of each seed, negated where lower is better."""
     if row is None:
         return []
-    return [r["value"] if HIGHER_IS_BETTER[r["metric"]] else -r["value"] for r in row.results]
+    return [r["value"] if higher_is_better(r) else -r["value"] for r in row.results]
 
 
 def _clearly_better(one: list[float], other: list[float]) -> bool:

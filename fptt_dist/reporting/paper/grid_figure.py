@@ -10,7 +10,7 @@ from fptt_dist.reporting.paper.grid import by_heading
 from fptt_dist.reporting.paper.table import PaperRow, PaperTable
 from fptt_dist.reporting.plots.canvas import new_figure, save
 from fptt_dist.reporting.plots.palette import COLORS
-from fptt_dist.reporting.runs.metrics import HIGHER_IS_BETTER, LOG_METRICS
+from fptt_dist.reporting.runs.metrics import LOG_METRICS, higher_is_better
 
 MARKS = "soDv^"
 
@@ -52,9 +52,9 @@ def _finished(rows: dict[str, dict[str, PaperRow]]) -> dict[str, dict[str, Paper
 
 
 def _panel(axes: Axes, rows: dict[str, dict[str, PaperRow]], columns: list[str]) -> None:
-    metric = next(row.results[0]["metric"] for own in rows.values() for row in own.values())
-    higher = HIGHER_IS_BETTER[metric]
-    best, sign = (max, 1) if higher else (min, -1)
+    known = next(row.results[0] for own in rows.values() for row in own.values())
+    metric = known["metric"]
+    best, sign = (max, 1) if higher_is_better(known) else (min, -1)
     order = sorted(rows, key=lambda label: sign * best(map(_mean, rows[label].values())))
     for number, column in enumerate(columns):
         places = [(place, rows[label][column]) for place, label in enumerate(order) if column in rows[label]]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fptt_dist.reporting.plots.style import Styled, plain_text
-from fptt_dist.reporting.runs.metrics import HIGHER_IS_BETTER
+from fptt_dist.reporting.runs.metrics import higher_is_better
 
 PER_STEP = ("copying", "language")  # tasks with a target at every step
 UNITS = {"accuracy": "share of 1", "recall": "share of 1", "mse": "mean squared error"}
@@ -54,9 +54,9 @@ class Subject:
     @property
     def direction(self) -> str:
         """A sentence on the metric's direction; "" where it is not known."""
-        if self.metric not in HIGHER_IS_BETTER:
-            return ""
-        return "Higher is better." if HIGHER_IS_BETTER[self.metric] else "Lower is better."
+        known = (record for each in self.looks for run in each.group.runs for record in run.evaluations)
+        higher = higher_is_better(next(known, {"metric": self.metric}))
+        return {None: "", True: "Higher is better.", False: "Lower is better."}[higher]
 
 
 def subjects(looks: list[Styled]) -> list[Subject]:

@@ -140,7 +140,8 @@ def _check_progress(values: dict[str, Any]) -> None:
         _require(best.keys() == {field.name for field in fields(Best)}, "best has other keys")
         _require_count("best.batch", best["batch"], least=1)
         _require(best["batch"] <= values["position"]["batch"], f"best.batch={best['batch']} has not been trained yet")
-        _require(_is_number(best["value"]), f"best.value={best['value']!r}")
+        for name, value in {"value": best["value"], **best["metrics"]}.items():
+            _require(_is_number(value), f"best has {name}={value!r}")
     schedulers = values["schedulers"]
     _require(all(isinstance(state, dict) for state in schedulers.values()), "schedulers have no values")
     _require(schedulers.keys() == {"lr", "alpha"}, f"schedulers of {sorted(schedulers)}")

@@ -28,7 +28,7 @@ from fptt_dist.config import ConfigError
 from fptt_dist.files import write_atomic
 from fptt_dist.models.serialization import write_tensors
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MANIFEST = "manifest.json"
 ENTRIES = "entries.json"  # of the manifest, from a worker other than rank 0, until rank 0 has taken them
 BLOCK = 2**23  # bytes read at once: between two reads the thread that checks may have to wait for the one that trains
