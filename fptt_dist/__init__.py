@@ -5,13 +5,42 @@ from typing import TYPE_CHECKING
 from fptt_dist.lazy import lazily
 from fptt_dist.version import __version__
 
-__all__ = ["FPTT", "__version__", "train", "window_slices"]
+__all__ = [
+    "FPTT",
+    "Batch",
+    "MultiLabelLoss",
+    "RegressionLoss",
+    "SequenceLoss",
+    "StepRegressionLoss",
+    "Task",
+    "TerminalLoss",
+    "UniformEstimate",
+    "__version__",
+    "rank_slice",
+    "train",
+    "window_slices",
+]
 
 if TYPE_CHECKING:
-    from fptt_dist.algorithm import FPTT, window_slices
+    from fptt_dist.algorithm import (
+        FPTT,
+        MultiLabelLoss,
+        RegressionLoss,
+        SequenceLoss,
+        StepRegressionLoss,
+        TerminalLoss,
+        UniformEstimate,
+        window_slices,
+    )
+    from fptt_dist.tasks import Batch, Task, rank_slice
     from fptt_dist.training.run import train
 else:
     # The command starts without torch, and FPTT without the framework around it.
     __getattr__, __dir__ = lazily(
-        __name__, {"FPTT": "algorithm", "train": "training.run", "window_slices": "algorithm"}
+        __name__,
+        dict.fromkeys(("FPTT", "UniformEstimate", "window_slices"), "algorithm")
+        | dict.fromkeys(("MultiLabelLoss", "RegressionLoss", "SequenceLoss"), "algorithm")
+        | dict.fromkeys(("StepRegressionLoss", "TerminalLoss"), "algorithm")
+        | dict.fromkeys(("Batch", "Task", "rank_slice"), "tasks")
+        | {"train": "training.run"},
     )

@@ -40,7 +40,8 @@ from fptt_dist.config.schema.schedules import (
     PlateauLr,
     StepLr,
 )
-from fptt_dist.config.schema.tasks import AddingTask, ArraysTask, CopyingTask, LanguageTask, PixelsTask
+from fptt_dist.config.schema.tasks import AddingTask, ArraysTask, CopyingTask, LanguageTask, PixelsTask, UserTask
+from fptt_dist.config.schema.user_class import UserClass, short_name
 
 __all__ = [
     "GRU",
@@ -84,7 +85,9 @@ __all__ = [
     "SingleProcess",
     "StepLr",
     "Train",
+    "UserClass",
     "UserLayer",
+    "UserTask",
     "apply_overrides",
     "changes",
     "describe",
@@ -92,4 +95,5 @@ __all__ = [
     "json_schema",
     "load",
     "parse_overrides",
+    "short_name",
 ]

@@ -15,8 +15,8 @@ def dump(config: Config) -> str:
 def _lines(values: Mapping[str, Any], indent: str) -> Iterator[str]:
     """The lines of one section."""
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield f"{indent}{key}:\n"
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{show(key)}:\n"
             yield from _lines(value, f"{indent}  ")
         else:
-            yield f"{indent}{key}: {show(value)}\n"
+            yield f"{indent}{show(key)}: {show(value)}\n"

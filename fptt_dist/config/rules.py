@@ -8,7 +8,7 @@ from pydantic import model_validator
 from fptt_dist.config.schema.parallel import ConsensusParallel, DataParallel, DeepspeedParallel, HierarchicalParallel
 from fptt_dist.config.schema.root import Sections
 from fptt_dist.config.schema.section import Conflict, refuse
-from fptt_dist.config.schema.tasks import ArraysTask, PixelsTask, Task
+from fptt_dist.config.schema.tasks import ArraysTask, LanguageTask, PixelsTask, Task, UserTask
 
 
 class Config(Sections):
@@ -62,7 +62,7 @@ def _windows(config: Sections) -> Iterator[Conflict]:
                 f"type {key}={length} or less, or {key}=null for round(sqrt(length)) windows"
             )
             yield Conflict(text, (key, "task.length", "task.pixels_per_step", "task.delay", "task.symbols"))
-    if config.task.name == "language" and config.task.length_std > 0 and fptt.window_remainder == "append":
+    if isinstance(config.task, LanguageTask) and config.task.length_std > 0 and fptt.window_remainder == "append":
         text = (
             "fptt.window_remainder=append would give sequences of different lengths different numbers of windows: "
             "type fptt.window_remainder=balanced, or task.length_std=0"
@@ -72,6 +72,8 @@ def _windows(config: Sections) -> Iterator[Conflict]:
 
 def _task(config: Sections) -> Iterator[Conflict]:
     """Some models and partitions need a text, or labels, and some do not go with a text."""
+    if isinstance(config.task, UserTask):
+        return  # the class says what it has: its checks are at the run's start
     task, model, partition = config.task.name, config.model, config.data.partition
     kind = f" with task.target={config.task.target}" if isinstance(config.task, ArraysTask) else ""
     if partition == "by_label" and not _has_labels(config.task):

@@ -26,7 +26,7 @@ def show(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(show(item) for item in value)}]"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{show(key)}: {show(item)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return str(value)

@@ -5,19 +5,17 @@ from fptt_dist.models.network import Network
 from fptt_dist.models.recurrent import chrono_init, recurrent_layer
 from fptt_dist.models.serialization import load_network, save_network
 from fptt_dist.models.unroll import Stepped, compile_steps, unroll
-from fptt_dist.models.user_module import LayerError, load_class, make_layer
+from fptt_dist.models.user_module import make_layer
 from fptt_dist.models.window_state import WindowState, hidden_of, penalty_of, replay_state
 
 __all__ = [
     "AwdLstm",
-    "LayerError",
     "Network",
     "Stepped",
     "WindowState",
     "chrono_init",
     "compile_steps",
     "hidden_of",
-    "load_class",
     "load_network",
     "make_layer",
     "penalty_of",

@@ -15,6 +15,7 @@ __all__ = [
     "Pixels",
     "Split",
     "Task",
+    "make_task",
     "rank_slice",
     "seeded",
 ]
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fptt_dist.tasks.language import Language
     from fptt_dist.tasks.pixels import Pixels
     from fptt_dist.tasks.random_streams import seeded
+    from fptt_dist.tasks.user_task import make_task
 else:
     # Data sets are fetched and checked without torch.
     __getattr__, __dir__ = lazily(
@@ -37,6 +39,7 @@ else:
             "Copying": "copying",
             "Language": "language",
             "Pixels": "pixels",
+            "make_task": "user_task",
             "seeded": "random_streams",
         }
         | dict.fromkeys(("Batch", "Split", "Task", "rank_slice"), "base"),

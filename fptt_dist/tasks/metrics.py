@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.user_code import UserCodeError, load_class
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -176,16 +177,12 @@ def own_metric(entry: str) -> "Metric":
     from torchmetrics import Metric
     from torchmetrics.utilities import dim_zero_cat
 
-    from fptt_dist.models import LayerError, load_class
-
     file, _, name = entry.rpartition(":")
     start = f"task.metrics={entry}"
     try:
-        kind = load_class(Path(file), name)
-    except LayerError as error:
+        kind = load_class(Path(file), name, Metric)
+    except UserCodeError as error:
         raise DataError(f"{start}: {error}") from error
-    if not issubclass(kind, Metric):
-        raise DataError(f"{start}: {name} is not derived from torchmetrics.Metric: derive it, or list another metric")
     try:
         metric = kind()
     except Exception as error:

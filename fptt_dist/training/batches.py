@@ -7,20 +7,17 @@ from contextlib import contextmanager
 import torch
 
 from fptt_dist.config import Config, ConfigError
-from fptt_dist.parallel import Communicator
 from fptt_dist.parallel.comm.process_group import START_SECONDS
 from fptt_dist.tasks import Batch, Task
 from fptt_dist.training.data_workers import BatchOrder, DataWorkers, portable
 from fptt_dist.training.train_state import TrainState
 
 
-def count_batches(config: Config, task: Task, everyone: Communicator) -> tuple[int, int]:
-    """Count the batches of an epoch and of the run, and check that all workers have as many sequences.
-
-    With different numbers of windows they would wait for each other.
+def count_batches(config: Config, task: Task) -> tuple[int, int]:
+    """Count the batches of an epoch and of the run.
 
     Raises:
-        ConfigError: there are fewer sequences than one batch has, or a worker has another number of them.
+        ConfigError: there are fewer sequences than one batch has.
     """
     per_epoch = task.train_examples // config.train.batch_size
     if per_epoch == 0:
@@ -29,13 +26,6 @@ def count_batches(config: Config, task: Task, everyone: Communicator) -> tuple[i
             "sequences of an epoch: type a smaller train.batch_size"
         )
     limits = [config.train.max_batches, config.train.max_epochs and config.train.max_epochs * per_epoch]
-    mine = task.train_examples
-    for rank, other in enumerate(everyone.all_gather_object(mine, name="length of the run")):
-        if other != mine:
-            raise ConfigError(
-                f"rank {everyone.rank} finds {mine} training sequences, rank {rank} {other}: give all the same "
-                "data.root"
-            )
     return per_epoch, min(limit for limit in limits if limit is not None)
 
 

@@ -1,8 +1,9 @@
 """A run's folder: `runs/<name>/` with everything that a report needs.
 
 config.yaml (resolved) · versions.json · vocabulary.json (of a text) · job.json and slurm/ (the newest SLURM job, its
-logs) · trial.json (which point of a sweep) · own_cell.py (a user's layer) · metrics.jsonl · tensorboard/ ·
-checkpoints/ · result.json (last) · report.html, report_figures/ · .lock (which process writes here, while it does)
+logs) · trial.json (which point of a sweep) · own_cell.py, own_task.py (the user's files) · metrics.jsonl ·
+tensorboard/ · checkpoints/ · result.json (last) · report.html, report_figures/ · .lock (which process writes here,
+while it does)
 """
 
 import json
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fptt_dist.config import Config, ConfigError, UserLayer, apply_overrides, changes, dump, load
+from fptt_dist.config import Config, ConfigError, apply_overrides, changes, dump, load, short_name
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
 from fptt_dist.history import RUN_SCHEMA, read_result, require_config, require_schema
@@ -30,8 +31,8 @@ from fptt_dist.version import __version__
 
 LOG = logging.getLogger("fptt_dist")
 LOGS = "slurm"
-OWN_CELL = "own_cell.py"
-"""A user's layer, as it was when the run began."""
+KEPT = {"model.layer": "own_cell.py", "task.name": "own_task.py"}
+"""Copies of the user's files, as they were when the run began, by the key that names each."""
 STARTED = (
     *("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp"),
     *("job.json", "job.json.tmp", "trial.json", "trial.json.tmp", LOGS),
@@ -143,19 +144,15 @@ class RunDirectory:
         config: the run's configuration; `run.dir` null means `runs/<task>-<algorithm>-seed<seed>`.
 
     Attributes:
-        config: the same with `run.dir` resolved, and the file of a user's layer by its absolute path.
+        config: the same with `run.dir` resolved, and the user's files by their absolute paths.
         path: the folder.
     """
 
     def __init__(self, config: Config) -> None:
         if config.run.dir is None:
-            name = f"{config.task.name}-{config.algorithm}-seed{config.seed}"
+            name = f"{short_name(config.task.name)}-{config.algorithm}-seed{config.seed}"
             config = apply_overrides(config, {"run.dir": str(Path("runs") / name)})
-        model = config.model
-        if isinstance(model, UserLayer):
-            there = {"layer": f"{model.file.absolute()}:{model.name}"}
-            config = config.model_copy(update={"model": model.model_copy(update=there)})
-        self.config = config
+        self.config = config = config.with_absolute_files()
         assert config.run.dir is not None
         self.path = Path(config.run.dir)
         self._lock: DirectoryLock | None = None
@@ -273,7 +270,7 @@ class RunDirectory:
         if job not in (None, self.job.get("job")) and "SUBMITIT_EXECUTOR" not in os.environ:  # else submit notes it
             self.note_job(job)
         write_atomic(self.path / "config.yaml", dump(self.config))
-        self._keep_own_cell()
+        self._keep_own_files()
 
     def _write_versions(self) -> None:
         """Write versions.json; of a run whose file was damaged, with the identity that its checkpoints have."""
@@ -287,16 +284,14 @@ class RunDirectory:
         found = (_id_in(file) for file in (self.path / "versions.json", *states))
         return next((each for each in found if each is not None), None)
 
-    def _keep_own_cell(self) -> None:
-        """Keep the file of a user's layer as it was when the run began, and warn when it has changed since."""
-        model, kept = self.config.model, self.path / OWN_CELL
-        if not isinstance(model, UserLayer):
-            return
-        text = model.file.read_text()
-        if not kept.is_file():
-            write_atomic(kept, text)
-        elif kept.read_text() != text:
-            LOG.warning("model.layer=%s has changed since the run began: %s is what it was", model.layer, kept)
+    def _keep_own_files(self) -> None:
+        """Keep the user's files as they were when the run began, and warn of one that has changed since."""
+        for own in self.config.user_classes:
+            kept, text = self.path / KEPT[own.key], own.file.read_bytes()
+            if not kept.is_file():
+                write_atomic(kept, text)
+            elif kept.read_bytes() != text:
+                LOG.warning("%s=%s has changed since the run began: %s is what it was", own.key, own, kept)
 
     @property
     def job(self) -> dict[str, str]:

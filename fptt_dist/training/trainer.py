@@ -35,6 +35,7 @@ from fptt_dist.training.process.signals import Interrupted, StopFlag, job_end_re
 from fptt_dist.training.run_dir import Result, RunDirectory, versions
 from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
 from fptt_dist.training.setup import factory
+from fptt_dist.training.setup.consistency import check_data
 from fptt_dist.training.setup.engine import batch_shares, build_engine, set_partition
 from fptt_dist.training.train_state import Best, OnValidation, Progress, best_after
 from fptt_dist.training.window_loop import BatchResult, WindowLoop
@@ -69,7 +70,7 @@ class Trainer:
         self.device = device
         self.watch = watch
         self._build_engine()
-        self.batches_per_epoch, self.total_batches = count_batches(config, self.task, self.engine.everyone)
+        self.batches_per_epoch, self.total_batches = count_batches(config, self.task)
         order = BatchOrder(config.train.batch_size, self.batches_per_epoch, self.share)
         self.batches = TrainBatches(self.task, order, config, device)
         self._prepare_state()
@@ -81,6 +82,7 @@ class Trainer:
         self.task = factory.build_task(config)
         self.task.loss.to(device)
         self.engine = build_engine(config, self.environment, communicator(self.environment, device))
+        check_data(self.engine.everyone, self.task, config.train.batch_size)
         self.shares = batch_shares(config, self.engine.world)
         set_partition(self.task, config, self.engine.rank, self.engine.world)
         if not config.data.workers:  # whose processes read the data in the host's memory

@@ -20,6 +20,7 @@ PATHS = {  # with what else must be given for the key to be there
     "model.layer": {},
     "parallel.deepspeed_config": {"parallel.strategy": "deepspeed"},
     "run.dir": {},
+    "task.name": {"task.length": 5},
     "task.text_dir": {"task.name": "language"},
     "task.train": {"task.name": "arrays", "task.length": 9},
     **{f"task.{part}": {"task.name": "arrays", "task.length": 9, "task.train": "x"} for part in ("validation", "test")},
@@ -29,6 +30,7 @@ NO_PATHS = {
     *("Cluster.setup", "Cluster.sbatch", "Cluster.srun", "Cluster.python"),  # commands and their options
     *(f"ArraysTask.{name}_column" for name in ("series", "time", "split")),
     *("ArraysTask.target_columns", "ArraysTask.feature_columns"),
+    "UserTask.options",  # for the user's class
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }
 (CHECK,) = get_args(LocalPath)[1:]
@@ -60,6 +62,7 @@ def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
     assert checked == {
         "Data.root",
         "UserLayer.layer",
+        "UserTask.name",
         "DeepspeedParallel.deepspeed_config",
         "Run.dir",
         "LanguageTask.text_dir",
@@ -99,7 +102,7 @@ def test_nul(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_remote_path_wherever_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for key, more in PATHS.items():
-        value = "s3://bucket/cell.py:Net" if key == "model.layer" else "s3://bucket/x"
+        value = "s3://bucket/cell.py:Net" if key in ("model.layer", "task.name") else "s3://bucket/x"
         said = f'{key}: "{value}" is a remote path, and only local ones are supported (a mounted file system is one): '
         said += "type a path without s3://"
         section, name = key.split(".")

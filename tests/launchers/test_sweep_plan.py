@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from fptt_dist.config import ConfigError, apply_overrides, changes, load, parse_overrides
+from fptt_dist.config import ConfigError, PixelsTask, apply_overrides, changes, load, parse_overrides
 from fptt_dist.config.loading.loader import PACKAGED, read_mapping
 from fptt_dist.config.schema.section import explicit
 from fptt_dist.config.schema.sweep import packaged_sweeps
@@ -323,7 +323,7 @@ def test_the_packaged_sweeps(here: Path) -> None:
     for name in packaged_sweeps():
         words = [f"data.root={here / 'data'}"]
         task = load(make_config(name)).task
-        if task.name == "pixels":
+        if isinstance(task, PixelsTask):
             words += ["task.validation=10"] + (["task.examples=60"] if task.examples else [])
         plan = make_plan(PACKAGED / name, words)
         assert plan.folder == here / "runs" / Path(name).stem

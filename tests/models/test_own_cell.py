@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fptt_dist.models import LayerError, load_class, make_layer
+from fptt_dist.models import make_layer
 from fptt_dist.models.recurrent import LAYERS
+from fptt_dist.user_code import UserCodeError, load_class
 
 GOOD = """
 import torch
@@ -34,7 +35,7 @@ def write(folder: Path, text: str, name: str = "cell.py") -> Path:
 
 
 def test_a_class_is_found_and_made(tmp_path: Path) -> None:
-    kind = load_class(write(tmp_path, GOOD), "Sum")
+    kind = load_class(write(tmp_path, GOOD), "Sum", nn.Module)
     cell = make_layer(kind, 3, 5)
     assert type(cell) is kind
     assert cell.training
@@ -42,7 +43,7 @@ def test_a_class_is_found_and_made(tmp_path: Path) -> None:
 
 
 def test_trying_it_out_uses_up_no_random_number(tmp_path: Path) -> None:
-    kind: Any = load_class(write(tmp_path, GOOD), "Sum")
+    kind: Any = load_class(write(tmp_path, GOOD), "Sum", nn.Module)
     torch.manual_seed(4)
     alone, after = kind(3, 5), torch.get_rng_state()
     torch.manual_seed(4)
@@ -54,19 +55,19 @@ def test_trying_it_out_uses_up_no_random_number(tmp_path: Path) -> None:
 def test_the_file_imports_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     write(tmp_path, GOOD, "neighbour_of_a_cell.py")
-    kind = load_class(write(tmp_path, "from neighbour_of_a_cell import Sum\n"), "Sum")
+    kind = load_class(write(tmp_path, "from neighbour_of_a_cell import Sum\n"), "Sum", nn.Module)
     assert make_layer(kind, 1, 2) is not None
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path) -> None:
-    load_class(write(tmp_path, GOOD), "Sum")
-    kind: Any = load_class(write(tmp_path, GOOD + "        # changed\nSum.version = 2\n"), "Sum")
+    load_class(write(tmp_path, GOOD), "Sum", nn.Module)
+    kind: Any = load_class(write(tmp_path, GOOD + "        # changed\nSum.version = 2\n"), "Sum", nn.Module)
     assert kind.version == 2
 
 
 FILES = [
-    ("", "has no Cell; its modules are none"),
-    (GOOD, "has no Cell; its modules are Sum"),
+    ("", "has no Cell; its classes derived from torch.nn.Module: none"),
+    (GOOD, "has no Cell; its classes derived from torch.nn.Module: Sum"),
     ("Cell = 3\n", "Cell of .*cell.py is no class derived from torch.nn.Module"),
     ("class Cell: pass\n", "Cell of .*cell.py is no class derived from torch.nn.Module"),
     ("import nothing_of_this_name\n", r"cannot be run: ModuleNotFoundError: .* \(cell.py, line 1\)"),
@@ -78,14 +79,14 @@ FILES = [
 def test_what_is_wrong_with_the_file_is_said(subtests: pytest.Subtests, tmp_path: Path) -> None:
     for text, said in FILES:
         with subtests.test(said=said):
-            with pytest.raises(LayerError, match=said) as caught:
-                load_class(write(tmp_path, text), "Cell")
+            with pytest.raises(UserCodeError, match=said) as caught:
+                load_class(write(tmp_path, text), "Cell", nn.Module)
             assert "\n" not in str(caught.value)
 
 
 def test_no_file_is_said(tmp_path: Path) -> None:
-    with pytest.raises(LayerError, match=r"there is no file .*/not.py: type the path of the file that defines Cell"):
-        load_class(tmp_path / "not.py", "Cell")
+    with pytest.raises(UserCodeError, match=r"there is no file .*/not.py: type the path of the file that defines Cell"):
+        load_class(tmp_path / "not.py", "Cell", nn.Module)
 
 
 class Cell(nn.Module):
@@ -192,7 +193,7 @@ REFUSED: list[tuple[type[nn.Module], str]] = [
 def test_what_breaks_the_protocol_is_said(subtests: pytest.Subtests) -> None:
     for kind, said in REFUSED:
         with subtests.test(kind=kind):
-            with pytest.raises(LayerError, match=said) as caught:
+            with pytest.raises(UserCodeError, match=said) as caught:
                 make_layer(kind, 3, 5)
             assert "\n" not in str(caught.value)
 

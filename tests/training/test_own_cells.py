@@ -70,7 +70,8 @@ def test_it_is_not_exported(cell: Path, tmp_path: Path) -> None:
 
 def test_a_mistake_leaves_no_folder(cell: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"^model.layer=.*mine.py:Nobody: .*mine.py has no Nobody; its modules are Gat"
+        ConfigError,
+        match=r"^model.layer=.*mine.py:Nobody: .*mine.py has no Nobody; its classes derived from torch.nn.Module: Gat",
     ):
         train(tiny(tmp_path / "run", {"model.layer": f"{cell}:Nobody"}))
     assert not (tmp_path / "run").exists()

@@ -1,12 +1,11 @@
 """The keys of a network: of every stack of layers, of a layer of the user's, of AWD-LSTM. `cells` has each layer's."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.section import Conflict, Section, refuse
+from fptt_dist.config.schema.user_class import ANY, ClassPath, UserClass
 
 # More is a slip of the keyboard, which would build for hours or ask for memory that no machine has.
 MOST_UNITS, MOST_LAYERS = 2**20, 1000
@@ -54,7 +53,7 @@ class ChronoStack(OneStack):
 class UserLayer(Section):
     """A network of a layer of your own: a class in a file (`docs/own-cell.md`)."""
 
-    layer: LocalPath = Field(default="PATH.py:CLASS", pattern=r"^.+\.py:[A-Za-z_]\w*$", description=LAYER)
+    layer: ClassPath = Field(default=ANY, description=LAYER)
     hidden: _Hidden = 128
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="for a text, probability of dropping a unit before and after the layer"
@@ -63,14 +62,9 @@ class UserLayer(Section):
     output_dropout: _LogitDropout = 0.0
 
     @property
-    def file(self) -> Path:
-        """Path of the file that defines the class."""
-        return Path(self.layer.rpartition(":")[0])
-
-    @property
-    def name(self) -> str:
-        """Name of the class."""
-        return self.layer.rpartition(":")[2]
+    def user_class(self) -> UserClass:
+        """The layer's class."""
+        return UserClass.of("model.layer", self.layer)
 
 
 class AwdLSTM(Section):

@@ -1,6 +1,6 @@
 """Every key of a configuration: its type, range, default and meaning. Defined here and nowhere else."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -12,6 +12,7 @@ from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.schedules import AlphaSchedule, ConstantAlpha, ConstantLr, LrSchedule
 from fptt_dist.config.schema.section import Section
 from fptt_dist.config.schema.tasks import AddingTask, Task
+from fptt_dist.config.schema.user_class import UserClass
 
 
 class Fptt(Section):
@@ -168,6 +169,21 @@ class Sections(Section):
     resume: Literal["never", "auto"] = Field(
         default="never", description="auto: resume from the newest checkpoint in run.dir, if there is one"
     )
+
+    @property
+    def user_classes(self) -> list[UserClass]:
+        """The classes in files of the user's: the task's and the layer's."""
+        found = (getattr(section, "user_class", None) for section in (self.task, self.model))
+        return [each for each in found if each is not None]
+
+    def with_absolute_files(self) -> Self:
+        """Return the same configuration, with the absolute paths of the user's files: workers may start elsewhere."""
+        config = self
+        for own in self.user_classes:
+            name, key = own.key.split(".")
+            there = {key: str(UserClass(own.key, own.file.absolute(), own.name))}
+            config = config.model_copy(update={name: getattr(config, name).model_copy(update=there)})
+        return config
 
     @property
     def windows(self) -> int:

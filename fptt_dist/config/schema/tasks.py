@@ -1,12 +1,14 @@
 """Tasks to learn: one section per task."""
 
+import math
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.section import Conflict, Section, Variants, refuse
+from fptt_dist.config.schema.user_class import ANY, ClassPath, UserClass
 from fptt_dist.config.values import show
 
 PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 1024}  # of an image
@@ -290,4 +292,58 @@ class ArraysTask(Section):
         return self.train.endswith((".csv", ".parquet"))
 
 
-Task = Annotated[AddingTask | PixelsTask | LanguageTask | CopyingTask | ArraysTask, Variants("name")]
+class UserTask(Section):
+    """A task of your own: a class in a file (`docs/own-task.md`)."""
+
+    name: ClassPath = Field(default=ANY, description="the task")
+    length: int = Field(ge=1, description="steps of the longest sequence, from which the windows follow")
+    options: dict[str, Any] = Field(
+        default={}, description="keyword arguments of the class, which is given seed too: plain values"
+    )
+
+    @model_validator(mode="after")
+    def _options_are_keyword_arguments(self) -> Self:
+        """Refuse names that no argument can have, the seed, and values that no file could hold."""
+        conflicts = []
+        for name, value in self.options.items():
+            key = f"task.options.{name}"
+            if name == "seed":
+                conflicts.append(Conflict(f"{key}: the class is given the run's: type seed={show(value)}", (key,)))
+            elif not name.isidentifier():
+                text = f"task.options: {show(name)} is no name of a keyword argument: write letters, digits and _"
+                conflicts.append(Conflict(text, ("task.options",)))
+            elif not _is_plain(value):
+                text = (
+                    f"{key}={show(value)} is not allowed; allowed: text, a finite number, true, false, null, or lists "
+                    "and mappings of them"
+                )
+                conflicts.append(Conflict(text, (key,)))
+        refuse(conflicts)
+        return self
+
+    @property
+    def user_class(self) -> UserClass:
+        """The task's class."""
+        return UserClass.of("task.name", self.name)
+
+    @property
+    def sequence_length(self) -> int:
+        """Steps of the longest sequence."""
+        return self.length
+
+    @property
+    def length_text(self) -> str:
+        """Keys that the number of steps follows from, for messages."""
+        return f"task.length={self.length}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether YAML has the value."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    return value is None or type(value) in (str, bool, int) or (type(value) is float and math.isfinite(value))
+
+
+Task = Annotated[AddingTask | PixelsTask | LanguageTask | CopyingTask | ArraysTask | UserTask, Variants("name")]

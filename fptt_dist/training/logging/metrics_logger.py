@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from fptt_dist.config import short_name
 from fptt_dist.parallel import Communicator, Engine
 from fptt_dist.parallel.comm.communicator import Traffic
 from fptt_dist.records import dumps
@@ -148,7 +149,7 @@ class MetricsLogger:
             disable=not sys.stderr.isatty(),
         )
         self._progress.start()
-        name = f"{self.folder.config.task.name} {self.folder.config.algorithm}"
+        name = f"{short_name(self.folder.config.task.name)} {self.folder.config.algorithm}"
         self._bar = self._progress.add_task(name, total=self.total_batches, completed=self.first_batch, text="")
         return self
 

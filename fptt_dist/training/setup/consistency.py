@@ -1,4 +1,4 @@
-"""Check that all workers run the same program: one message instead of a hang or a wrong run."""
+"""Check that all workers run the same program on the same data: one message instead of a hang or a wrong run."""
 
 import hashlib
 import platform
@@ -7,9 +7,13 @@ from pathlib import Path
 import torch
 
 from fptt_dist import version
-from fptt_dist.config import Config, ConfigError, UserLayer
+from fptt_dist.config import Config, ConfigError
 from fptt_dist.parallel import Communicator
+from fptt_dist.tasks import Task
 from fptt_dist.training.run_dir import flat_values
+
+SEQUENCES = 64
+"""That are compared, at most."""
 
 
 def check_consistency(everyone: Communicator, config: Config) -> None:
@@ -26,9 +30,9 @@ def check_consistency(everyone: Communicator, config: Config) -> None:
         "torch": torch.__version__,
         "Python": platform.python_version(),
     }
-    if isinstance(config.model, UserLayer):
-        file = config.model.file
-        mine["code of model.layer"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else "not there"
+    for own in config.user_classes:
+        there = own.file.is_file()
+        mine[f"code of {own.key}"] = hashlib.sha256(own.file.read_bytes()).hexdigest() if there else "not there"
     said = everyone.all_gather_object(mine, name="same program")
     if all(other == said[0] for other in said):
         return
@@ -46,6 +50,49 @@ def check_consistency(everyone: Communicator, config: Config) -> None:
             if thing != "configuration" and other[thing] != said[0][thing]
         ]
     raise ConfigError("the workers do not run the same:\n" + "\n".join(lines))
+
+
+def check_data(everyone: Communicator, task: Task, batch_size: int) -> None:
+    """Compare the training data of all workers: the number of sequences, and the first ones.
+
+    With different numbers of batches the workers would wait for each other.
+
+    Args:
+        everyone: all workers.
+        task: before its examples are partitioned.
+        batch_size: of the global batch.
+
+    Raises:
+        ConfigError: on every worker, which rank has other data.
+    """
+    if everyone.world == 1:
+        return
+    mine = task.train_examples, _first_sequences(task, batch_size)
+    found = everyone.all_gather_object(mine, name="same data")
+    for rank, (examples, _) in enumerate(found):
+        if examples != mine[0]:
+            raise ConfigError(
+                f"rank {everyone.rank} finds {mine[0]} training sequences, rank {rank} {examples}: give all the same "
+                "data.root"
+            )
+    for rank, (_, digest) in enumerate(found):
+        if digest != found[0][1]:
+            raise ConfigError(
+                f"rank {rank} finds other data than rank 0, as many sequences of other values: give all the same "
+                "data.root, and the same files to a task of your own, which may draw random numbers from its seed alone"
+            )
+
+
+def _first_sequences(task: Task, batch_size: int) -> str:
+    """Return the checksum of the first sequences of the first batch; of none where an epoch has no batch."""
+    digest = hashlib.sha256()
+    if task.train_examples >= batch_size:
+        batch = task.train_batch(0, 0, batch_size, slice(0, min(SEQUENCES, batch_size))).without_padding()
+        for tensor in (batch.inputs, batch.targets, batch.lengths):
+            if tensor is not None:
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _code() -> str:

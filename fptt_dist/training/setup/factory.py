@@ -18,25 +18,29 @@ from fptt_dist.algorithm.fused.kernel import refusal
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.models import (
     AwdLstm,
-    LayerError,
     Network,
     chrono_init,
-    load_class,
     make_layer,
     recurrent_layer,
 )
 from fptt_dist.parallel import Weights
-from fptt_dist.tasks import Adding, Arrays, Copying, Language, Pixels, Task
+from fptt_dist.tasks import Adding, Arrays, Copying, Language, Pixels, Task, make_task
 from fptt_dist.tasks.arrays import PER_STEP
 from fptt_dist.tasks.data.series import RawSeries, read_arrays
 from fptt_dist.tasks.data.tables import read_table
 from fptt_dist.training.vocabulary import read_vocabulary
+from fptt_dist.user_code import UserCodeError, load_class
 
 LOG = logging.getLogger("fptt_dist")
 
 
 def build_task(config: Config) -> Task:
-    """Return the task, with the run's seed, and of a run on a text the vocabulary that its folder keeps."""
+    """Return the task, with the run's seed, and of a run on a text the vocabulary that its folder keeps.
+
+    Raises:
+        ConfigError: a user's task that cannot be trained.
+        DataError: a mistake in the data.
+    """
     match config.task:
         case settings.AddingTask() as task:
             return Adding(
@@ -90,6 +94,8 @@ def build_task(config: Config) -> Task:
             )
         case settings.ArraysTask() as task:
             return _arrays(config, task)
+        case settings.UserTask() as task:
+            return _users(config, task)
 
 
 def _series(file: Path, task: settings.ArraysTask) -> RawSeries:
@@ -129,39 +135,66 @@ def _arrays(config: Config, task: settings.ArraysTask) -> Arrays:
     )
 
 
+def _users(config: Config, task: settings.UserTask) -> Task:
+    """Return a user's task; what it draws from the global streams meanwhile is the same at every start."""
+    own = task.user_class
+    try:
+        with _own_streams(config.seed):
+            built = make_task(
+                load_class(own.file, own.name, Task),
+                task.options,
+                seed=config.seed,
+                length=task.length,
+                batch_size=config.train.batch_size,
+            )
+    except UserCodeError as error:
+        raise ConfigError(f"{own.key}={own}: {error}") from error
+    if built.vocabulary_size is None and isinstance(config.model, settings.AwdLSTM):
+        raise ConfigError(
+            f"model.layer=awd_lstm is a language model, and {own.key}={own} has no vocabulary_size: type "
+            "model.layer=lstm"
+        )
+    if built.vocabulary_size is None and config.model.embedding is not None:
+        raise ConfigError(
+            f"model.embedding={config.model.embedding} is for words or characters, and {own.key}={own} has no "
+            "vocabulary_size: type model.embedding=null"
+        )
+    return built
+
+
 def build_model(config: Config, task: Task) -> Network | AwdLstm:
     """Return the network, initialized from the run's seed: the same on every worker.
 
     Raises:
         ConfigError: chrono initialization for a sequence that is too short, or a user's layer that cannot be trained.
     """
-    model = config.model
+    own = config.model.user_class if isinstance(config.model, settings.UserLayer) else None
     try:
-        kind = load_class(model.file, model.name) if isinstance(model, settings.UserLayer) else None
+        kind = None if own is None else load_class(own.file, own.name, nn.Module)
         torch.manual_seed(config.seed)
         return _network(config, task, kind)
-    except LayerError as error:
-        raise ConfigError(f"model.layer={model.layer}: {error}") from error
+    except UserCodeError as error:
+        raise ConfigError(f"model.layer={own}: {error}") from error
 
 
 @contextmanager
 def exit_refused(config: Config) -> Iterator[None]:
-    """Make an error of a user's layer's SystemExit within the context: it would end a run in the middle, with code 0.
+    """Make an error of a SystemExit of a user's file within the context: it would end a run halfway, with code 0.
 
     Any other is left alone: Ray ends its actors by one.
 
     Raises:
-        ConfigError: the layer raised SystemExit.
+        ConfigError: a user's layer or task raised SystemExit.
     """
     try:
         yield
     except SystemExit as left:
         files = {Path(frame.f_code.co_filename).resolve() for frame, _ in walk_tb(left.__traceback__)}
-        if not isinstance(config.model, settings.UserLayer) or config.model.file.resolve() not in files:
+        own = next((each for each in config.user_classes if each.file.resolve() in files), None)
+        if own is None:
             raise
         raise ConfigError(
-            f"model.layer={config.model.layer}: it ended the program (SystemExit: {left.code}): let it raise an error "
-            "of another type"
+            f"{own.key}={own}: it ended the program (SystemExit: {left.code}): let it raise an error of another type"
         ) from left
 
 
@@ -304,6 +337,19 @@ def build_alpha_schedule(config: Config) -> schedules.AlphaSchedule:
             return schedules.cosine(alpha, start)
         case settings.InverseLrAlpha(maximum=maximum):
             return schedules.inverse_lr(alpha, maximum)
+
+
+@contextmanager
+def _own_streams(seed: int) -> Iterator[None]:
+    """Seed the global random streams within the context, and put them back after it."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's task may draw from it
+    with torch.random.fork_rng(devices=[]):
+        seed_worker(seed, 0)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def seed_worker(seed: int, rank: int, *again: int) -> None:

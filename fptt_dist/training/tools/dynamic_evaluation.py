@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fptt_dist.algorithm import detach
-from fptt_dist.config import ConfigError
+from fptt_dist.config import ConfigError, LanguageTask
 from fptt_dist.tasks import Batch, Language, Split
 from fptt_dist.training.saved_run import open_run
 
@@ -135,7 +135,7 @@ def evaluate_dynamically(path: Path, which: str = "best") -> dict[str, float]:
             f"{path}: dynamic evaluation is for runs with task.name=language, this one has task.name={task.name}: "
             "leave --dynamic out"
         )
-    assert config.task.name == "language"
+    assert isinstance(config.task, LanguageTask)
     dynamic = DynamicEvaluation(run.network, task, run.device, SEGMENT[config.task.token_level])
     rate, decay = dynamic.choose()
     return {

@@ -1,0 +1,42 @@
+"""A class of the user's in a file, which a key names as PATH.py:CLASS."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from fptt_dist.config.schema.paths import LocalPath
+
+ANY = "PATH.py:CLASS"
+"""Name of the variant that a class of the user's chooses."""
+ClassPath = Annotated[LocalPath, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")]
+
+
+@dataclass(frozen=True)
+class UserClass:
+    """A class of the user's.
+
+    Attributes:
+        key: the dotted key that names it.
+        file: path of the file that defines it.
+        name: of the class.
+    """
+
+    key: str
+    file: Path
+    name: str
+
+    @classmethod
+    def of(cls, key: str, value: str) -> "UserClass":
+        """Return the class that a key's value names."""
+        file, _, name = value.rpartition(":")
+        return cls(key, Path(file), name)
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.name}"
+
+
+def short_name(value: str) -> str:
+    """Return a class's name for folders and titles; the value of a key that names none as it is."""
+    return value.rpartition(":")[2]

@@ -1,0 +1,175 @@
+"""Runs with a task from a user's file, that of docs/own-task.md: exact resume, what is kept of it, what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fptt_dist import train
+from fptt_dist.config import Config, ConfigError, apply_overrides, load
+from fptt_dist.config import Train as TrainSection
+from fptt_dist.training.run import try_out
+from fptt_dist.training.run_dir import RunDirectory
+from fptt_dist.training.saved_run import evaluate_run
+from fptt_dist.training.tools.export import export_run
+from tests.docs.snippets import snippets
+from tests.program import ROOT
+from tests.training.helpers import assert_same_run, resumed, train_until
+
+STEPS = 12
+
+
+@pytest.fixture
+def waves(tmp_path: Path) -> Path:
+    """The example's file."""
+    file = tmp_path / "waves.py"
+    page = (ROOT / "docs/own-task.md").read_text()
+    [text] = [each.text for each in snippets(page) if "class Waves" in each.text]
+    file.write_text(text)
+    return file
+
+
+def own(file: Path | str, folder: Path, overrides: dict[str, Any] | None = None, *, batches: int = 10) -> Config:
+    """A run of a second."""
+    keys = {
+        "task": {"name": f"{file}:Waves", "length": STEPS, "options": {"steps": STEPS}},
+        "model.hidden": 4,
+        "fptt.windows": 3,
+        "optimizer.lr": 1e-2,
+        "train.batch_size": 200,  # 5 batches an epoch
+        "logging": {"every_batches": 1, "tensorboard": False},
+        "device": "cpu",
+        "run.dir": str(folder),
+    }
+    return apply_overrides(apply_overrides(Config(train=TrainSection(max_batches=batches)), keys), overrides or {})
+
+
+def test_the_example_is_short(waves: Path) -> None:
+    assert len(waves.read_text().splitlines()) <= 30
+
+
+def test_interrupted_is_uninterrupted(waves: Path, tmp_path: Path) -> None:
+    keys = {"model.dropout": 0.1, "model.layers": 2}
+    train(own(waves, tmp_path / "straight", keys))
+    parts = own(waves, tmp_path / "parts", keys)
+    train_until(parts, 7)
+    train(resumed(parts))
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+
+
+def test_the_file_is_kept_and_a_change_is_said(waves: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, text = own(waves, tmp_path / "run"), waves.read_text()
+    train_until(config, 5)
+    assert (tmp_path / "run" / "own_task.py").read_text() == text
+    waves.write_text(f"{text}\n# another line\n")
+    train(resumed(config))
+    assert f"task.name={waves}:Waves has changed since the run began: {tmp_path}/run/own_task.py is" in caplog.text
+    assert (tmp_path / "run" / "own_task.py").read_text() == text
+
+
+def test_a_run_is_evaluated_and_exported_from_anywhere(
+    waves: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = train(own("waves.py", tmp_path / "run"))
+    assert (result.task, result.metric) == ("Waves", "accuracy")
+    task = load(tmp_path / "run" / "config.yaml").task
+    assert task.model_dump() == {"name": f"{waves}:Waves", "length": STEPS, "options": {"steps": STEPS}}
+    monkeypatch.chdir("/")
+    assert evaluate_run(tmp_path / "run")["test"] == result.value
+    export_run(tmp_path / "run", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "model.json").read_text())["task"]["options"] == {"steps": STEPS}
+
+
+def test_the_folder_has_the_class_in_its_name(waves: Path) -> None:
+    config = own(waves, Path("x")).model_copy(update={"run": Config(train=TrainSection(max_batches=1)).run})
+    assert RunDirectory(config).path == Path("runs/Waves-fptt-seed0")
+
+
+def test_what_the_constructor_draws_from_the_global_streams_is_the_same_at_every_start(
+    waves: Path, tmp_path: Path
+) -> None:
+    waves.write_text(waves.read_text().replace("rng = np.random.default_rng(0)", "rng = np.random.mtrand._rand"))
+    waves.write_text(waves.read_text().replace("rng.integers(", "rng.randint("))
+    result = train(own(waves, tmp_path / "run"))
+    assert evaluate_run(tmp_path / "run")["test"] == result.value
+
+
+def test_a_dry_run_writes_nothing(waves: Path, tmp_path: Path) -> None:
+    assert try_out(own(waves, tmp_path / "run")).shapes["inputs of the batch (steps, sequences, features)"] == (
+        *(STEPS, 200, 1),
+    )
+    assert not (tmp_path / "run").exists()
+
+
+MISTAKES: list[tuple[dict[str, Any], str, str, str]] = [  # keys, text of the file, what stands there instead, message
+    ({"task.length": 13}, "", "", r"^task\.name=.*waves\.py:Waves: Waves\.length is 12, .*: type task\.length=12$"),
+    ({"task.options.stpes": 3}, "", "", r": Waves\(steps=12, stpes=3, seed=0\) failed: TypeError: .*'stpes'"),
+    ({}, "", "import nothing_like_this\n", r"cannot be run: ModuleNotFoundError: .*\(waves\.py, line 1\)$"),
+    ({}, "class Waves", "class Wave", r"has no Waves; its classes derived from fptt_dist\.Task: Wave$"),
+    (
+        {"model.embedding": 3},
+        "",
+        "",
+        r"model\.embedding=3 is for words .* no vocabulary_size: type model\.embedding",
+    ),
+    (
+        {"model": {"layer": "awd_lstm"}},
+        "",
+        "",
+        r"^model\.layer=awd_lstm is a language model, and .* no vocabulary_siz",
+    ),
+    ({"data.partition": "fixed"}, "", "", r"^data\.partition=fixed: .*Waves can only be shuffled.*: type data\.partit"),
+    (
+        {},
+        "return (output",
+        "raise SystemExit(0)\n        return (output",
+        r"Waves\.score.* failed: SystemExit: 0 \(wa",
+    ),
+]
+
+
+def test_mistakes_leave_no_folder(waves: Path, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    good = waves.read_text()
+    for keys, old, new, said in MISTAKES:
+        with subtests.test(said=said):
+            waves.write_text(good.replace(old, new, 1))
+            with pytest.raises(ConfigError, match=said) as caught:
+                train(own(waves, tmp_path / "run", keys))
+            assert "\n" not in str(caught.value)
+            assert not (tmp_path / "run").exists()
+
+
+def test_it_may_not_end_the_program_in_the_middle(waves: Path, tmp_path: Path) -> None:
+    """With exit code 0, at a batch that is not tried out before the run."""
+    early = "        if epoch == 1 and cursor == 400: raise SystemExit(0)\n"
+    text = waves.read_text()
+    waves.write_text(text.replace("        order =", f"{early}        order ="))
+    with pytest.raises(ConfigError, match=r"^task\.name=.*waves\.py:Waves: it ended the program \(SystemExit: 0\)"):
+        train(own(waves, tmp_path / "run"))
+
+
+def test_options_are_plain_keyword_arguments(waves: Path, tmp_path: Path) -> None:
+    cases = {
+        "seed": (3, "task.options.seed: the class is given the run's: type seed=3"),
+        "a b": (3, 'task.options: "a b" is no name of a keyword argument: write letters, digits and _'),
+        "steps": (float("nan"), "task.options.steps=.nan is not allowed; allowed: text, a finite number, true, false,"),
+        "noise": (Path("x"), "task.options.noise=x is not allowed; allowed: text, a finite number"),
+    }
+    for name, (value, said) in cases.items():
+        with pytest.raises(ConfigError) as caught:
+            own(waves, tmp_path, {"task.options": {name: value}})
+        assert said in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_example_learns_on_two_processes_from_a_folder_of_its_own(waves: Path, tmp_path: Path) -> None:
+    words = ["add_task", "task.name=waves.py:Waves", "task.length=40", "train.max_epochs=30", "model.hidden=32"]
+    words += ["train.max_batches=null", "train.batch_size=50", "optimizer.lr=5e-3", "device=cpu", "run.dir=run"]
+    command = [sys.executable, "-m", "fptt_dist", "launch", "--nproc", "2", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["value"] > 0.9, "guessing has 0.5"
