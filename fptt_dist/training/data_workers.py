@@ -8,7 +8,6 @@ that is killed leaves nothing locked, and below 10 MB a batch is here sooner tha
 
 import importlib.machinery
 import importlib.util
-import io
 import math
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -100,20 +99,31 @@ def portable(task: Task, workers: int) -> Portable:
     )
 
 
+class _Nowhere:
+    """Writes to nothing."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
 class _Trial(pickle.Pickler):
-    """Pickles into nothing; arrays are passed over. It notes tensors, and the modules of classes and functions."""
+    """Pickles to nowhere; arrays are passed over. It notes tensors, and the modules of classes and functions."""
 
     def __init__(self) -> None:
-        super().__init__(io.BytesIO())
+        super().__init__(_Nowhere())
         self.modules: set[str] = set()
         self.storages: dict[int, int] = {}
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, np.memmap):
+            raise ValueError(f"it would copy all of {value.filename}, which it maps: let __setstate__ open it anew")
         if isinstance(value, Tensor):
+            if value.device.type != "cpu":
+                raise ValueError(f"it keeps a tensor on {value.device}")
             storage = value.untyped_storage()
             self.storages[storage.data_ptr()] = 0 if value.is_shared() else storage.nbytes()
-        elif isinstance(module := getattr(value, "__module__", None), str):
-            self.modules.add(module)
+        elif isinstance(value, type | FunctionType):
+            self.modules.add(value.__module__)
         return (int, ()) if isinstance(value, Tensor | np.ndarray) else NotImplemented
 
 
@@ -227,15 +237,15 @@ class DataWorkers:
         process, receiving = self._workers[place % self._count]
         first = place < self._count
         limit = self._start_seconds if first else self._seconds
+        if not receiving.poll(limit):
+            raise OSError(
+                f"{self._said}: batch {number + 1} was not there after {limit:g} seconds: raise "
+                "parallel.timeout_seconds if the task takes so long for one batch; data.workers=0 shows where it "
+                "stands still"
+            )
         try:
-            if not receiving.poll(limit):
-                raise OSError(
-                    f"{self._said}: batch {number + 1} was not there after {limit:g} seconds: raise "
-                    "parallel.timeout_seconds if the task takes so long for one batch; data.workers=0 shows where it "
-                    "stands still"
-                )
             return self._received(receiving)
-        except (EOFError, ConnectionResetError) as error:
+        except (EOFError, OSError) as error:  # between two messages, or within one
             raise OSError(self._death_of(process, number, first=first)) from error
 
     def _received(self, receiving: Connection) -> Batch:

@@ -2,16 +2,20 @@
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,7 +70,7 @@ FAILING = '''
 import os, signal, sys, time
 import numpy as np
 import torch
-from fptt_dist.tasks import Adding, DataError
+from fptt_dist.tasks import Adding, Batch, DataError
 
 class Failing(Adding):
     def train_batch(self, epoch, cursor, size, part):
@@ -84,6 +88,8 @@ class Failing(Adding):
         if number == 6:
             os._exit(4)
         if number == 7:
+            return Batch(torch.zeros(2000, 64, 2), torch.zeros(64, 1))
+        if number == 8:
             time.sleep(600)
         batch = super().train_batch(epoch, cursor, size, part)
         batch.inputs[0, 0, 0] = torch.get_num_threads()
@@ -108,7 +114,7 @@ def data_workers(task: Task, numbers: range, workers: int, **settings: Any) -> D
     return DataWorkers(task, ORDER, numbers, workers=workers, needed=needed, **{**usual, **settings})
 
 
-@pytest.mark.slow  # 15 s: seven processes are started
+@pytest.mark.slow  # 15 s: eight processes are started
 def test_a_process_that_fails(tmp_path: Path) -> None:
     task = failing(tmp_path)
     fired: list[int] = []
@@ -116,7 +122,7 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
     def note(number: int, frame: FrameType | None) -> None:
         fired.append(number)
 
-    with data_workers(task, range(30), 7) as workers:
+    with data_workers(task, range(30), 8) as workers:
         expected = Adding(length=6, examples=20, seed=1).train_batch(0, 0, 4, slice(1, 4))
         batch = workers.get(0)
         assert torch.equal(batch.inputs[1:], expected.inputs[1:])
@@ -130,7 +136,7 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
         said = r"batch 3 cannot be put together: ValueError: cannot broadcast shapes (failing.py, 14)"
         assert str(raised.value) == f"{said}: data.workers=0 shows all of it"
         with pytest.raises(
-            OSError, match=r"^data.workers=7: the process that puts batch 4 together was ended by SIGKI"
+            OSError, match=r"^data.workers=8: the process that puts batch 4 together was ended by SIGKI"
         ):
             workers.get(3)
         with pytest.raises(DataError, match=r"task adding drew random numbers for batch 5 .* within fptt_dist"):
@@ -139,11 +145,17 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
             workers.get(5)
         with pytest.raises(OSError, match=r"batch 7 together ended with exit code 4: what it said stands above"):
             workers.get(6)
+        process, receiving = workers._workers[7]
+        assert receiving.poll(60)
+        time.sleep(0.2)  # it writes more than the pipe takes
+        process.kill()
+        with pytest.raises(OSError, match=r"batch 8 together was ended by SIGKILL: if memory ran out, type a smaller"):
+            workers.get(7)
         before = signal.signal(signal.SIGALRM, note)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
         workers._seconds = 0.5
-        with pytest.raises(OSError, match=r"batch 8 was not there after 0.5 seconds: raise parallel.timeout_seconds"):
-            workers.get(7)
+        with pytest.raises(OSError, match=r"batch 9 was not there after 0.5 seconds: raise parallel.timeout_seconds"):
+            workers.get(8)
         signal.signal(signal.SIGALRM, before)
         assert fired == [signal.SIGALRM], "a signal's handler runs while a batch is waited for"
     assert _children() == set()
@@ -180,6 +192,21 @@ def test_tensors_that_do_not_fit_into_shared_memory_are_refused() -> None:
         DataWorkers(task, ORDER, range(1), workers=1, needed=too_large, **settings),  # pyright: ignore[reportArgumentType]
     ):
         pass
+
+
+@pytest.mark.parametrize("kind", ["lock", "map", "device", "cache"])
+def test_what_keeps_a_task_from_being_sent(kind: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    kept, said = {
+        "lock": (threading.Lock(), "TypeError: cannot pickle '_thread.lock' object"),
+        "map": (np.load(tmp_path / "a.npy", mmap_mode="r"), f"would copy all of {tmp_path / 'a.npy'}, which it maps"),
+        "device": (torch.zeros(1, device="meta"), "it keeps a tensor on meta"),
+        "cache": (lru_cache(str.upper), "attribute lookup str.upper on functools failed"),
+    }[kind]
+    task = Adding(length=6, examples=20)
+    task.kept = kept  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ConfigError, match=f"^data.workers=3: the task adding cannot be sent .*{re.escape(said)}"):
+        portable(task, 3)
 
 
 def test_a_dry_run_starts_no_process(tmp_path: Path) -> None:

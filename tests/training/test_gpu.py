@@ -26,6 +26,12 @@ def test_a_run_on_the_gpu_resumes_exactly(algorithm: str, cell: str, tmp_path: P
     assert_same_run(tmp_path / "straight", tmp_path / "parts")
 
 
+def test_data_workers_send_the_gpu_the_same_batches(tmp_path: Path) -> None:
+    for workers in (0, 2):
+        train(tiny(tmp_path / str(workers), {"device": "cuda", "data.workers": workers}))
+    assert_same_run(tmp_path / "0", tmp_path / "2")
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "preconditioned"])
 def test_the_gpu_trains_as_the_cpu_does(metric: str, tmp_path: Path) -> None:
     values = {}
