@@ -215,7 +215,7 @@ def test_a_metric_of_ones_own(world: int, own: str) -> None:
 
 
 MISTAKES = {
-    "Layer": "Layer is not derived from torchmetrics.Metric: derive it, or list another metric",
+    "Layer": "is no class derived from torchmetrics.Metric",
     "Needy": "Needy() cannot be made (TypeError: ",
     "Nobody": "has no Nobody",
     "Listed": 'its state seen is a list, which workers can only join: type add_state("seen", [], dist_reduce_fx="cat")',
