@@ -41,6 +41,7 @@ STARTED = (
 MAY_CHANGE = (
     "train.max_batches",
     "train.max_epochs",
+    "train.patience",
     "checkpoint.",
     "logging.",
     "data.root",
@@ -68,6 +69,7 @@ class Result:
         weights: what was evaluated, "center" (W̄) or "weights" (W).
         updates: parameter updates.
         batches: global batches.
+        stopped_early: whether `train.patience` ended the run before its last batch.
         sequences: training sequences seen, over all workers.
         seconds: training time, without evaluation and start-up.
         sequences_per_second: sequences / seconds.
@@ -92,6 +94,7 @@ class Result:
     weights: str
     updates: int
     batches: int
+    stopped_early: bool
     sequences: int
     seconds: float
     sequences_per_second: float
@@ -115,9 +118,10 @@ class Result:
         )
 
     def __str__(self) -> str:
+        early = "; stopped early by train.patience" if self.stopped_early else ""
         return (
             f"{self.task} {self.algorithm}: test {self.metric} {self.value:.5g}{many_unknown(self.unknown_tokens)} at "
-            f"batch {self.best_batch} of {self.batches} ({self.updates} updates, {self.seconds:.1f} s)"
+            f"batch {self.best_batch} of {self.batches} ({self.updates} updates, {self.seconds:.1f} s{early})"
         )
 
 
@@ -317,7 +321,8 @@ class RunDirectory:
             )
             raise ConfigError(
                 f"resume=auto: run.dir={self.path} holds a run with another configuration:\n{lines}\n"
-                "Only train.max_batches, train.max_epochs, checkpoint.*, logging.*, data.root, data.workers, "
+                "Only train.max_batches, train.max_epochs, train.patience, checkpoint.*, logging.*, data.root, "
+                "data.workers, "
                 "parallel.launcher, parallel.timeout_seconds and, among single, data_parallel, fsdp and deepspeed, "
                 "parallel.strategy may change: give the old values, or run.dir=… for a new run"
             )

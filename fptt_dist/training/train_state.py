@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -36,24 +36,31 @@ class Best:
         batch: after which it was.
         value: of the monitored metric.
         metrics: of all metrics, by name.
+        since: validations since, none of which was better.
     """
 
     batch: int
     value: float
     metrics: dict[str, float]
+    since: int = 0
 
 
 def best_after(best: Best | None, now: Best, *, higher_is_better: bool) -> Best:
     """Return the better one of the best validation so far and the newest; the earlier one where they are equal.
+
+    NaN is never an improvement, although the newest NaN replaces an earlier one.
 
     Args:
         best: the best one so far; None before the first.
         now: the newest.
         higher_is_better: the monitored metric's direction.
     """
-    if best is None or math.isnan(best.value):
+    if best is None:
         return now
-    return now if (now.value > best.value if higher_is_better else now.value < best.value) else best
+    if math.isnan(best.value):
+        return replace(now, since=best.since + 1) if math.isnan(now.value) else now
+    better = now.value > best.value if higher_is_better else now.value < best.value
+    return now if better else replace(best, since=best.since + 1)
 
 
 @dataclass(frozen=True)

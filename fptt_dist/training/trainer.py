@@ -31,7 +31,7 @@ from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
 from fptt_dist.training.non_finite import NonFiniteError, UpdateLog, describe, fault_in_data, non_finite
 from fptt_dist.training.process.resume_hint import resume_hint
-from fptt_dist.training.process.signals import Interrupted, StopFlag, job_end_reason
+from fptt_dist.training.process.signals import StopFlag, agreed_interruption
 from fptt_dist.training.run_dir import Result, RunDirectory, versions
 from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
 from fptt_dist.training.setup import factory
@@ -190,8 +190,9 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        """True if all batches of the run have been trained."""
-        return self.state.position.batch >= self.total_batches
+        """True if the run is over: all its batches have been trained, or its patience is at an end."""
+        finished = self.state.position.batch >= self.total_batches
+        return finished or self.state.out_of_patience(self.config.train.patience)
 
     def fit(self, stop: StopFlag) -> Result:
         """Train to the end, evaluate the best checkpoint on the test set and write the result.
@@ -209,6 +210,7 @@ class Trainer:
                 self.folder,
                 active=active,
                 total_batches=self.total_batches,
+                ended=self.done,
                 first_batch=self.state.position.batch,
                 workers=self.engine.world,
             ) as telemetry,
@@ -240,24 +242,16 @@ class Trainer:
                 if not self.done and self.engine.control.should_stop():
                     saved = self.save() if saved is None else saved
                     self.store.wait()
-                    raise self._interrupted(stop, saved)
+                    message = (
+                        f"stopped by a signal after batch {self.state.position.batch} of {self.total_batches}, saved "
+                        f"in {saved}\n{resume_hint(self.folder.path, self.environment)}"
+                    )
+                    raise agreed_interruption(stop, self.engine.everyone, message)
             result = self._finish(telemetry)
             if active:
                 telemetry.result(result)
                 self.folder.write_result(result)
         return result
-
-    def _interrupted(self, stop: StopFlag, folder: Path) -> Interrupted:
-        """Return the exception to raise after saving in `folder`; called by all workers together."""
-        slurm = job_end_reason() if self.engine.rank == 0 else "continues"
-        said = self.engine.everyone.all_gather_object([stop.requeue, slurm], name="requeue")
-        wanted = any(requeue for requeue, _ in said)
-        return Interrupted(
-            f"stopped by a signal after batch {self.state.position.batch} of {self.total_batches}, saved in {folder}\n"
-            f"{resume_hint(self.folder.path, self.environment)}",
-            stop.exit_code,
-            requeue=said[0][1] == "preempted" or (wanted and said[0][1] != "ended"),
-        )
 
     def _train_batch(self, telemetry: MetricsLogger) -> None:
         """Train on this worker's share of one global batch, K windows."""
@@ -392,7 +386,7 @@ class Trainer:
         value = metrics[self.task.metric]
         now = Best(self.state.position.batch, value, metrics)
         self.state.best = best_after(self.state.best, now, higher_is_better=self.task.higher_is_better)
-        self._report("validation", metrics, telemetry, best=self.state.best is now)
+        self._report("validation", metrics, telemetry, best=self.state.best.batch == now.batch)
         if epoch_ended:
             for scheduler in self.schedulers.values():
                 scheduler.after_epoch(value)
@@ -463,6 +457,7 @@ class Trainer:
             weights=self.weights,
             updates=position.updates,
             batches=position.batch,
+            stopped_early=position.batch < self.total_batches,
             sequences=position.sequences,
             seconds=position.seconds,
             sequences_per_second=position.sequences / position.seconds if position.seconds else 0.0,

@@ -104,7 +104,7 @@ NONSENSE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a time of no length": (set_position("seconds", math.nan), "position.seconds is nan"),
     "no position": (set_value("state.json", "position", to=None), "AttributeError"),
     "a best to come": (
-        set_value("state.json", "best", to={"batch": 9, "value": 1.0, "metrics": {}}),
+        set_value("state.json", "best", to={"batch": 9, "value": 1.0, "metrics": {}, "since": 0}),
         "has not been trained yet",
     ),
     "shares": (set_value("state.json", "shares", to=[0.5]), r"shares=\[0.5\]"),

@@ -80,7 +80,8 @@ def test_another_configuration_is_refused_with_every_difference(tmp_path: Path) 
     head, *lines, tail = str(caught.value).splitlines()
     assert head == f"resume=auto: run.dir={tmp_path / 'run'} holds a run with another configuration:"
     assert tail == (
-        "Only train.max_batches, train.max_epochs, checkpoint.*, logging.*, data.root, data.workers, "
+        "Only train.max_batches, train.max_epochs, train.patience, checkpoint.*, logging.*, data.root, "
+        "data.workers, "
         "parallel.launcher, parallel.timeout_seconds and, among single, data_parallel, fsdp and deepspeed, "
         "parallel.strategy may change: give the old values, or run.dir=… for a new run"
     )

@@ -243,6 +243,7 @@ def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
         "weights": "center",
         "updates": 3 * 7,
         "batches": 7,
+        "stopped_early": False,
         "sequences": 28,
         "parameters": recurrent + hidden + 1,
         "recurrent_parameters": recurrent,

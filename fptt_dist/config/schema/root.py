@@ -65,6 +65,11 @@ class Train(Section):
     batch_size: int = Field(default=128, ge=1, description="sequences per batch, over all workers together")
     max_batches: int | None = Field(default=None, ge=1, description="batches after which the run ends, null = no limit")
     max_epochs: int | None = Field(default=None, ge=1, description="epochs after which the run ends, null = no limit")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="validations in a row, none better than the best one, after which the run ends; null = no limit",
+    )
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,

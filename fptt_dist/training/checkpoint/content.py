@@ -140,6 +140,7 @@ def _check_progress(values: dict[str, Any]) -> None:
         _require(best.keys() == {field.name for field in fields(Best)}, "best has other keys")
         _require_count("best.batch", best["batch"], least=1)
         _require(best["batch"] <= values["position"]["batch"], f"best.batch={best['batch']} has not been trained yet")
+        _require_count("best.since", best["since"])
         for name, value in {"value": best["value"], **best["metrics"]}.items():
             _require(_is_number(value), f"best has {name}={value!r}")
     schedulers = values["schedulers"]

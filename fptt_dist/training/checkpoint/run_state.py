@@ -95,6 +95,10 @@ class RunState:
     best: Best | None = None
     carried: list[State] | None = None
 
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Return whether the newest `patience` validations were all no better than the best one; False for None."""
+        return patience is not None and self.best is not None and self.best.since >= patience
+
     def collect(self, run_id: str | None) -> tuple[Files, Files]:
         """Return the files that rank 0 writes for all, and this worker's own; `run_id`: of the run's directory."""
         engine = self.engine

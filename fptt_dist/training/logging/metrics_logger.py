@@ -114,16 +114,18 @@ class MetricsLogger:
         folder: the run's.
         active: whether this is rank 0.
         total_batches: batches of the run.
+        ended: whether the run was over before this start, so that the record of the test set is written again.
         first_batch: batches already trained, when resuming.
         workers: number of workers.
     """
 
     def __init__(
-        self, folder: RunDirectory, *, active: bool, total_batches: int, first_batch: int = 0, workers: int
+        self, folder: RunDirectory, *, active: bool, total_batches: int, ended: bool, first_batch: int = 0, workers: int
     ) -> None:
         self.folder = folder
         self.active = active
         self.total_batches = total_batches
+        self.ended = ended
         self.first_batch = first_batch
         self.workers = workers
         self._text = ""
@@ -132,7 +134,7 @@ class MetricsLogger:
     def __enter__(self) -> Self:
         if not self.active:
             return self
-        self.folder.cut_metrics(self.first_batch, ended=self.first_batch >= self.total_batches)
+        self.folder.cut_metrics(self.first_batch, ended=self.ended)
         self._file = self.folder.metrics.open("a", buffering=1)
         self._board = None
         if self.folder.config.logging.tensorboard:

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
 
+from fptt_dist.parallel import Communicator
+
 LOG = logging.getLogger("fptt_dist")
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -47,6 +49,15 @@ class Interrupted(Exception):
         super().__init__(message)
         self.exit_code = exit_code
         self.requeue = requeue
+
+
+def agreed_interruption(stop: "StopFlag", everyone: Communicator, message: str) -> Interrupted:
+    """Return the exception to raise after saving, with what all workers know of the signal; called by all together."""
+    slurm = job_end_reason() if everyone.rank == 0 else "continues"
+    said = everyone.all_gather_object([stop.requeue, slurm], name="requeue")
+    wanted = any(requeue for requeue, _ in said)
+    requeue = said[0][1] == "preempted" or (wanted and said[0][1] != "ended")
+    return Interrupted(message, stop.exit_code, requeue=requeue)
 
 
 class StopFlag:
