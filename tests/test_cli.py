@@ -69,8 +69,28 @@ def test_help(fptt_dist: Command, subtests: pytest.Subtests) -> None:
             code, out, err = fptt_dist(*verb.split(), "--help")
             assert (code, err) == (0, "")
             assert re.search(rf"Usage: .*fptt-dist {verb}", out)
-            inside = {"": COMMANDS, "config": ("keys", "show", "schema"), "data": ("fetch", "check")}.get(verb, ())
+            groups = {"": COMMANDS, "config": ("init", "keys", "show", "schema"), "data": ("fetch", "check")}
+            inside = groups.get(verb, ())
             assert [name for name in inside if not re.search(rf"\b{name.partition(' ')[0]} ", out)] == []
+
+
+def test_config_init_writes_a_new_file_alone(fptt_dist: Command, tmp_path: Path, subtests: pytest.Subtests) -> None:
+    data, config = tmp_path / "data.csv", tmp_path / "mine.yaml"
+    data.write_text("id,time,x,y\n" + "".join(f"{row // 2},{row % 2},{row},{row // 2 % 2}\n" for row in range(40)))
+    code, printed, err = fptt_dist("config", "init", str(data))
+    assert (code, err) == (0, "")
+    code, out, err = fptt_dist("config", "init", str(data), "-o", str(config))
+    assert (code, out, err) == (0, f"{config} is written; next: fptt-dist train {config} --dry-run\n", "")
+    assert config.read_text() == printed
+    assert load(config).task.name == "arrays"
+    code, out, err = fptt_dist("config", "init", str(data), "--target", "x", "--out", str(config))
+    said = f"fptt-dist: --out: {config} is there already: type another name, or remove it\n"
+    assert (code, out, err) == (2, "", said)
+    assert config.read_text() == printed
+    code, out, err = fptt_dist("config", "init", str(data), "--target", "z", "-o", str(tmp_path / "other.yaml"))
+    assert (code, out) == (2, "")
+    assert err == f"fptt-dist: {data} has no column 'z', which --target names: it has 'id', 'time', 'x', 'y'\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.csv", "mine.yaml"]
 
 
 def test_config_keys(fptt_dist: Command) -> None:
@@ -466,7 +486,7 @@ def test_names_with_terminal_escapes(finished: Path, fptt_dist: Command, tmp_pat
 REMOTE = "s3://bucket/x"
 NO_PATHS = {  # parameters of text that are no path
     *("account", "constraint", "max_restarts", "name", "only", "overrides", "partition", "prefix", "qos", "rdzv"),
-    *("setup", "target", "time"),
+    *("series", "setup", "target", "time"),
 }
 
 

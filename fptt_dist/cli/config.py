@@ -1,14 +1,57 @@
 """The subcommands `fptt-dist config …`."""
 
 import json
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fptt_dist.cli.arguments import ConfigPath, Overrides
+from fptt_dist.cli.arguments import ConfigPath, Overrides, local_path
 from fptt_dist.cli.tables import print_rows
+from fptt_dist.streams import printable
 
-app = typer.Typer(help="Show the keys that can be set, and configurations.", no_args_is_help=True)
+app = typer.Typer(help="Write, show and explain configurations.", no_args_is_help=True)
+
+
+@app.command()
+def init(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            callback=local_path,
+            help="a .csv, .parquet, .npz or .safetensors file, or a folder with inputs.npy",
+        ),
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="a table's target (default: target, label, class or y); may be repeated"),
+    ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="a table's ids of the series (default: series, id, … by its name)"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE.yaml", callback=local_path, help="a new file (default: print to the terminal)"
+        ),
+    ] = None,
+) -> None:
+    """Look at DATA and write a commented configuration to start from, with task.name=arrays."""
+    from fptt_dist.config import ConfigError
+    from fptt_dist.files import write_atomic
+    from fptt_dist.training.tools.starting_config import starting_config
+
+    if out is not None and out.exists():
+        raise ConfigError(f"--out: {out} is there already: type another name, or remove it")
+    text = starting_config(str(data), series=series, targets=target or ())
+    if out is None:
+        typer.echo(printable(text), nl=False)
+        return
+    write_atomic(out, text)
+    typer.echo(printable(f"{out} is written; next: fptt-dist train {shlex.quote(str(out))} --dry-run"))
 
 
 @app.command()

@@ -68,8 +68,8 @@ class Columns:
             return
         near = get_close_matches(name, self.names, n=1)
         held = ", ".join(map(repr, self.names[:SHOWN])) + (", …" if len(self.names) > SHOWN else "")
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise DataError(f"{self.path} has no column {name!r}, which {key} names: {hint}It has {held}")
+        hint = f"did you mean {near[0]!r}? It" if near else "it"
+        raise DataError(f"{self.path} has no column {name!r}, which {key} names: {hint} has {held}")
 
     def load(self, names: Collection[str], *, text: Collection[str] = ()) -> None:
         """Read columns into memory.
