@@ -25,9 +25,9 @@ from fptt_dist.tasks.data.series import RawSeries, rows_of
 from fptt_dist.tasks.data.splits import Examples, forecasts, whole_series
 from fptt_dist.tasks.data.targets import Classes, number_targets, single_targets, targets_of
 from fptt_dist.tasks.epoch_cache import EpochCache
+from fptt_dist.tasks.metrics import Targets, TaskMetrics, naive_scale
 from fptt_dist.tasks.partition import Partition, Shards
 
-Target = Literal["class", "labels", "value", "step_class", "step_value", "forecast"]
 PER_STEP = ("step_class", "step_value", "forecast")
 CLASSES = ("class", "step_class")
 EVALUATION_BATCH = 256
@@ -57,6 +57,8 @@ class Arrays(Task):
         class_weights: "balanced" weighs a class by N / (C · its number of training examples or steps).
         target_estimate: Q of the terminal loss.
         bucketing: whether sequences of similar length are put into one batch.
+        metrics: see `TaskMetrics`.
+        monitor: see `TaskMetrics`.
         windows: K, for the estimate's tables.
         seed: of the order of the examples.
 
@@ -70,7 +72,7 @@ class Arrays(Task):
         self,
         *,
         files: Mapping[str, RawSeries | None],
-        target: Target,
+        target: Targets,
         length: int,
         horizon: int = 1,
         channels: Sequence[str] | None = None,
@@ -81,13 +83,15 @@ class Arrays(Task):
         class_weights: Literal["none", "balanced"] = "none",
         target_estimate: Literal["uniform", "class_mean", "example"] = "uniform",
         bucketing: bool = True,
+        metrics: Sequence[str] = (),
+        monitor: str | None = None,
         windows: int = 1,
         seed: int = 0,
     ) -> None:
         given = [raw for raw in files.values() if raw is not None]
         train = files["train"]
         assert train is not None
-        self.target: Target = target
+        self.target: Targets = target
         self.features = train.features
         self.length, self.horizon, self.seed = length, horizon, seed
         self.missing, self.bucketing = missing, bucketing
@@ -108,7 +112,7 @@ class Arrays(Task):
         self.classes = [] if self._classes is None else self._classes.names
         read = {id(raw): self._read_targets(raw) for raw in given}
         self._targets = {split: read[id(part.raw)] for split, part in self._examples.items()}
-        self._scaling, self._target_scaling = self._fit(standardize=standardize)
+        self._scaling, self._scale = self._fit(standardize=standardize)
         if target == "forecast":
             self._require_targets_there(given)
         self.lengths_differ = any((part.lengths != length).any() for part in self._examples.values())
@@ -116,7 +120,7 @@ class Arrays(Task):
         self.outputs = self._count_outputs()
         self.train_examples = len(self._examples["train"])
         self.loss = self._make_loss(class_weights, target_estimate, windows)
-        self.metric, self.higher_is_better = ("accuracy", True) if target in (*CLASSES, "labels") else ("mae", False)
+        self.measure_by(self._make_metrics(metrics, monitor))
         self._shards: list[Partition] | None = None
         self._own = 0
         self._order = EpochCache(self._epoch_order)
@@ -164,38 +168,27 @@ class Arrays(Task):
             batch: the sequences.
 
         Returns:
-            Logits (M, C) and classes (M,), M series or steps; logits and labels (B, L); or numbers (M, D) twice. Of a
-            forecast, those made at the last step.
+            Predictions and targets as `TaskMetrics.compared` returns them; of a forecast those of the last step.
         """
-        output = output.float()
-        if self.target in ("step_class", "step_value"):
-            there = _there(batch)
-            output, right = output[there], batch.targets[there]
+        assert self.metrics is not None
+        if self.metrics.per_step:
+            real = batch.real_steps()
+            output, right = output[real], batch.targets[real]
         else:
-            output = _at_last_step(output, batch)
-            right = _at_last_step(batch.targets, batch) if self.target == "forecast" else batch.targets
+            output = batch.last_outputs(output)
+            right = batch.last_outputs(batch.targets) if self.target == "forecast" else batch.targets
         if self.target in (*CLASSES, "labels"):
-            return output, right
-        mean = torch.from_numpy(self._target_scaling.mean).to(output)
-        std = torch.from_numpy(self._target_scaling.std).to(output)
-        return output * std + mean, right * std + mean
-
-    def score(self, output: Tensor, batch: Batch) -> tuple[Tensor, int]:
-        """Number of right classes or labels, or sum of the absolute errors; and of how many."""
-        predicted, right = self.predictions(output, batch)
-        if self.target in CLASSES:
-            return (predicted.argmax(-1) == right).sum().double(), len(right)
-        if self.target == "labels":
-            return ((predicted > 0) == (right > 0.5)).sum().double(), right.numel()
-        return (predicted - right).abs().double().sum(), right.numel()
+            return self.metrics.compared(output, right)
+        mean, std = (torch.from_numpy(each).to(output.device) for each in (self._scale.mean, self._scale.std))
+        return self.metrics.compared(output.double() * std + mean, right.double() * std + mean)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The constants of standardization, and the checksum of the training examples that they come from."""
         named = {
             "mean": self._scaling.mean,
             "std": self._scaling.std,
-            "target_mean": self._target_scaling.mean,
-            "target_std": self._target_scaling.std,
+            "target_mean": self._scale.mean,
+            "target_std": self._scale.std,
             "train_sha256": self.digest,
         }
         return {name: torch.from_numpy(value) for name, value in named.items()}
@@ -212,7 +205,7 @@ class Arrays(Task):
         """Take the constants of standardization of the run."""
         values = {name: tensor.cpu().numpy() for name, tensor in state.items()}
         self._scaling = Scaling(values["mean"], values["std"])
-        self._target_scaling = Scaling(values["target_mean"], values["target_std"])
+        self._scale = Scaling(values["target_mean"], values["target_std"])
 
     def input_description(self) -> dict[str, Any]:
         """Channels, their standardization, and classes, or what numbers are multiplied with and added to."""
@@ -227,7 +220,7 @@ class Arrays(Task):
             return found | {"classes": self.classes}
         if self.target == "labels":
             return found
-        scaling = self._target_scaling
+        scaling = self._scale
         return found | {"target_mean": scaling.mean.tolist(), "target_std": scaling.std.tolist()}
 
     def _epoch_order(self, epoch: int, size: int) -> NDArray:
@@ -283,10 +276,10 @@ class Arrays(Task):
         if self.target == "forecast":
             later = rows[:, None] + 1 + np.arange(self.horizon)
             values = as_float(part.raw.inputs[later.reshape(-1)][:, self._channels])
-            return self._target_scaling.scaled(values.reshape(len(rows), -1))
+            return self._scale.scaled(values.reshape(len(rows), -1))
         targets = self._targets[split]
         found = targets[rows] if self.target in PER_STEP else targets[part.series[ids]]
-        return found if self.target in (*CLASSES, "labels") else self._target_scaling.scaled(found)
+        return found if self.target in (*CLASSES, "labels") else self._scale.scaled(found)
 
     def _labels(self, part: Examples) -> Tensor:
         return torch.from_numpy(self._targets["train"][part.series])
@@ -358,6 +351,20 @@ class Arrays(Task):
             return self.horizon * len(self._channels)
         return self._targets["train"].shape[1]
 
+    def _make_metrics(self, listed: Sequence[str], monitor: str | None) -> TaskMetrics:
+        forecast = self.target == "forecast"
+        size = len(self._channels) if forecast else self.outputs
+        scale = self._naive_scale() if forecast and ("mase" in listed or not listed) else None
+        return TaskMetrics(self.target, listed, monitor, size, scale)
+
+    def _naive_scale(self) -> Tensor:
+        part = self._examples["train"]
+        series = [
+            torch.from_numpy(as_float(part.raw.inputs[start : start + length][:, self._channels]))
+            for start, length in zip(*_union(part, self.horizon), strict=True)
+        ]
+        return naive_scale(series)
+
     def _make_loss(self, class_weights: str, target_estimate: str, windows: int) -> WindowLoss:
         weights = self._balanced() if class_weights == "balanced" else None
         match self.target:
@@ -420,18 +427,3 @@ def _union(part: Examples, horizon: int) -> tuple[NDArray, NDArray]:
     last = np.array([np.nonzero(part.series == each)[0][-1] for each in series])
     starts = part.starts[first]
     return starts, part.starts[last] + part.lengths[last] + horizon - starts
-
-
-def _there(batch: Batch) -> Tensor:
-    """Return which steps are no padding (T, B)."""
-    steps = torch.arange(len(batch.inputs), device=batch.targets.device)[:, None]
-    if batch.lengths is None:
-        return torch.ones(len(batch.inputs), batch.size, dtype=torch.bool, device=batch.targets.device)
-    return steps < batch.lengths.to(steps.device)
-
-
-def _at_last_step(values: Tensor, batch: Batch) -> Tensor:
-    """Return the values (B, …) at each sequence's last step, from those of all steps, or of the last alone."""
-    if batch.lengths is None or len(values) == 1:
-        return values[-1]
-    return values[batch.lengths.to(values.device) - 1, torch.arange(batch.size, device=values.device)]

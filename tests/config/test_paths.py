@@ -29,7 +29,7 @@ NO_PATHS = {
     *("Cluster.partition", "Cluster.account", "Cluster.qos", "Cluster.constraint", "Cluster.time"),
     *("Cluster.setup", "Cluster.sbatch", "Cluster.srun", "Cluster.python"),  # commands and their options
     *(f"ArraysTask.{name}_column" for name in ("series", "time", "split")),
-    *("ArraysTask.target_columns", "ArraysTask.feature_columns"),
+    *(f"ArraysTask.{name}" for name in ("target_columns", "feature_columns", "metrics", "monitor")),
     "UserTask.options",  # for the user's class
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }

@@ -259,15 +259,18 @@ def test_splits_by_share_file_and_column() -> None:
 @pytest.mark.parametrize("target", ["class", "labels", "value", "step_class", "step_value", "forecast"])
 def test_the_metric_is_that_of_plain_loops_over_all_workers(target: str) -> None:
     shares = {"validation": 0.3, "test": 0.3}
-    task = task_of(target, raw_of(target, np.full(40, LONGEST)) if target == "value" else None, shares=shares)
+    raw = raw_of(target, np.full(40, LONGEST)) if target == "value" else None
+    metric = "accuracy" if target.endswith("class") or target == "labels" else "mae"
+    task = task_of(target, raw, shares=shares, metrics=[metric])
+    assert task.metrics is not None
+    (found,) = task.metrics.make().values()
     generator = torch.Generator().manual_seed(0)
-    total, items, errors = 0.0, 0, []
+    errors = []
     description = task.input_description()
     for rank in range(3):
         for batch in task.evaluation_batches("test", rank, 3):
             output = torch.randn(len(batch.inputs), batch.size, task.outputs, generator=generator)
-            value, number = task.score(output, batch)
-            total, items = total + float(value), items + number
+            found.update(*task.predictions(output, batch))
             for b in range(batch.size):
                 length = LONGEST if batch.lengths is None else int(batch.lengths[b])
                 steps = range(length) if target.startswith("step") else [length - 1]
@@ -276,12 +279,22 @@ def test_the_metric_is_that_of_plain_loops_over_all_workers(target: str) -> None
                     if target.endswith("class"):
                         errors.append(float(output[t, b].argmax() == right))
                     elif target == "labels":
-                        errors += ((output[t, b] > 0).float() == right).float().tolist()
+                        errors.append(float(((output[t, b] > 0).float() == right).all()))
                     else:
                         std = torch.tensor(description["target_std"])
                         errors += ((output[t, b] - right) * std).abs().tolist()
-    assert items == len(errors) > 0
-    assert total == pytest.approx(sum(errors), rel=1e-5)
+    assert len(errors) > 0
+    assert float(found.compute()) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+
+
+def test_mase_is_in_units_of_the_naive_forecast_of_the_training_part() -> None:
+    raw = raw_of("forecast", np.array([40, 30]))
+    task = task_of("forecast", raw)
+    assert (task.metric, task.higher_is_better) == ("mase", False)
+    steps = np.concatenate([np.abs(np.diff(series_of(raw, number)[: [28, 22][number]], axis=0)) for number in (0, 1)])
+    assert task.metrics is not None
+    assert task.metrics.scale is not None
+    assert task.metrics.scale.numpy() == pytest.approx(steps.mean(0), rel=1e-5)
 
 
 def test_a_checkpoint_of_other_training_examples_is_refused() -> None:

@@ -236,6 +236,19 @@ class ArraysTask(Section):
     bucketing: bool = Field(
         default=True, description="put sequences of similar length into one batch, where lengths differ: less padding"
     )
+    metrics: tuple[str, ...] | None = Field(
+        default=None,
+        strict=False,
+        min_length=1,
+        description="metrics: accuracy, balanced_accuracy, macro_f1, auroc of classes and labels, mae and rmse of "
+        "numbers, mase too of a forecast, or PATH.py:CLASS of a torchmetrics.Metric; null = accuracy, macro_f1 "
+        "of labels, rmse of numbers, mase of a forecast",
+    )
+    monitor: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the metric that decides the best checkpoint, train.patience and sweeps, null = the first",
+    )
 
     @model_validator(mode="after")
     def _keys_have_an_effect(self) -> Self:

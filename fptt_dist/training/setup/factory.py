@@ -130,6 +130,8 @@ def _arrays(config: Config, task: settings.ArraysTask) -> Arrays:
         class_weights=task.class_weights,
         target_estimate=task.target_estimate,
         bucketing=task.bucketing,
+        metrics=task.metrics or (),
+        monitor=task.monitor,
         windows=config.windows_run,
         seed=config.seed,
     )
