@@ -162,7 +162,9 @@ def test_evaluate_gives_the_results_numbers(finished: Path, fptt_dist: Command) 
     code, out, err = fptt_dist("evaluate", str(finished))
     assert (code, err) == (0, "")
     found = result(finished)
-    assert json.loads(out) == {"validation": found["validation"], "test": found["value"]}
+    values = {"validation": found["validation"], "test": found["value"]}
+    named = {split: {found["metric"]: value} for split, value in values.items()}
+    assert json.loads(out) == {**values, "metrics": named}
     code, out, _ = fptt_dist("evaluate", str(finished), "--checkpoint", "latest")
     last = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()][-2]
     assert (code, last["split"], last["batch"]) == (0, "validation", 20)

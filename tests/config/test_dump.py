@@ -35,7 +35,8 @@ def values(annotation: Any, marks: list[Any]) -> st.SearchStrategy[Any]:
     if NoneType in args:
         return st.none() | values(args[0], marks)
     if get_origin(annotation) is dict:
-        plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts()
+        whole = st.integers(-(2**63), 2**63 - 1)
+        plain = st.none() | st.booleans() | whole | st.floats(allow_nan=False, allow_infinity=False) | texts()
         names = st.sampled_from(["null", "true", "yes", "e1", "größe", "plain"])
         return st.dictionaries(names, plain | st.lists(plain) | st.dictionaries(texts(), plain))
     if annotation is bool:

@@ -327,8 +327,8 @@ class UserTask(Section):
                 conflicts.append(Conflict(text, ("task.options",)))
             elif not _is_plain(value):
                 text = (
-                    f"{key}={show(value)} is not allowed; allowed: text, a finite number, true, false, null, or lists "
-                    "and mappings of them"
+                    f"{key}={show(value)} is not allowed; allowed: text, a finite number (64 bits), true, false, "
+                    "null, or lists and mappings of them"
                 )
                 conflicts.append(Conflict(text, (key,)))
         refuse(conflicts)
@@ -351,12 +351,14 @@ class UserTask(Section):
 
 
 def _is_plain(value: Any) -> bool:
-    """Return whether YAML has the value."""
+    """Return whether a configuration file can hold the value."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
-    return value is None or type(value) in (str, bool, int) or (type(value) is float and math.isfinite(value))
+    if type(value) is int:
+        return -(2**63) <= value < 2**63
+    return value is None or type(value) in (str, bool) or (type(value) is float and math.isfinite(value))
 
 
 Task = Annotated[AddingTask | PixelsTask | LanguageTask | CopyingTask | ArraysTask | UserTask, Variants("name")]
