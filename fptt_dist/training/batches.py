@@ -41,7 +41,7 @@ class TrainBatches:
         device: where they are trained on.
 
     Raises:
-        ConfigError: the task cannot be sent to a data worker.
+        ConfigError: the task cannot be sent to a data worker, or this process may not start any.
     """
 
     def __init__(self, task: Task, order: BatchOrder, config: Config, device: torch.device) -> None:

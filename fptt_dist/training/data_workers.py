@@ -82,8 +82,13 @@ def portable(task: Task, workers: int) -> Portable:
         workers: their number, for the message.
 
     Raises:
-        ConfigError: it cannot be pickled.
+        ConfigError: it cannot be pickled, or this process may not start others.
     """
+    if multiprocessing.current_process().daemon:
+        raise ConfigError(
+            f"data.workers={workers}: this process was started as a daemon by multiprocessing, which may not start "
+            "others: start it with daemon=False, or type data.workers=0"
+        )
     trial = _Trial()
     try:
         trial.dump(task)

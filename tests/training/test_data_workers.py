@@ -1,6 +1,7 @@
 """Data workers: the same batches and the same run for any number of them, and what happens where one fails."""
 
 import importlib.util
+import multiprocessing
 import os
 import re
 import signal
@@ -27,7 +28,16 @@ from fptt_dist.training.logging.metrics_logger import MetricsLogger
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup import factory
 from fptt_dist.training.tools.dry_run import dry_run
-from tests.training.helpers import assert_same_run, records, resumed, steps, tiny, train_until, trainer_for
+from tests.training.helpers import (
+    assert_same_checkpoint,
+    assert_same_run,
+    records,
+    resumed,
+    steps,
+    tiny,
+    train_until,
+    trainer_for,
+)
 
 ORDER = BatchOrder(4, 5, slice(1, 4))
 DROPOUT = {"model.layers": 2, "model.dropout": 0.5, "logging.every_batches": 2}
@@ -63,6 +73,16 @@ def test_a_run_does_not_depend_on_the_number_of_data_workers(tmp_path: Path, mon
     assert all(0 < share < 1 for share in waited)
     assert waited[0] > 0.5, "the start of the process"
     assert _children() == set()
+
+
+@pytest.mark.slow  # 15 s: two runs of two workers
+def test_two_workers_with_data_workers(tmp_path: Path) -> None:
+    for workers in (0, 1):
+        (tmp_path / "config.yaml").write_text(dump(tiny(tmp_path / str(workers), {**DROPOUT, "data.workers": workers})))
+        command = [sys.executable, "-m", "fptt_dist", "launch", str(tmp_path / "config.yaml"), "--nproc", "2"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert_same_checkpoint(tmp_path / "0", tmp_path / "1")
 
 
 FAILING = '''
@@ -192,6 +212,12 @@ def test_tensors_that_do_not_fit_into_shared_memory_are_refused() -> None:
         DataWorkers(task, ORDER, range(1), workers=1, needed=too_large, **settings),  # pyright: ignore[reportArgumentType]
     ):
         pass
+
+
+def test_a_daemon_is_told_that_it_may_not_start_data_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(ConfigError, match=r"data.workers=2: this process was started as a daemon .* daemon=False, or"):
+        portable(Adding(length=6, examples=20), 2)
 
 
 @pytest.mark.parametrize("kind", ["lock", "map", "device", "cache"])
