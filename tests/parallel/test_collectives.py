@@ -52,6 +52,25 @@ def test_sum(pool: Pool, world: int) -> None:
         assert in_place
 
 
+def gathered_tensors(environment: LaunchEnvironment) -> tuple[list[Tensor], dict[str, Any]]:
+    """Tensors of other shapes and types on each worker; one has none of any."""
+    workers = communicator(environment, CPU)
+    given = [torch.tensor([[1.5, 2.5]], dtype=torch.float64), torch.zeros(0), torch.tensor([True, False, True])]
+    parts = workers.all_gather(given[environment.rank].t(), name="test")
+    for part in parts:
+        part += part  # each is a tensor of its own
+    return parts, {name: asdict(traffic) for name, traffic in workers.traffic.items()}
+
+
+def test_gathered_tensors_keep_shape_and_type(pool: Pool) -> None:
+    expected = [torch.tensor([[3.0], [5.0]], dtype=torch.float64), torch.zeros(0), torch.tensor([True, False, True])]
+    for parts, traffic in pool.run(gathered_tensors, world=3):
+        assert [part.dtype for part in parts] == [each.dtype for each in expected]
+        assert all(torch.equal(part, each) for part, each in zip(parts, expected, strict=True))
+        assert traffic["test"]["calls"] == 4  # the shapes and the bytes, each with their sizes before
+        assert traffic["test"]["bytes"] > 16 + 3
+
+
 def summed_later(environment: LaunchEnvironment) -> tuple[list[Tensor], list[list[float]]]:
     """Three sums under way at once, one of them waited for twice and one out of turn; and the counts of the calls."""
     workers = communicator(environment, CPU)

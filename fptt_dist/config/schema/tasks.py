@@ -36,6 +36,25 @@ class _OfLength(Section):
         return f"task.length={self.length}"
 
 
+class MeasuredTask(Section):
+    """A task with labels or numbers, whose metrics are chosen."""
+
+    metrics: tuple[LocalPath, ...] | None = Field(
+        default=None,
+        strict=False,
+        min_length=1,
+        description="metrics of validation and test, those that fit the targets: of classes accuracy, "
+        "balanced_accuracy, macro_f1, auroc; of labels the same without balanced_accuracy; of numbers rmse, mae; of "
+        "forecasts mase, too; PATH.py:CLASS of a torchmetrics.Metric anywhere; null = the first that fits",
+    )
+    monitor: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the one that decides best checkpoint, train.patience, plateaus and sweeps, null = the first; of "
+        "PATH.py:CLASS it is CLASS",
+    )
+
+
 class AddingTask(_OfLength):
     """The adding problem: the sum of the two marked numbers of a sequence."""
 
@@ -169,7 +188,7 @@ class CopyingTask(Section):
         return f"task.delay={self.delay} + 2 x task.symbols={self.symbols}"
 
 
-class ArraysTask(Section):
+class ArraysTask(MeasuredTask):
     """Series of one's own, from arrays or a table."""
 
     name: Literal["arrays"] = Field(default="arrays", description="the task")
@@ -235,19 +254,6 @@ class ArraysTask(Section):
     )
     bucketing: bool = Field(
         default=True, description="put sequences of similar length into one batch, where lengths differ: less padding"
-    )
-    metrics: tuple[str, ...] | None = Field(
-        default=None,
-        strict=False,
-        min_length=1,
-        description="metrics: accuracy, balanced_accuracy, macro_f1, auroc of classes and labels, mae and rmse of "
-        "numbers, mase too of a forecast, or PATH.py:CLASS of a torchmetrics.Metric; null = accuracy, macro_f1 "
-        "of labels, rmse of numbers, mase of a forecast",
-    )
-    monitor: str | None = Field(
-        default=None,
-        min_length=1,
-        description="the metric that decides the best checkpoint, train.patience and sweeps, null = the first",
     )
 
     @model_validator(mode="after")

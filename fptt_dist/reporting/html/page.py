@@ -180,6 +180,7 @@ def _write(report: Report) -> None:
             [report_table.run_row(run, labels[id(run)], tested=id(run) in alone) for run in report.runs],
             numbers=4,
         ),
+        metrics=Table(list(report_table.METRIC_COLUMNS), report_table.metric_rows(groups, tested=tested), numbers=2),
         unknown=Table(list(report_table.UNKNOWN_COLUMNS), report_table.unknown_rows(groups)),
         comparisons=report_table.comparisons(tested),
         no_tbptt=_no_tbptt(tested),

@@ -70,6 +70,26 @@ def run_row(run: History, label: str, *, tested: bool = True) -> list[str]:
     ]
 
 
+METRIC_COLUMNS = ("group", "metric", "test", "validation")
+
+
+def metric_rows(groups: list[Group], *, tested: list[Group]) -> list[list[str]]:
+    """Return the cells of `METRIC_COLUMNS` for every metric of each group that has several; `tested` as `group_row`'s.
+
+    The monitored one, which chose the checkpoint, is marked.
+    """
+    rows = []
+    for group in groups:
+        found = [result for result in results_of(group) if len(result.get("metrics", {}).get("test", {})) > 1]
+        for name in found[0]["metrics"]["test"] if found else ():
+            cells = {
+                split: spread([result["metrics"][split][name] for result in found]) for split in ("test", "validation")
+            }
+            shown = f"{name} (monitored)" if name == found[0]["metric"] else name
+            rows.append([group.label, shown, cells["test"] if group in tested else NONE, cells["validation"]])
+    return rows
+
+
 UNKNOWN_COLUMNS = ("unknown tokens of", "train", "validation", "test", "commonest in the test text")
 
 

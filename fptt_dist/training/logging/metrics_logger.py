@@ -193,7 +193,7 @@ class MetricsLogger:
                     self._board.add_scalar(f"Windows/{field[7:]}_{k:03d}", value, record["batch"])
 
     def evaluation(self, record: dict[str, Any]) -> None:
-        """Write an evaluation: "batch", "split", "metric", "value", "weights", …"""
+        """Write an evaluation: "batch", "split", "metric", "value", "metrics", "weights", …"""
         if not self._writes:
             return
         self._write({"kind": "evaluation", **record})
@@ -204,6 +204,9 @@ class MetricsLogger:
         )
         if self._board is not None:
             self._board.add_scalar(f"Loss/{record['split']}_{record['metric']}", record["value"], record["batch"])
+            if len(record["metrics"]) > 1:
+                for name, value in record["metrics"].items():
+                    self._board.add_scalar(f"{record['split']}/{name}", value, record["batch"])
             if record.get("best"):
                 self._board.add_scalar(board.BEST_VALIDATION, record["value"], record["batch"])
             self._board.flush()  # a sweep may end the process right after
