@@ -29,7 +29,7 @@ NO_PATHS = {
     *("Cluster.partition", "Cluster.account", "Cluster.qos", "Cluster.constraint", "Cluster.time"),
     *("Cluster.setup", "Cluster.sbatch", "Cluster.srun", "Cluster.python"),  # commands and their options
     *(f"ArraysTask.{name}_column" for name in ("series", "time", "split")),
-    *(f"ArraysTask.{name}" for name in ("target_columns", "feature_columns", "metrics", "monitor")),
+    *(f"ArraysTask.{name}" for name in ("target_columns", "feature_columns", "monitor")),
     "UserTask.options",  # for the user's class
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }
@@ -66,7 +66,7 @@ def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
         "DeepspeedParallel.deepspeed_config",
         "Run.dir",
         "LanguageTask.text_dir",
-        *(f"ArraysTask.{part}" for part in ("train", "validation", "test")),
+        *(f"ArraysTask.{name}" for name in ("train", "validation", "test", "metrics")),
     } | {"Sweep.config"}
 
 
