@@ -32,11 +32,16 @@ def write_atomic(path: Path, content: str | bytes, *, parents: bool = False) -> 
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        if error.errno in FULL:
-            then = f"free space there (df -h {path.parent}), or raise your quota"
-        else:
-            then = "choose a folder in which you may create files"
-        raise OSError(f"{path} could not be written: {error.strerror or error}: {then}") from error
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> OSError:
+    """Return the error to raise for a file that could not be written, with what to do."""
+    if error.errno in FULL:
+        then = f"free space there (df -h {path.parent}), or raise your quota"
+    else:
+        then = "choose a folder in which you may create files"
+    return OSError(f"{path} could not be written: {error.strerror or error}: {then}")
 
 
 def _flush_folder(folder: Path) -> None:

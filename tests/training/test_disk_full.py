@@ -72,3 +72,25 @@ def test_a_disk_too_full_to_start(tmp_path: Path) -> None:
         f"fptt-dist: {run / 'versions.json'} could not be written: File too large: free space there (df -h {run}), or "
         "raise your quota\n"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensorboard", [False, True])
+def test_a_disk_that_is_full_of_records(tensorboard: bool, tmp_path: Path) -> None:
+    config, run = tmp_path / "config.yaml", tmp_path / "run"
+    overrides = {
+        "logging.tensorboard": tensorboard,
+        "model.hidden": 2,
+        "evaluate.every_batches": 50,
+        "checkpoint.every_batches": 50,
+    }
+    config.write_text(dump(tiny(run, overrides, batches=200)))
+    done = train_with_limit(60_000, config)
+    assert done.returncode == 1
+    told = done.stderr.splitlines()[-1]  # and no traceback of the thread that writes
+    file = run / ("tensorboard" if tensorboard else "metrics.jsonl")
+    assert told == (
+        f"fptt-dist: {file} could not be written: File too large: free space there (df -h {run}), or raise your quota"
+    )
+    assert "Traceback" not in done.stderr
+    assert validate(checkpoints(run)[-1]) is None

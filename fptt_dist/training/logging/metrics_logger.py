@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from fptt_dist.config import short_name
+from fptt_dist.files import write_error
 from fptt_dist.parallel import Communicator, Engine
 from fptt_dist.parallel.comm.communicator import Traffic
 from fptt_dist.records import dumps
@@ -137,10 +140,13 @@ class MetricsLogger:
         self.folder.cut_metrics(self.first_batch, ended=self.ended)
         self._file = self.folder.metrics.open("a", buffering=1)
         self._board = None
+        self._quiet = ExitStack()
         if self.folder.config.logging.tensorboard:
-            self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.first_batch + 1)
-            board.begin(self._board, self.folder.config, self.workers)
-            self._board.flush()  # a run in progress shows up at once
+            self._quiet.enter_context(board.without_traceback())
+            with self._write_errors():
+                self._board = SummaryWriter(str(self.folder.tensorboard), purge_step=self.first_batch + 1)
+                board.begin(self._board, self.folder.config, self.workers)
+                self._board.flush()  # a run in progress shows up at once
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -160,9 +166,12 @@ class MetricsLogger:
     ) -> None:
         if self.active:
             self._progress.stop()
-            self._file.close()
-            if self._board is not None:
-                self._board.close()
+            with self._quiet:
+                with suppress(OSError) if kind is not None else nullcontext():  # it still has what could not be written
+                    self._file.close()
+                with suppress(OSError) if kind is not None else self._write_errors():
+                    if self._board is not None:
+                        self._board.close()
 
     def batch(self, batch: int) -> None:
         """Show that a batch is done."""
@@ -178,19 +187,23 @@ class MetricsLogger:
         if record["data_wait"] > LONG_WAIT:
             self._text += f"  {record['data_wait']:.0%} waiting for data"
         if self._board is not None:
-            window_metrics = {field: record[field] for field in record if field.startswith("window_")}
-            del window_metrics["window_losses"]
-            if not self._laid_out:
-                board.lay_out(self._board, self.workers, window_metrics=any(window_metrics.values()))
-                self._laid_out = True
-            for field, tag in SCALARS.items():
-                if field in record:
-                    self._board.add_scalar(tag, record[field], record["batch"])
-            for k, loss in enumerate(record["window_losses"], 1):
-                self._board.add_scalar(f"Windows/loss_{k:03d}", loss, record["batch"])
-            for field, values in window_metrics.items():
-                for k, value in enumerate(values, 1):
-                    self._board.add_scalar(f"Windows/{field[7:]}_{k:03d}", value, record["batch"])
+            with self._write_errors():
+                self._draw_training(self._board, record)
+
+    def _draw_training(self, writer: SummaryWriter, record: dict[str, Any]) -> None:
+        window_metrics = {field: record[field] for field in record if field.startswith("window_")}
+        del window_metrics["window_losses"]
+        if not self._laid_out:
+            board.lay_out(writer, self.workers, window_metrics=any(window_metrics.values()))
+            self._laid_out = True
+        for field, tag in SCALARS.items():
+            if field in record:
+                writer.add_scalar(tag, record[field], record["batch"])
+        for k, loss in enumerate(record["window_losses"], 1):
+            writer.add_scalar(f"Windows/loss_{k:03d}", loss, record["batch"])
+        for field, values in window_metrics.items():
+            for k, value in enumerate(values, 1):
+                writer.add_scalar(f"Windows/{field[7:]}_{k:03d}", value, record["batch"])
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Write an evaluation: "batch", "split", "metric", "value", "metrics", "weights", …"""
@@ -203,19 +216,24 @@ class MetricsLogger:
             highlight=False,
         )
         if self._board is not None:
-            self._board.add_scalar(f"Loss/{record['split']}_{record['metric']}", record["value"], record["batch"])
-            if len(record["metrics"]) > 1:
-                for name, value in record["metrics"].items():
-                    self._board.add_scalar(f"{record['split']}/{name}", value, record["batch"])
-            if record.get("best"):
-                self._board.add_scalar(board.BEST_VALIDATION, record["value"], record["batch"])
-            self._board.flush()  # a sweep may end the process right after
+            with self._write_errors():
+                self._draw_evaluation(self._board, record)
+
+    def _draw_evaluation(self, writer: SummaryWriter, record: dict[str, Any]) -> None:
+        writer.add_scalar(f"Loss/{record['split']}_{record['metric']}", record["value"], record["batch"])
+        if len(record["metrics"]) > 1:
+            for name, value in record["metrics"].items():
+                writer.add_scalar(f"{record['split']}/{name}", value, record["batch"])
+        if record.get("best"):
+            writer.add_scalar(board.BEST_VALIDATION, record["value"], record["batch"])
+        writer.flush()  # a sweep may end the process right after
 
     def result(self, result: Result) -> None:
         """Write the run's result, for TensorBoard's HParams."""
         if self.active and self._board is not None:
-            self._board.add_scalar(board.TEST, result.value, result.batches)
-            board.end(self._board)
+            with self._write_errors():
+                self._board.add_scalar(board.TEST, result.value, result.batches)
+                board.end(self._board)
 
     @property
     def _writes(self) -> bool:
@@ -223,4 +241,15 @@ class MetricsLogger:
         return self.active and self.folder.is_held
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._file.write(dumps({**record, "time": round(time.time(), 3)}) + "\n")
+        try:
+            self._file.write(dumps({**record, "time": round(time.time(), 3)}) + "\n")
+        except OSError as error:
+            raise write_error(self.folder.metrics, error) from error
+
+    @contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        """Name TensorBoard's folder in errors of its files, which a thread of its own writes."""
+        try:
+            yield
+        except OSError as error:
+            raise write_error(self.folder.tensorboard, error) from error

@@ -1,9 +1,13 @@
 """TensorBoard's layout of charts and HParams columns for a run, besides its scalars."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tensorboard.compat.proto import summary_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -87,6 +91,22 @@ def begin(board: SummaryWriter, config: Config, workers: int) -> None:
     """Write the columns of a run that starts or resumes."""
     _, start, _ = hparams(columns(config, workers), {})
     _add(board, _experiment(config), start)
+
+
+@contextmanager
+def without_traceback() -> Iterator[None]:
+    """Print no traceback of the thread that writes TensorBoard's files: the next write or flush raises its error."""
+    before = threading.excepthook
+
+    def hook(arguments: Any) -> None:
+        if not isinstance(arguments.thread, _AsyncWriterThread):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def lay_out(board: SummaryWriter, workers: int, *, window_metrics: bool) -> None:
