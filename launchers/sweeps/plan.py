@@ -144,7 +144,7 @@ def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> 
     refuse_remote("run.dir", place)
     folder = Path(place).absolute()
     common.pop("resume", None)
-    base = load(sweep.config, {**space.fixed, **common})
+    base = load(sweep.config, {**space.fixed, **common}).with_absolute_files()
     _check_search(sweep, space)
     task = build_task(base)
     plan = SweepPlan(

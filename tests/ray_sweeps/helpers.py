@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from fptt_dist.config.schema.section import explicit
 from fptt_dist.reporting import SweepResults, read_sweep
-from tests.program import Program
+from tests.program import ROOT, Program
 from tests.ray_sweeps.processes import MARK, end, gone
 from tests.training.helpers import assert_same_run, tiny
 
@@ -34,19 +34,21 @@ class Ray:
         self.variables = dict(variables)
         self.mark = mark
 
-    def sweep(self, file: Path, folder: Path, *words: str, code: int = 0, **more: str) -> tuple[SweepResults, str]:
+    def sweep(
+        self, file: Path, folder: Path, *words: str, code: int = 0, typed_in: Path = ROOT, **more: str
+    ) -> tuple[SweepResults, str]:
         """The sweep by `fptt-dist sweep`, which ends with this exit code, and what it printed."""
-        log = folder.with_suffix(".log")
-        with self.program(log, "sweep", str(file), f"run.dir={folder}", *words, **more) as (program, _):
+        log, words = folder.with_suffix(".log"), ("sweep", str(file), f"run.dir={folder}", *words)
+        with self.program(log, *words, typed_in=typed_in, **more) as (program, _):
             assert program.end() == code, program.text()
         return read_sweep(folder), program.text()
 
     @contextmanager
-    def program(self, log: Path, *words: str, **more: str) -> Iterator[tuple[Program, str]]:
+    def program(self, log: Path, *words: str, typed_in: Path = ROOT, **more: str) -> Iterator[tuple[Program, str]]:
         """`fptt-dist …` as a program that ends with the context, and the mark of all its processes."""
         mark = uuid.uuid4().hex
         variables = {**os.environ, **self.variables, **more, MARK: mark}
-        program = Program(log, ["-m", "fptt_dist", *words], variables)
+        program = Program(log, ["-m", "fptt_dist", *words], variables, folder=typed_in)
         try:
             yield program, mark
         finally:

@@ -11,13 +11,17 @@ import pytest
 from fptt_dist import train
 from fptt_dist.config import Config, ConfigError, apply_overrides, load
 from fptt_dist.config import Train as TrainSection
+from fptt_dist.reporting import read_runs
+from fptt_dist.reporting.html.table import _words
+from fptt_dist.reporting.plots.style import styled
+from fptt_dist.reporting.plots.subject import subjects
+from fptt_dist.reporting.runs.groups import group_runs
 from fptt_dist.training.run import try_out
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.export import export_run
-from tests.docs.snippets import snippets
-from tests.program import ROOT
-from tests.training.helpers import assert_same_run, resumed, train_until
+from tests.own_tasks import write_waves
+from tests.training.helpers import assert_same_run, result, resumed, train_until
 
 STEPS = 12
 
@@ -25,11 +29,7 @@ STEPS = 12
 @pytest.fixture
 def waves(tmp_path: Path) -> Path:
     """The example's file."""
-    file = tmp_path / "waves.py"
-    page = (ROOT / "docs/own-task.md").read_text()
-    [text] = [each.text for each in snippets(page) if "class Waves" in each.text]
-    file.write_text(text)
-    return file
+    return write_waves(tmp_path)
 
 
 def own(file: Path | str, folder: Path, overrides: dict[str, Any] | None = None, *, batches: int = 10) -> Config:
@@ -163,6 +163,24 @@ def test_options_are_plain_keyword_arguments(waves: Path, tmp_path: Path) -> Non
         with pytest.raises(ConfigError) as caught:
             own(waves, tmp_path, {"task.options": {name: value}})
         assert said in str(caught.value)
+
+
+def test_a_metric_of_ones_own_has_its_direction_in_reports(waves: Path, tmp_path: Path) -> None:
+    write_waves(tmp_path, metric="hits")
+    runs = []
+    for algorithm, rate in (("fptt", 1e-2), ("tbptt", 1e-6)):
+        for seed in (0, 1):
+            runs.append(tmp_path / f"{algorithm}-{seed}")
+            keys = {"algorithm": algorithm, "optimizer.lr": rate, "seed": seed, "model.hidden": 16}
+            train(own(waves, runs[-1], {**keys, "train.batch_size": 50}, batches=120))
+    assert result(runs[0])["higher_is_better"] is True
+    groups = group_runs(read_runs(runs))
+    [subject] = subjects(styled(groups))
+    assert subject.title == "Waves, 12 steps"
+    assert subject.direction == "Higher is better."
+    words = _words(*groups)
+    assert words.startswith("test hits ")
+    assert "every seed of fptt lr=0.01 is better than every seed of tbptt lr=1e-06" in words
 
 
 @pytest.mark.slow
