@@ -185,3 +185,15 @@ def test_groups_are_what_is_equal_and_labels_are_unique(drawn: list[tuple[dict[s
     for one in range(len(groups)):
         for two in range(one):
             assert any(column[one] != column[two] for column in columns.values())
+
+
+def test_classes_of_the_users_are_named_without_their_paths() -> None:
+    path = "/home/somebody/with/a/long/path"
+    tasks = [
+        {"task": {"name": f"{path}/{name}", "length": 4}, "model": {"layer": f"{path}/cell.py:{cell}"}}
+        for name, cell in (("a.py:Gestures", "Gated"), ("b.py:Speech", "Leaky"))
+    ]
+    runs = [run(str(number), keys) for number, keys in enumerate(tasks)]
+    assert [group.label for group in group_runs(runs)] == ["fptt Gestures Gated", "fptt Speech Leaky"]
+    same = [run(str(n), {"task": {"name": f"/{file}.py:Waves", "length": 4}}) for n, file in enumerate("ab")]
+    assert [group.label for group in group_runs(same)] == ['fptt "/a.py:Waves"', 'fptt "/b.py:Waves"']

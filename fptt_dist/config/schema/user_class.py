@@ -39,4 +39,4 @@ class UserClass:
 
 def short_name(value: str) -> str:
     """Return a class's name for folders and titles; the value of a key that names none as it is."""
-    return value.rpartition(":")[2]
+    return value.rpartition(".py:")[2]

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ruamel.yaml import YAML
 
-from fptt_dist.config import ConfigError
+from fptt_dist.config import ConfigError, short_name
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
 from fptt_dist.history import History, read_runs, readable_runs
@@ -195,7 +195,7 @@ def _write(report: Report) -> None:
 
 
 def _title(report: Report) -> str:
-    tasks = sorted({str(run.config["task"].get("name", "")) for run in report.runs} - {""})
+    tasks = sorted({short_name(str(run.config["task"].get("name", ""))) for run in report.runs} - {""})
     return f"FPTT report: {', '.join(tasks)}" if tasks else "FPTT report"
 
 

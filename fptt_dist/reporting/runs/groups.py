@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fptt_dist.algorithm.schemes import SCHEMES
-from fptt_dist.config import Config, ConfigError
+from fptt_dist.config import Config, ConfigError, short_name
 from fptt_dist.config.loading.merge import Layer, validated
 from fptt_dist.config.schema.section import leaves
 from fptt_dist.config.values import show
@@ -197,6 +197,7 @@ def _written(groups: list[Values], keys: Iterable[str], longest: int | None = LO
 def _pair(names: dict[str, str], key: str, value: Any, longest: int | None) -> str:
     text = DERIVED[key] if value is None and key in DERIVED else show(value)
     if longest is not None:
+        text = show(short_name(value)) if key in NAMES and isinstance(value, str) else text
         text = f"{value:.6g}" if isinstance(value, float) else text
         text = text if len(text) <= longest else text[: longest - 1] + "…"
     if key == WORKERS:

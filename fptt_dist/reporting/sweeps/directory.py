@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fptt_dist.config import ConfigError
+from fptt_dist.config import ConfigError, short_name
 from fptt_dist.config.loading.loader import read_mapping
 from fptt_dist.history import History, last_words, readable_runs
 from fptt_dist.records import read_record
@@ -39,7 +39,7 @@ def read_sweep(path: Path) -> SweepResults:
     found = [note for file in sorted(path.glob(f"*/{TRIAL}")) if (note := _noted(file)) is not None]
     notes = sorted(found, key=lambda note: note["index"])
     runs = [_history(note["path"]) for note in notes]
-    task = next((run.config["task"].get("name", "") for run in runs if run is not None), "")
+    task = next((short_name(str(run.config["task"].get("name", ""))) for run in runs if run is not None), "")
     trials = [_row(note, run, asked["varying"]) for note, run in zip(notes, runs, strict=True)]
     return SweepResults(path, asked, task, trials)
 
