@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fptt_dist.config import short_name
 from fptt_dist.reporting.plots.style import Styled, plain_text
 from fptt_dist.reporting.runs.metrics import higher_is_better
 
 PER_STEP = ("copying", "language")  # tasks with a target at every step
+PER_STEP_TARGETS = ("step_class", "step_value", "forecast")  # of task.target
 UNITS = {"accuracy": "share of 1", "recall": "share of 1", "mse": "mean squared error"}
 
 
@@ -37,13 +39,13 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """The task's name in the configuration."""
-        return _task(self.looks[0])["name"]
+        """The task's name in the configuration, of a class of the user's without its path."""
+        return short_name(_task(self.looks[0])["name"])
 
     @property
     def per_step(self) -> bool:
         """True where there is a target at every step."""
-        return self.name in PER_STEP
+        return self.name in PER_STEP or _task(self.looks[0]).get("target") in PER_STEP_TARGETS
 
     @property
     def measured(self) -> str:
@@ -85,10 +87,11 @@ def _task(each: Styled) -> dict[str, Any]:
 def _described(each: Styled) -> str:
     task = _task(each)
     parts = [
-        task["name"],
+        short_name(task["name"]),
         task.get("dataset"),
-        Path(task["text_dir"]).name if task.get("text_dir") else None,
+        *(Path(task[key]).name if task.get(key) else None for key in ("text_dir", "train")),
         task.get("token_level"),
+        task.get("target"),
     ]
     return " ".join(str(part) for part in parts if part is not None)
 
