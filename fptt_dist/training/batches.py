@@ -9,7 +9,7 @@ import torch
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.parallel.comm.process_group import START_SECONDS
 from fptt_dist.tasks import Batch, Task
-from fptt_dist.training.data_workers import BatchOrder, DataWorkers, portable
+from fptt_dist.training.data_workers import BatchOrder, DataWorkers, pack
 from fptt_dist.training.train_state import TrainState
 
 
@@ -50,20 +50,17 @@ class TrainBatches:
         self._device = device
         self._count = config.data.workers
         self._timeout = config.parallel.timeout_seconds
-        self._needed = portable(task, self._count) if self._count else None
+        if self._count:
+            pack(task, self._count)  # refused before the run's folder is there
         self._workers: DataWorkers | None = None
         self._waited = 0.0
         self._seconds = 0.0
 
     @contextmanager
     def ahead(self, position: TrainState, total: int) -> Iterator[None]:
-        """Have the batches from `position` to `total` put together ahead of time within the context.
-
-        Raises:
-            ConfigError: the task's tensors do not fit into the memory that processes share.
-        """
+        """Have the batches from `position` to `total` put together ahead of time within the context."""
         self._seconds = position.seconds
-        if self._needed is None:
+        if not self._count:
             yield
             return
         with DataWorkers(
@@ -71,7 +68,6 @@ class TrainBatches:
             self._order,
             range(position.batch, total),
             workers=self._count,
-            needed=self._needed,
             seconds=self._timeout,
             start_seconds=max(START_SECONDS, self._timeout),
             flush_denormal=self._device.type == "cpu",

@@ -1,26 +1,27 @@
 """Processes that put training batches together in the background, ahead of time.
 
 Each is a new interpreter, which inherits neither the run's lock, sockets and threads nor its signal handlers. It sends
-its batches through a pipe of its own, one after another, and the pipe takes the next when the one before has been
-received: a worker is one or two batches ahead. A pipe's end says at once that its other process has died, a process
-that is killed leaves nothing locked, and below 10 MB a batch is here sooner than through torch's shared memory.
+its batches through a pipe of its own, one after another, which holds 64 KB: it is ahead by what fits in there, and by
+one batch more. A pipe's end says at once that its other process has died, a process that is killed leaves nothing
+locked, and a batch of up to 10 MB is here sooner than through torch's shared memory.
 """
 
 import importlib.machinery
 import importlib.util
-import math
+import io
+import mmap
 import multiprocessing
 import os
 import pickle
 import random
-import shutil
 import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from multiprocessing import resource_tracker
+from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -29,6 +30,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fptt_dist.config import ConfigError
@@ -37,8 +39,12 @@ from fptt_dist.training.process.orphan import end_with_parent_at_once
 
 BLOCKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """Signals that terminals and SLURM send to all processes of a run: what they ask for is decided in its own process."""
-SHARED = Path("/dev/shm")
+ALIGNMENT = 64  # bytes; of numbers in memory
 END_SECONDS = 5.0  # that a killed process may take to be gone
+AT_START = (
+    "what it said stands above. A program that trains must do so under if __name__ == '__main__', as its file is "
+    "imported there"
+)
 
 
 @dataclass(frozen=True)
@@ -62,20 +68,22 @@ class BatchOrder:
 
 
 @dataclass(frozen=True)
-class Portable:
-    """Requirements of a task that is sent to another process.
+class PackedTask:
+    """A task to be sent to other processes.
 
     Attributes:
+        pickled: without the numbers of its arrays and tensors.
+        buffers: those, as bytes in the memory where they are.
         modules: the files of modules that cannot be imported by their names, by these.
-        shared_bytes: size of its tensors, which all processes read in the same memory.
     """
 
+    pickled: bytes
+    buffers: list[memoryview]
     modules: dict[str, str]
-    shared_bytes: int
 
 
-def portable(task: Task, workers: int) -> Portable:
-    """Try to pickle the task, without its numbers.
+def pack(task: Task, workers: int) -> PackedTask:
+    """Pickle the task, without copying its numbers.
 
     Args:
         task: what data workers get.
@@ -89,35 +97,27 @@ def portable(task: Task, workers: int) -> Portable:
             f"data.workers={workers}: this process was started as a daemon by multiprocessing, which may not start "
             "others: start it with daemon=False, or type data.workers=0"
         )
-    trial = _Trial()
+    file = io.BytesIO()
+    packer = _Packer(file)
     try:
-        trial.dump(task)
+        packer.dump(task)
     except Exception as error:  # of any type: pickle and the objects themselves raise what they like
         raise ConfigError(
             f"data.workers={workers}: the task {task.name} cannot be sent to a data worker process "
             f"({type(error).__name__}: {error}): let it keep only what can be pickled, no lambda, open file or lock, "
             "or type data.workers=0"
         ) from error
-    return Portable(
-        {name: file for name in sorted(trial.modules) if (file := _file_of(name)) is not None},
-        sum(trial.storages.values()),
-    )
+    modules = {name: found for name in sorted(packer.modules) if (found := _file_of(name)) is not None}
+    return PackedTask(file.getvalue(), [buffer.raw() for buffer in packer.buffers], modules)
 
 
-class _Nowhere:
-    """Writes to nothing."""
+class _Packer(pickle.Pickler):
+    """Pickles all but numbers, and notes these, and the modules of classes and functions."""
 
-    def write(self, data: bytes) -> int:
-        return len(data)
-
-
-class _Trial(pickle.Pickler):
-    """Pickles to nowhere; arrays are passed over. It notes tensors, and the modules of classes and functions."""
-
-    def __init__(self) -> None:
-        super().__init__(_Nowhere())
+    def __init__(self, file: io.BytesIO) -> None:
+        self.buffers: list[pickle.PickleBuffer] = []
         self.modules: set[str] = set()
-        self.storages: dict[int, int] = {}
+        super().__init__(file, protocol=5, buffer_callback=self.buffers.append)
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, np.memmap):
@@ -125,11 +125,15 @@ class _Trial(pickle.Pickler):
         if isinstance(value, Tensor):
             if value.device.type != "cpu":
                 raise ValueError(f"it keeps a tensor on {value.device}")
-            storage = value.untyped_storage()
-            self.storages[storage.data_ptr()] = 0 if value.is_shared() else storage.nbytes()
-        elif isinstance(value, type | FunctionType):
+            return _tensor, (np.asarray(_bytes_of(value.detach().contiguous())), value.dtype, tuple(value.shape))
+        if isinstance(value, type | FunctionType):
             self.modules.add(value.__module__)
-        return (int, ()) if isinstance(value, Tensor | np.ndarray) else NotImplemented
+        return NotImplemented
+
+
+def _tensor(numbers: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Return the tensor of these bytes, in their memory."""
+    return torch.from_numpy(numbers).view(dtype).view(shape)
 
 
 def _file_of(module: str) -> str | None:
@@ -140,22 +144,54 @@ def _file_of(module: str) -> str | None:
     return str(Path(file).resolve())
 
 
-class _Modules:
-    """Modules to be loaded from their files where this is unpickled, before what follows it."""
+class _SharedFile:
+    """The packed task in a file without a name, in memory on Linux: one copy for all data workers.
 
-    def __init__(self, files: dict[str, str]) -> None:
-        for name, file in files.items():
-            if name not in sys.modules:
-                spec = importlib.util.spec_from_file_location(name, file)
-                assert spec is not None
-                assert spec.loader is not None
-                sys.modules[name] = importlib.util.module_from_spec(spec)
-                sys.path.append(str(Path(file).parent))
-                spec.loader.exec_module(sys.modules[name])
-        self.files = files
+    It is sent to a process by its descriptor. What goes to a new process otherwise, the start waits for; and would wait
+    for ever if that process ended before it has read all.
 
-    def __reduce__(self) -> tuple[type, tuple[dict[str, str]]]:
-        return _Modules, (self.files,)
+    Args:
+        packed: the task.
+    """
+
+    def __init__(self, packed: PackedTask) -> None:
+        memory = sys.platform == "linux"
+        self._file = os.fdopen(os.memfd_create("task"), "wb") if memory else tempfile.TemporaryFile("wb")  # noqa: SIM115
+        parts: list[tuple[int, int]] = []
+        for part in (memoryview(packed.pickled), *packed.buffers):
+            start = self._file.seek(-(-self._file.tell() // ALIGNMENT) * ALIGNMENT)
+            self._file.write(part)
+            parts.append((start, start + part.nbytes))
+        self._index = self._file.tell()
+        self._file.write(pickle.dumps(parts))
+        self._file.flush()
+
+    def __reduce__(self) -> tuple[Callable[..., list[memoryview]], tuple[Any, ...]]:
+        return _mapped, (reduction.DupFd(self._file.fileno()), self._index)
+
+    def close(self) -> None:
+        """Forget the file, which lasts as long as a process has it."""
+        self._file.close()
+
+
+def _mapped(descriptor: Any, index: int) -> list[memoryview]:
+    """Return the parts of a shared file; what is written to them stays in this process."""
+    with os.fdopen(descriptor.detach(), "rb") as file:
+        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    return [memory[start:stop] for start, stop in pickle.loads(memory[index:])]
+
+
+def _unpacked(parts: list[memoryview], modules: dict[str, str]) -> Task:
+    """Return the task, after loading the modules that it needs from their files."""
+    for name, file in modules.items():
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        sys.path.append(str(Path(file).parent))
+        spec.loader.exec_module(sys.modules[name])
+    pickled, *buffers = parts
+    return pickle.loads(pickled, buffers=buffers)
 
 
 class DataWorkers:
@@ -166,7 +202,6 @@ class DataWorkers:
         order: of the batches.
         numbers: of the batches that are asked for, in this order.
         workers: W.
-        needed: see `portable`.
         seconds: that a batch may be waited for.
         start_seconds: that the first batch of each process may be waited for.
         flush_denormal: as this process computes.
@@ -180,7 +215,6 @@ class DataWorkers:
         numbers: range,
         *,
         workers: int,
-        needed: Portable,
         seconds: float,
         start_seconds: float,
         flush_denormal: bool,
@@ -190,7 +224,6 @@ class DataWorkers:
         self._order = order
         self._numbers = numbers
         self._count = workers
-        self._needed = needed
         self._seconds = seconds
         self._start_seconds = start_seconds
         self._flush_denormal = flush_denormal
@@ -199,19 +232,17 @@ class DataWorkers:
         self._said = f"data.workers={workers}"
 
     def __enter__(self) -> Self:
-        free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else math.inf
-        if self._needed.shared_bytes > free:  # or the kernel would end this process by SIGBUS
-            raise ConfigError(
-                f"{self._said}: the task's tensors, {self._needed.shared_bytes:,} bytes, do not fit into {SHARED}, "
-                f"where {free:,} are free: give the container more (docker run --shm-size), or type data.workers=0"
-            )
+        packed = pack(self._task, self._count)
+        file = _SharedFile(packed)
         try:
             with _blocked_in_children():
                 for worker in range(min(self._count, len(self._numbers))):
-                    self._workers.append(self._start(worker))
+                    self._workers.append(self._start(worker, file, packed.modules))
         except BaseException:
             self._end()
             raise
+        finally:
+            file.close()
         return self
 
     def __exit__(
@@ -219,11 +250,11 @@ class DataWorkers:
     ) -> None:
         self._end()
 
-    def _start(self, worker: int) -> tuple[SpawnProcess, Connection]:
+    def _start(self, worker: int, file: _SharedFile, modules: dict[str, str]) -> tuple[SpawnProcess, Connection]:
         context = multiprocessing.get_context("spawn")
         receiving, sending = context.Pipe(duplex=False)
         own = self._numbers[worker :: self._count]
-        arguments = (os.getpid(), sending, _Modules(self._needed.modules), self._task, self._order, own)
+        arguments = (os.getpid(), sending, file, modules, self._order, own)
         process = context.Process(
             target=_work, args=(*arguments, self._flush_denormal), name=f"data worker {worker}", daemon=True
         )
@@ -270,10 +301,7 @@ class DataWorkers:
         if code == -signal.SIGKILL:
             remedy = "if memory ran out, type a smaller data.workers"
         elif first:
-            remedy = (
-                "what it said stands above. A program that trains must do so under if __name__ == '__main__', as its "
-                "file is imported there"
-            )
+            remedy = AT_START
         else:
             remedy = "data.workers=0 shows what happens there"
         return f"{self._said}: the process that puts batch {number + 1} together {how}: {remedy}"
@@ -302,14 +330,15 @@ def _blocked_in_children() -> Iterator[None]:
 def _work(
     parent: int,
     sending: Connection,
-    modules: _Modules,
-    task: Task,
+    parts: list[memoryview],
+    modules: dict[str, str],
     order: BatchOrder,
     numbers: range,
     flush_denormal: bool,
 ) -> None:
     """Put batches together and send them, in a process of its own; an error's message is the last that is sent."""
     end_with_parent_at_once(parent)
+    task = _unpacked(parts, modules)
     torch.set_num_threads(1)
     torch.set_flush_denormal(flush_denormal)
     streams = _streams()

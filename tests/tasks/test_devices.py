@@ -1,6 +1,5 @@
 """Where batches are put together: on the device that the task was moved to, with the numbers of the CPU."""
 
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from fptt_dist.algorithm.losses import RegressionLoss
 from fptt_dist.tasks import Adding, Batch, Copying, Language, Pixels, Task
+from fptt_dist.training.data_workers import _unpacked, pack
 from tests.tasks.test_cifar import write_cifar
 from tests.tasks.test_language import write
 from tests.tasks.test_pixels import some_images, write_images
@@ -121,7 +121,9 @@ def test_a_data_worker_gets_the_same_batches(subtests: pytest.Subtests, root: Pa
             task = ALL[name](root)
             expected = [tensors(batch) for batch in batches(task, name)]
             task.loss = _NotForOthers()
-            found = [tensors(batch) for batch in batches(pickle.loads(pickle.dumps(task)), name)]
+            packed = pack(task, 1)
+            sent = _unpacked([memoryview(packed.pickled), *packed.buffers], packed.modules)
+            found = [tensors(batch) for batch in batches(sent, name)]
             assert [[each.tolist() for each in batch] for batch in found] == [
                 [each.tolist() for each in batch] for batch in expected
             ]

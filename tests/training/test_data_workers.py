@@ -23,7 +23,7 @@ import torch
 from fptt_dist import train
 from fptt_dist.config import ConfigError, dump
 from fptt_dist.tasks import Adding, Batch, DataError, Task, seeded
-from fptt_dist.training.data_workers import BatchOrder, DataWorkers, portable
+from fptt_dist.training.data_workers import BatchOrder, DataWorkers, _unpacked, pack
 from fptt_dist.training.logging.metrics_logger import MetricsLogger
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup import factory
@@ -113,6 +113,8 @@ class Failing(Adding):
             time.sleep(600)
         batch = super().train_batch(epoch, cursor, size, part)
         batch.inputs[0, 0, 0] = torch.get_num_threads()
+        self.series[1] += 1  # in this process alone
+        batch.targets[0] = self.series[0].sum() + self.series[1].sum()
         return batch
 '''
 
@@ -125,13 +127,16 @@ def failing(folder: Path) -> Task:
     assert spec.loader is not None
     sys.modules["own_task_failing"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Failing(length=6, examples=20, seed=1)
+    task = module.Failing(length=6, examples=20, seed=1)
+    task.series = [
+        torch.full((3,), 2.0 if number == 0 else 0.0) for number in range(5000)
+    ]  # more than files a process has
+    return task
 
 
 def data_workers(task: Task, numbers: range, workers: int, **settings: Any) -> DataWorkers:
     usual = {"seconds": 60.0, "start_seconds": 300.0, "flush_denormal": False, "pin": False}
-    needed = portable(task, workers)
-    return DataWorkers(task, ORDER, numbers, workers=workers, needed=needed, **{**usual, **settings})
+    return DataWorkers(task, ORDER, numbers, workers=workers, **{**usual, **settings})
 
 
 @pytest.mark.slow  # 15 s: eight processes are started
@@ -146,7 +151,8 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
         expected = Adding(length=6, examples=20, seed=1).train_batch(0, 0, 4, slice(1, 4))
         batch = workers.get(0)
         assert torch.equal(batch.inputs[1:], expected.inputs[1:])
-        assert torch.equal(batch.targets, expected.targets)
+        assert torch.equal(batch.targets[1:], expected.targets[1:])
+        assert batch.targets[0] == 3 * 2 + 3
         assert batch.inputs[0, 0, 0] == 1, "one thread"
         with pytest.raises(DataError) as raised:
             workers.get(1)
@@ -181,6 +187,36 @@ def test_a_process_that_fails(tmp_path: Path) -> None:
     assert _children() == set()
 
 
+UNGUARDED = """
+import sys
+import numpy as np
+from fptt_dist.exit import one_message
+from fptt_dist.tasks import Adding
+from tests.training.test_data_workers import data_workers
+
+task = Adding(length=6, examples=20)
+task.kept = np.zeros(int(sys.argv[1]))
+with one_message(), data_workers(task, range(3), 1) as workers:
+    workers.get(0)
+"""
+
+
+@pytest.mark.slow  # 8 s: four processes, one after another
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_a_program_that_trains_wherever_it_is_imported(size: int, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(UNGUARDED)
+    command = [sys.executable, str(tmp_path / "program.py"), str(size)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("fptt-dist: ")]
+    assert said.startswith("fptt-dist: data.workers=1: ")
+    assert said.endswith(
+        "what it said stands above. A program that trains must do so under if __name__ == '__main__', as its file is "
+        "imported there"
+    )
+
+
 def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,26 +234,35 @@ def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_tensors_that_do_not_fit_into_shared_memory_are_refused() -> None:
+def test_numbers_are_packed_where_they_are_and_unpacked_with_their_type() -> None:
+    """0.1 s."""
+    kept = {
+        "floats": torch.randn(3, 5),
+        "transposed": torch.randn(3, 5, dtype=torch.float64).t(),
+        "bf16": torch.randn(7).bfloat16(),
+        "flags": torch.tensor([True, False]),
+        "one": torch.tensor(3),
+        "none": torch.zeros(0, 4),
+        "array": np.arange(6.0).reshape(2, 3),
+        "words": np.array(["a", "bc"], dtype=object),
+    }
     task = Adding(length=6, examples=20)
-    task.kept = torch.zeros(3, 5)  # pyright: ignore[reportAttributeAccessIssue]
-    task.view = task.kept[1:]  # pyright: ignore[reportAttributeAccessIssue]
-    needed = portable(task, 1)
-    assert needed.shared_bytes == 60
-    assert needed.modules == {}
-    too_large = type(needed)({}, 2**60)
-    settings = {"seconds": 1.0, "start_seconds": 1.0, "flush_denormal": False, "pin": False}
-    with (
-        pytest.raises(ConfigError, match=r"^data.workers=1: the task's tensors, 1,152,.* bytes, do not fit"),
-        DataWorkers(task, ORDER, range(1), workers=1, needed=too_large, **settings),  # pyright: ignore[reportArgumentType]
-    ):
-        pass
+    task.kept = kept  # pyright: ignore[reportAttributeAccessIssue]
+    packed = pack(task, 1)
+    assert packed.modules == {}
+    assert any(np.shares_memory(np.asarray(buffer), kept["floats"].numpy()) for buffer in packed.buffers)
+    found = _unpacked([memoryview(packed.pickled), *packed.buffers], {}).kept  # pyright: ignore[reportAttributeAccessIssue]
+    for name, value in kept.items():
+        assert type(found[name]) is type(value)
+        assert found[name].dtype == value.dtype
+        assert found[name].tolist() == value.tolist()
+        assert found[name].shape == value.shape
 
 
 def test_a_daemon_is_told_that_it_may_not_start_data_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match=r"data.workers=2: this process was started as a daemon .* daemon=False, or"):
-        portable(Adding(length=6, examples=20), 2)
+        pack(Adding(length=6, examples=20), 2)
 
 
 @pytest.mark.parametrize("kind", ["lock", "map", "device", "cache"])
@@ -232,7 +277,7 @@ def test_what_keeps_a_task_from_being_sent(kind: str, tmp_path: Path) -> None:
     task = Adding(length=6, examples=20)
     task.kept = kept  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ConfigError, match=f"^data.workers=3: the task adding cannot be sent .*{re.escape(said)}"):
-        portable(task, 3)
+        pack(task, 3)
 
 
 def test_a_dry_run_starts_no_process(tmp_path: Path) -> None:
