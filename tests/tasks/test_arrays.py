@@ -15,6 +15,7 @@ from fptt_dist.tasks import DataError
 from fptt_dist.tasks.arrays import POOL, Arrays
 from fptt_dist.tasks.data.scaling import ROWS, Statistics, filled
 from fptt_dist.tasks.data.series import RawSeries, read_arrays
+from fptt_dist.training.data_workers import pack
 
 CHANNELS, LONGEST = 2, 9
 LABELS = np.array(["no", "perhaps", "yes"])
@@ -182,6 +183,7 @@ def test_every_format_gives_the_same_batches(target: str, tmp_path: Path) -> Non
         read = read_arrays(tmp_path / place, targets=True, per_step=target == "step_class")
         assert isinstance(read.inputs, np.memmap) == (tmp_path / place).is_dir()
         task = task_of(target, read)
+        pack(task, 1)
         pickled = pickle.dumps(task)  # as a data worker process gets it
         assert not (tmp_path / place).is_dir() or read.inputs.tobytes() not in pickled
         batch = task.train_batch(1, 8, 8, slice(2, 5))

@@ -290,7 +290,7 @@ def test_the_progress_line_says_a_long_wait(tmp_path: Path) -> None:
     record = {"batch": 1, "loss": 0.5, "sequences_per_second": 80.0, "window_losses": [0.5]}
     folder = RunDirectory(tiny(tmp_path / "run"))
     folder.open()
-    with MetricsLogger(folder, active=True, total_batches=2, workers=1) as logger:
+    with MetricsLogger(folder, active=True, total_batches=2, ended=False, workers=1) as logger:
         for share, words in ((0.2, ""), (0.21, "  21% waiting for data")):
             logger.training({**record, "data_wait": share})
             assert logger._text == f"loss 0.5  80 sequences/s{words}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fptt_dist.config import load
+from fptt_dist.config import ArraysTask, load
 from fptt_dist.training.run import try_out
 from fptt_dist.training.tools.starting_config import starting_config
 from tests.training.helpers import isolated
@@ -83,7 +83,7 @@ def test_it_loads_and_trains_for_every_kind_of_target(tmp_path: Path, subtests: 
             np.savez(data, inputs=inputs, **({} if array is None else {"targets": array}))
             config.write_text(starting_config(str(data)))
             loaded = load(config, {"run.dir": str(tmp_path / "run")})
-            assert loaded.task.name == "arrays"
+            assert isinstance(loaded.task, ArraysTask)
             assert loaded.task.target == target
             with isolated():
                 try_out(loaded)
@@ -96,7 +96,7 @@ def test_names_that_are_not_plain_stay_within_their_lines(tmp_path: Path) -> Non
     config = tmp_path / "config.yaml"
     config.write_text(starting_config(str(path)))
     loaded = load(config)
-    assert loaded.task.name == "arrays"
+    assert isinstance(loaded.task, ArraysTask)
     assert loaded.task.train == str(path)
     assert loaded.task.series_column == "id"
     assert '1 channel: "a\\nb: [#,".' in config.read_text()

@@ -92,7 +92,7 @@ def blocks(raw: RawSeries, starts: NDArray, lengths: NDArray) -> Iterator[tuple[
 def as_float(values: NDArray) -> NDArray:
     """Return values as float32; those beyond its range become infinite, which `check_values` refuses."""
     with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+        return np.array(values, np.float32)  # in memory, where they are mapped
 
 
 def check_values(raw: RawSeries, *, missing_allowed: bool) -> None:

@@ -26,6 +26,13 @@ class _Mapped:
     offset: int
     shape: tuple[int, ...]
 
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """Return the place of a memory-mapped array; anything else as it is."""
+        if not isinstance(value, np.memmap):
+            return value
+        return cls(str(value.filename), value.dtype, value.offset, value.shape)
+
     def open(self) -> NDArray:
         return np.memmap(self.file, self.dtype, "r", self.offset, self.shape)
 
@@ -56,16 +63,11 @@ class RawSeries:
     starts: NDArray | None = field(default=None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process gets: of memory-mapped inputs where they are, for they may exceed memory."""
-        values = dict(vars(self))
-        inputs = self.inputs
-        if isinstance(inputs, np.memmap):
-            values["inputs"] = _Mapped(str(inputs.filename), inputs.dtype, inputs.offset, inputs.shape)
-        return values
+        """Return what another process gets: of memory-mapped arrays where they are, for they may exceed memory."""
+        return {name: _Mapped.of(value) for name, value in vars(self).items()}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
-        inputs = values["inputs"]
-        vars(self).update(values, inputs=inputs.open() if isinstance(inputs, _Mapped) else inputs)
+        vars(self).update({n: value.open() if isinstance(value, _Mapped) else value for n, value in values.items()})
 
     def first_rows(self) -> NDArray:
         """Return the row of each series' first step (N,)."""
@@ -196,7 +198,7 @@ def _lengths(path: Path, found: Mapping[str, NDArray]) -> NDArray | None:
         return None
     if lengths.dtype.kind not in "iu" or lengths.ndim != 1:
         raise DataError(f"{path}: lengths is {lengths.dtype} of shape {lengths.shape}: expected integers (N,)")
-    lengths = lengths.astype(np.int64)
+    lengths = np.array(lengths, np.int64)  # in memory
     if len(lengths) and lengths.min() < 1:
         series = int(lengths.argmin())
         raise DataError(f"{path}: series {series} has {lengths[series]} steps: expected at least 1")
@@ -254,7 +256,7 @@ def _targets(path: Path, targets: NDArray, padded: bool, series: int, rows: int,
 def _split(path: Path, split: NDArray, series: int) -> NDArray:
     if split.shape != (series,):
         raise DataError(f"{path}: split has the shape {split.shape}: expected ({series},)")
-    text: Any = np.char.decode(split, "utf-8") if split.dtype.kind == "S" else split
+    text: Any = np.char.decode(split, "utf-8") if split.dtype.kind == "S" else np.array(split)
     if text.dtype.kind == "U":
         wrong = ~np.isin(text, PARTS)
         if not wrong.any():

@@ -22,8 +22,8 @@ def single_targets(raw: RawSeries) -> NDArray:
     Raises:
         DataError: several per series or step, or numbers that are no classes.
     """
-    targets = raw.targets
-    assert targets is not None
+    assert raw.targets is not None
+    targets = np.asarray(raw.targets)  # no memory map, whose type results would have
     if targets.ndim == 2 and targets.shape[1] == 1:
         targets = targets[:, 0]
     if targets.ndim != 1:
@@ -96,8 +96,8 @@ def number_targets(raw: RawSeries, *, labels: bool, per_step: bool) -> NDArray[n
     Raises:
         DataError: text, a missing or infinite number, or a label that is none.
     """
-    targets = raw.targets
-    assert targets is not None
+    assert raw.targets is not None
+    targets = np.asarray(raw.targets)
     if targets.dtype.kind not in "fiub":
         kind = "labels" if labels else "step_value" if per_step else "value"
         raise DataError(f"{raw.path}: targets are text: expected numbers with task.target={kind}")
