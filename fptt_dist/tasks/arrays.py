@@ -172,7 +172,7 @@ class Arrays(Task):
         """
         assert self.metrics is not None
         if self.metrics.per_step:
-            real = batch.real_steps()
+            real = batch.mask
             output, right = output[real], batch.targets[real]
         else:
             output = batch.last_outputs(output)

@@ -60,22 +60,23 @@ class Batch:
         inputs, targets = (each.to(device, non_blocking=beside) for each in (self.inputs, self.targets))
         return replace(self, inputs=inputs, targets=targets, examples=examples)
 
+    @property
+    def mask(self) -> Tensor:
+        """True where a step is a sequence's own and no padding, (T, B) on the inputs' device."""
+        steps = torch.arange(len(self.inputs), device=self.inputs.device).unsqueeze(1)
+        ends = torch.full((self.size,), len(self.inputs)) if self.lengths is None else self.lengths
+        return steps < ends.to(self.inputs.device)
+
     def without_padding(self) -> "Batch":
         """Return the same sequences with zeros behind their ends, whatever was there (NaN included)."""
         if self.lengths is None:
             return self
-        padding = ~self.real_steps()
+        padding = ~self.mask
         inputs = self.inputs.masked_fill(padding.unsqueeze(-1) if self.inputs.dim() == 3 else padding, 0)
         if not self.per_step_targets:
             return replace(self, inputs=inputs)
         beyond = padding.reshape(padding.shape + (1,) * (self.targets.dim() - 2))
         return replace(self, inputs=inputs, targets=self.targets.masked_fill(beyond, 0))
-
-    def real_steps(self) -> Tensor:
-        """Return which steps are none of padding, (T, B)."""
-        lengths = torch.full((self.size,), len(self.inputs)) if self.lengths is None else self.lengths
-        steps = torch.arange(len(self.inputs), device=self.inputs.device).unsqueeze(1)
-        return steps < lengths.to(self.inputs.device)
 
     def last_outputs(self, output: Tensor) -> Tensor:
         """Return the outputs (B, O) after each sequence's last step, of (T or 1, B, O)."""
@@ -204,7 +205,7 @@ class Task(ABC):
         """
         assert self.metrics is not None
         if self.metrics.per_step:
-            real = batch.real_steps()
+            real = batch.mask
             return self.metrics.compared(output[real], batch.targets[real])
         return self.metrics.compared(batch.last_outputs(output), batch.targets)
 

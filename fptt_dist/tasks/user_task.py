@@ -1,6 +1,7 @@
 """A task of the user's: constructed, and tried out with a few sequences before the run."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar, get_args
 
@@ -21,6 +22,7 @@ from fptt_dist.tasks.base import Batch, Split, Task
 from fptt_dist.user_code import UserCodeError, said
 
 SEQUENCES = 64  # that a task is tried out with, at most
+PADDING = 3  # steps behind a batch that must not count
 NUMBERS = ("inputs", "outputs", "length", "train_examples")
 FLAGS = ("higher_is_better", "stateful", "lengths_differ", "scale_lr_by_length")
 R = TypeVar("R")
@@ -33,7 +35,7 @@ def make_task(
 
     Its attributes are checked, sequences of the first batch (shapes, types, finite inputs, targets that the loss
     can take; the same sequences whenever and in whatever slices they are asked for), an evaluation batch of each split,
-    and the score of outputs that are all 0.
+    and the score of outputs that are all 0; where lengths differ, also that more padding changes no score.
 
     Args:
         kind: the user's class.
@@ -149,6 +151,30 @@ def _check_evaluation(task: Task, split: Split) -> None:
     if type(items) is not int or items < 1:
         raise UserCodeError(f"{call} gave {items!r} items, not a whole number from 1 on")
     _result(f"{name}.value({total.item() / items:g})", lambda: float(task.value(total.item() / items)))
+    if task.lengths_differ:
+        _check_padding(task, batch)
+
+
+def _check_padding(task: Task, batch: Batch) -> None:
+    """Check that more padding behind the sequences changes no score."""
+    steps, call = len(batch.inputs), f"{type(task).__name__}.score(output, batch)"
+    numbers = torch.Generator().manual_seed(0)
+    output = torch.randn(steps + PADDING, batch.size, task.outputs, generator=numbers)
+    inputs = _padded(batch.inputs)
+    longer = replace(batch, inputs=inputs, targets=_padded(batch.targets) if batch.per_step_targets else batch.targets)
+    (total, items), (padded, counted) = (
+        _result(call, lambda each=each: task.score(output[: len(each.inputs)], each)) for each in (batch, longer)
+    )
+    if items != counted or not torch.allclose(total, padded, equal_nan=True):
+        raise UserCodeError(
+            f"{call} depends on the padding: the sum is {total.item():g} of {items} items, and with {PADDING} more "
+            f"steps behind the same sequences {padded.item():g} of {counted}: count the steps of batch.mask alone, or "
+            "read output[batch.lengths - 1, torch.arange(batch.size)], each sequence's last"
+        )
+
+
+def _padded(values: Tensor) -> Tensor:
+    return torch.cat((values, values.new_zeros(PADDING, *values.shape[1:])))
 
 
 def _check_batch(task: Task, batch: Batch, call: str, *, count: int | None = None) -> None:

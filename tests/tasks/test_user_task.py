@@ -51,6 +51,11 @@ class Unequal(Good):
 
     lengths_differ = True
 
+    def score(self, output: Tensor, batch: Batch) -> Any:
+        assert batch.lengths is not None
+        last = output[batch.lengths - 1, torch.arange(batch.size)]
+        return (last.argmax(-1) == batch.targets).double().sum(), batch.size
+
     def batch(self, index: Tensor) -> Batch:
         lengths = 2 + index % (STEPS - 1)
         batch = replace(super().batch(index), lengths=lengths, global_lengths=lengths)
@@ -71,12 +76,27 @@ class Tagged(Good):
         return Batch(self.series[:, index], targets, per_step_targets=True)
 
 
+class UnequalTagged(Unequal):
+    """One class per step of series of other lengths."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.loss = SequenceLoss()
+
+    def batch(self, index: Tensor) -> Batch:
+        return replace(super().batch(index), targets=self.labels[index].expand(STEPS, -1), per_step_targets=True)
+
+    def score(self, output: Tensor, batch: Batch) -> Any:
+        right = (output.argmax(-1) == batch.targets) & batch.mask
+        return right.double().sum(), int(batch.mask.sum())
+
+
 def make(kind: type[Task], **options: Any) -> Task:
     return make_task(kind, options, seed=5, length=STEPS, batch_size=BATCH)
 
 
 def test_good_ones_are_made() -> None:
-    for kind in (Good, Unequal, Tagged):
+    for kind in (Good, Unequal, Tagged, UnequalTagged):
         task = make(kind)
         assert type(task) is kind
         assert (task.name, getattr(task, "seed")) == (kind.__name__, 5)  # noqa: B009
@@ -268,6 +288,20 @@ class ScoresNothing(Good):
         return super().score(output, batch)[0], 0
 
 
+class ScoresTheLastStep(Unequal):
+    """Reads the outputs where the batch ends, not the sequence."""
+
+    def score(self, output: Tensor, batch: Batch) -> Any:
+        return (output[-1].argmax(-1) == batch.targets).double().sum(), batch.size
+
+
+class CountsPadding(UnequalTagged):
+    """Takes padding for the class 0, which is what stands there."""
+
+    def score(self, output: Tensor, batch: Batch) -> Any:
+        return (output.argmax(-1) == batch.targets).double().sum(), batch.targets.numel()
+
+
 class NoValue(Good):
     def value(self, mean: float) -> float:
         raise ZeroDivisionError("of nothing")
@@ -300,6 +334,14 @@ REFUSED: list[tuple[type[Task], str]] = [
     (ScoresEach, r"gave a sum that is torch.float64 of shape \(8,\), not a tensor of shape \(\)"),
     (ScoresInPython, r"gave a sum that is a float, not a tensor of shape \(\)"),
     (ScoresNothing, r"gave 0 items, not a whole number from 1 on"),
+    (
+        ScoresTheLastStep,
+        r"score\(output, batch\) depends on the padding: the sum is \d of 8 items, .* \d of 8: count",
+    ),
+    (
+        CountsPadding,
+        r"depends on the padding: the sum is \d+ of 48 items, .* \d+ of 72: count the steps of batch",
+    ),
     (NoValue, rf"^NoValue\.value\(0\.\d+\) failed: ZeroDivisionError: of nothing \({HERE}, line \d+\)"),
 ]
 

@@ -212,8 +212,9 @@ def check_world(config: Config, world: int) -> None:
             f"train.micro_batch_size={micro} does not go with parallel.reduce=ddp, which would send every micro-batch: "
             "type parallel.reduce=flat, or train.micro_batch_size=null"
         )
-    estimate = isinstance(config.task, settings.PixelsTask) and config.task.target_estimate == "example"
-    if estimate and world > 1 and shards == "shuffled":
+    remembers = isinstance(config.task, (settings.ArraysTask, settings.PixelsTask))
+    estimate = config.task.target_estimate if remembers else ""
+    if estimate == "example" and world > 1 and shards == "shuffled":
         raise ConfigError(
             "task.target_estimate=example remembers each worker's own examples, and data.partition=shuffled "
             f"gives the {world} workers other ones every epoch: type data.partition=fixed, or "
