@@ -212,8 +212,8 @@ def check_world(config: Config, world: int) -> None:
             f"train.micro_batch_size={micro} does not go with parallel.reduce=ddp, which would send every micro-batch: "
             "type parallel.reduce=flat, or train.micro_batch_size=null"
         )
-    remembers = isinstance(config.task, (settings.ArraysTask, settings.PixelsTask))
-    estimate = config.task.target_estimate if remembers else ""
+    task = config.task
+    estimate = task.target_estimate if isinstance(task, (settings.ArraysTask, settings.PixelsTask)) else ""
     if estimate == "example" and world > 1 and shards == "shuffled":
         raise ConfigError(
             "task.target_estimate=example remembers each worker's own examples, and data.partition=shuffled "
