@@ -184,6 +184,14 @@ def test_a_metric_of_ones_own_has_its_direction_in_reports(waves: Path, tmp_path
     assert "every seed of fptt lr=0.01 is better than every seed of tbptt lr=1e-06" in words
 
 
+def test_an_export_that_the_task_would_end_is_refused(waves: Path, tmp_path: Path) -> None:
+    train(own(waves, tmp_path / "run", batches=2))
+    waves.write_text(waves.read_text() + "\n    def input_description(self):\n        raise SystemExit(0)\n")
+    with pytest.raises(ConfigError, match=r"waves\.py:Waves: it ended the program \(SystemExit: 0\)"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_the_example_learns_on_two_processes_from_a_folder_of_its_own(waves: Path, tmp_path: Path) -> None:
     words = ["add_task", "task.name=waves.py:Waves", "task.length=40", "train.max_epochs=15", "model.hidden=32"]

@@ -21,6 +21,7 @@ from fptt_dist.algorithm import detach
 from fptt_dist.config import ConfigError, LanguageTask
 from fptt_dist.tasks import Batch, Language, Split
 from fptt_dist.training.saved_run import open_run
+from fptt_dist.training.setup.factory import exit_refused
 
 RATES = (5e-4, 1e-3, 2e-3)  # η
 DECAYS = (2e-3, 2e-2)  # δ
@@ -136,13 +137,14 @@ def evaluate_dynamically(path: Path, which: str = "best") -> dict[str, float]:
             "leave --dynamic out"
         )
     assert isinstance(config.task, LanguageTask)
-    dynamic = DynamicEvaluation(run.network, task, run.device, SEGMENT[config.task.token_level])
-    rate, decay = dynamic.choose()
-    return {
-        "validation": dynamic("validation", rate, decay),
-        "test": dynamic("test", rate, decay),
-        "static_validation": dynamic("validation", 0.0, 0.0),
-        "static_test": dynamic("test", 0.0, 0.0),
-        "rate": rate,
-        "decay": decay,
-    }
+    with exit_refused(config):
+        dynamic = DynamicEvaluation(run.network, task, run.device, SEGMENT[config.task.token_level])
+        rate, decay = dynamic.choose()
+        return {
+            "validation": dynamic("validation", rate, decay),
+            "test": dynamic("test", rate, decay),
+            "static_validation": dynamic("validation", 0.0, 0.0),
+            "static_test": dynamic("test", 0.0, 0.0),
+            "rate": rate,
+            "decay": decay,
+        }

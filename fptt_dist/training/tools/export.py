@@ -5,6 +5,7 @@ from pathlib import Path
 from fptt_dist.config import ConfigError, UserLayer
 from fptt_dist.models import save_network
 from fptt_dist.training.saved_run import open_run
+from fptt_dist.training.setup.factory import exit_refused
 
 
 def export_run(path: Path, out: Path, which: str = "best") -> Path:
@@ -27,12 +28,14 @@ def export_run(path: Path, out: Path, which: str = "best") -> Path:
             f"{path} has model.layer={run.config.model.layer}: an exported network is made of this package's layers; "
             f"load {run.folder.checkpoints} by your own code, or evaluate the run by fptt-dist evaluate {path}"
         )
+    with exit_refused(run.config):
+        description = run.task.input_description()
     save_network(
         run.network,
         out,
         {
             "task": run.config.task.model_dump(),
-            "input": run.task.input_description(),
+            "input": description,
             "algorithm": run.config.algorithm,
             "weights": run.weights,
             "run_id": run.folder.run_id,
