@@ -1,7 +1,7 @@
 """Series of the user's own, from arrays or tables, with targets of several kinds."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -9,33 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fptt_dist.algorithm.losses import (
-    MultiLabelLoss,
-    RegressionLoss,
-    SequenceLoss,
-    StepRegressionLoss,
-    TerminalLoss,
-    WindowLoss,
-)
 from fptt_dist.algorithm.target_estimates import ClassMeanEstimate, ExampleEstimate, LabelEstimate, UniformEstimate
-from fptt_dist.tasks.base import Batch, Split, Task, unlike
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.scaling import Scaling, Statistics, as_float, blocks, check_values, digest, filled
-from fptt_dist.tasks.data.series import RawSeries, rows_of
+from fptt_dist.tasks.data.series import RawSeries
 from fptt_dist.tasks.data.splits import Examples, forecasts, whole_series
-from fptt_dist.tasks.data.targets import Classes, number_targets, single_targets, targets_of
-from fptt_dist.tasks.epoch_cache import EpochCache
+from fptt_dist.tasks.data.targets import Classes, single_targets, targets_of
 from fptt_dist.tasks.metrics import Targets, TaskMetrics, naive_scale
-from fptt_dist.tasks.partition import Partition, Shards
+from fptt_dist.tasks.series_task import CLASSES, PER_STEP, SeriesTask, require_length
 
-PER_STEP = ("step_class", "step_value", "forecast")
-CLASSES = ("class", "step_class")
-EVALUATION_BATCH = 256
-POOL = 16  # batches whose sequences are sorted by length together
 LOG = logging.getLogger("fptt_dist")
 
 
-class Arrays(Task):
+class Arrays(SeriesTask):
     """Series of one's own: a class, several labels or numbers for each or for each of its steps, or a forecast.
 
     Channels (and targets that are numbers) are standardized by the training examples alone. Missing values are carried
@@ -91,10 +77,10 @@ class Arrays(Task):
         given = [raw for raw in files.values() if raw is not None]
         train = files["train"]
         assert train is not None
-        self.target: Targets = target
+        super().__init__(target=target, length=length, bucketing=bucketing, seed=seed)
         self.features = train.features
-        self.length, self.horizon, self.seed = length, horizon, seed
-        self.missing, self.bucketing = missing, bucketing
+        self.horizon, self.missing = horizon, missing
+        self.source = str(train.path)
         _require_same_channels(given)
         for raw in given:
             check_values(raw, missing_allowed=missing == "fill")
@@ -103,84 +89,24 @@ class Arrays(Task):
             self._channels = _positions(train, channels)
             self._examples = forecasts(files, shares, length, horizon)
         else:
-            for raw in given:
-                _require_length(raw, length)
+            require_length(given, length)
             strata = np.unique(single_targets(train), return_inverse=True)[1] if target == "class" else None
             self._examples = whole_series(files, shares, split_seed, strata)
         self.digest = self._train_digest()
         self._classes = Classes(self._examples["train"], per_step=target in PER_STEP) if target in CLASSES else None
-        self.classes = [] if self._classes is None else self._classes.names
         read = {id(raw): self._read_targets(raw) for raw in given}
         self._targets = {split: read[id(part.raw)] for split, part in self._examples.items()}
         self._scaling, self._scale = self._fit(standardize=standardize)
         if target == "forecast":
             self._require_targets_there(given)
-        self.lengths_differ = any((part.lengths != length).any() for part in self._examples.values())
+        self._set_lengths({split: part.lengths for split, part in self._examples.items()})
         self.inputs = len(self.features) * (2 if missing == "fill" else 1)
         self.outputs = self._count_outputs()
-        self.train_examples = len(self._examples["train"])
-        self.loss = self._make_loss(class_weights, target_estimate, windows)
+        self.loss = self._loss(
+            class_weights=self._balanced() if class_weights == "balanced" else None,
+            estimate=self._estimate(target_estimate, windows) if target == "class" else None,
+        )
         self.measure_by(self._make_metrics(metrics, monitor))
-        self._shards: list[Partition] | None = None
-        self._own = 0
-        self._order = EpochCache(self._epoch_order)
-
-    def set_partition(self, shards: Shards, rank: int, world: int) -> None:
-        """Set the partition as for every task; the labels are the series' classes.
-
-        Raises:
-            ValueError: by label, and there is not one class per series.
-        """
-        part = self._examples["train"]
-        self._shards, self._own = None, rank
-        if shards == "by_label" and self.target != "class":
-            raise ValueError(f"examples with task.target={self.target} have not one label each to partition them by")
-        if shards != "shuffled":
-            labels = self._labels(part) if shards == "by_label" else None
-            # Of every worker: the lengths of the whole global batch are needed.
-            self._shards = [Partition(len(part), each, world, seed=self.seed, labels=labels) for each in range(world)]
-        self.train_examples = self._shards[0].num_examples if self._shards else len(part)
-
-    def train_batch(self, epoch: int, cursor: int, size: int, part: slice) -> Batch:
-        """Sequences `part` of the global batch at `cursor` of the epoch's own order, or this worker's own."""
-        if self._shards is None:
-            everywhere = self._order(epoch, size)[cursor : cursor + size]
-            own = everywhere[part]
-        else:
-            each = [shard.batch(epoch, cursor, size, part).numpy() for shard in self._shards]
-            everywhere, own = np.concatenate(each), each[self._own]
-        lengths = self._examples["train"].lengths[everywhere]
-        return self._batch("train", own, lengths if self.lengths_differ else None)
-
-    def evaluation_batches(self, split: Split, rank: int, world: int) -> Iterator[Batch]:
-        """This rank's share of a held-out set, in batches of similar length."""
-        part = self._examples[split]
-        own = np.argsort(part.lengths, kind="stable")[rank::world]
-        for start in range(0, len(own), EVALUATION_BATCH):
-            ids = own[start : start + EVALUATION_BATCH]
-            yield self._batch(split, ids, part.lengths[ids] if self.lengths_differ else None)
-
-    def predictions(self, output: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return what is predicted and what is right, numbers in the data's own units.
-
-        Args:
-            output: (T or 1, B, O), the network's outputs over the whole sequence.
-            batch: the sequences.
-
-        Returns:
-            Predictions and targets as `TaskMetrics.compared` returns them; of a forecast those of the last step.
-        """
-        assert self.metrics is not None
-        if self.metrics.per_step:
-            real = batch.mask
-            output, right = output[real], batch.targets[real]
-        else:
-            output = batch.last_outputs(output)
-            right = batch.last_outputs(batch.targets) if self.target == "forecast" else batch.targets
-        if self.target in (*CLASSES, "labels"):
-            return self.metrics.compared(output, right)
-        mean, std = (torch.from_numpy(each).to(output.device) for each in (self._scale.mean, self._scale.std))
-        return self.metrics.compared(output.double() * std + mean, right.double() * std + mean)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The constants of standardization, and the checksum of the training examples that they come from."""
@@ -189,17 +115,8 @@ class Arrays(Task):
             "std": self._scaling.std,
             "target_mean": self._scale.mean,
             "target_std": self._scale.std,
-            "train_sha256": self.digest,
         }
-        return {name: torch.from_numpy(value) for name, value in named.items()}
-
-    def validate_state(self, state: Mapping[str, Tensor]) -> str | None:
-        """See `Task.validate_state`: the checkpoint comes from the same training examples."""
-        problem = unlike(state, self.state_dict())
-        if problem is None and not np.array_equal(state["train_sha256"].numpy(), self.digest):
-            path = self._examples["train"].raw.path
-            problem = f"it was trained on other examples than those that {path} has now"
-        return problem
+        return {name: torch.from_numpy(value) for name, value in named.items()} | super().state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take the constants of standardization of the run."""
@@ -214,62 +131,22 @@ class Arrays(Task):
             "mean": self._scaling.mean.tolist(),
             "std": self._scaling.std.tolist(),
             "missing": self.missing,
-            "target": self.target,
-        }
-        if self.target in CLASSES:
-            return found | {"classes": self.classes}
-        if self.target == "labels":
+        } | super().input_description()
+        if self.target in (*CLASSES, "labels"):
             return found
         scaling = self._scale
         return found | {"target_mean": scaling.mean.tolist(), "target_std": scaling.std.tolist()}
 
-    def _epoch_order(self, epoch: int, size: int) -> NDArray:
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.train_examples)
-        lengths = self._examples["train"].lengths
-        if not self.bucketing or not self.lengths_differ:
-            return order
-        order = order[: len(order) // size * size]
-        for start in range(0, len(order), POOL * size):
-            pool = order[start : start + POOL * size]
-            order[start : start + POOL * size] = pool[np.argsort(lengths[pool], kind="stable")]
-        batches = order.reshape(-1, size)
-        # Within a batch, too: the workers' slices of it have the same lengths on average.
-        generator = np.random.default_rng([self.seed, epoch, 1])
-        return generator.permuted(generator.permutation(batches), axis=1).reshape(-1)
-
-    def _batch(self, split: str, ids: NDArray, everywhere: NDArray | None) -> Batch:
-        """Put examples side by side.
-
-        Args:
-            split: "train", "validation" or "test".
-            ids: (B,) which of its examples.
-            everywhere: lengths of the whole global batch; None: all are of `self.length`.
-        """
+    def _read(self, split: str, epoch: int, ids: NDArray, steps: NDArray, which: NDArray) -> tuple[NDArray, NDArray]:
         part = self._examples[split]
-        lengths = part.lengths[ids]
-        rows, steps, which = rows_of(part.starts[ids], lengths)
+        rows = part.starts[ids][which] + steps
         values = as_float(part.raw.inputs[rows])
         if self.missing == "fill":
             values, seen = filled(values, steps, self._scaling.mean)
             values = np.concatenate([self._scaling.scaled(values), seen], axis=1)
         else:
             values = self._scaling.scaled(values)
-        longest = self.length if everywhere is None else int(everywhere.max())
-        inputs = np.zeros((longest, len(ids), values.shape[1]), np.float32)
-        inputs[steps, which] = values
-        targets = self._targets_of(split, ids, rows)
-        if self.target in PER_STEP:
-            own = np.zeros((longest, len(ids), *targets.shape[1:]), targets.dtype)
-            own[steps, which] = targets
-            targets = own
-        return Batch(
-            torch.from_numpy(inputs),
-            torch.from_numpy(targets),
-            torch.from_numpy(ids.astype(np.int64)),
-            per_step_targets=self.target in PER_STEP,
-            lengths=None if everywhere is None else torch.from_numpy(lengths),
-            global_lengths=None if everywhere is None else torch.from_numpy(everywhere),
-        )
+        return values, self._targets_of(split, ids, rows)
 
     def _targets_of(self, split: str, ids: NDArray, rows: NDArray) -> NDArray:
         part = self._examples[split]
@@ -281,26 +158,24 @@ class Arrays(Task):
         found = targets[rows] if self.target in PER_STEP else targets[part.series[ids]]
         return found if self.target in (*CLASSES, "labels") else self._scale.scaled(found)
 
-    def _labels(self, part: Examples) -> Tensor:
-        return torch.from_numpy(self._targets["train"][part.series])
+    def _train_labels(self) -> NDArray:
+        return self._targets["train"][self._examples["train"].series]
 
     def _train_digest(self) -> NDArray:
         part = self._examples["train"]
         if self.target == "forecast":
-            return digest(part.raw, *_union(part, self.horizon), None)
-        targets = part.raw.targets
-        assert targets is not None
-        own = targets_of(part, targets, per_step=self.target in PER_STEP)
-        return digest(part.raw, part.starts, part.lengths, own)
+            (starts, lengths), own = _union(part, self.horizon), None
+        else:
+            starts, lengths, targets = part.starts, part.lengths, part.raw.targets
+            assert targets is not None
+            own = targets_of(part, targets, per_step=self.target in PER_STEP)
+        return digest(lengths, (values for values, _, _ in blocks(part.raw, starts, lengths)), own)
 
     def _read_targets(self, raw: RawSeries) -> NDArray:
         """Return the targets of all series of a file as numbers: int64 classes, or float32."""
         if self.target == "forecast":
             return np.zeros(0, np.float32)
-        per_step = self.target in PER_STEP
-        if self._classes is not None:
-            return self._classes.encoded(raw)
-        return number_targets(raw, labels=self.target == "labels", per_step=per_step)
+        return self._encoded(raw)
 
     def _train_targets(self) -> NDArray:
         part = self._examples["train"]
@@ -365,20 +240,6 @@ class Arrays(Task):
         ]
         return naive_scale(series)
 
-    def _make_loss(self, class_weights: str, target_estimate: str, windows: int) -> WindowLoss:
-        weights = self._balanced() if class_weights == "balanced" else None
-        match self.target:
-            case "class":
-                return TerminalLoss(self._estimate(target_estimate, windows), class_weights=weights)
-            case "step_class":
-                return SequenceLoss(class_weights=weights)
-            case "labels":
-                return MultiLabelLoss()
-            case "value":
-                return RegressionLoss()
-            case _:
-                return StepRegressionLoss()
-
     def _balanced(self) -> Tensor:
         own = self._train_targets()
         counts = np.bincount(own, minlength=len(self.classes))
@@ -401,15 +262,6 @@ def _require_same_channels(given: list[RawSeries]) -> None:
                 f"{raw.path} has the channels {', '.join(raw.features)}: expected those of {given[0].path}, "
                 f"{', '.join(given[0].features)}"
             )
-
-
-def _require_length(raw: RawSeries, length: int) -> None:
-    longest = int(raw.lengths.argmax())
-    if raw.lengths[longest] > length:
-        raise DataError(
-            f"{raw.path}: {raw.name_of(longest)} has {raw.lengths[longest]} steps, more than task.length={length}: "
-            f"type task.length={raw.lengths.max()}, the steps of the longest series"
-        )
 
 
 def _positions(raw: RawSeries, channels: Sequence[str] | None) -> NDArray:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from fptt_dist.tasks import DataError
-from fptt_dist.tasks.arrays import POOL, Arrays
+from fptt_dist.tasks.arrays import Arrays
 from fptt_dist.tasks.data.scaling import ROWS, Statistics, filled
 from fptt_dist.tasks.data.series import RawSeries, read_arrays
+from fptt_dist.tasks.series_task import POOL
 from fptt_dist.training.data_workers import pack
 
 CHANNELS, LONGEST = 2, 9

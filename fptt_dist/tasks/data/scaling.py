@@ -1,7 +1,7 @@
 """Standardization of channels by the training examples alone, and what stands for a missing value."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,11 +115,17 @@ def check_values(raw: RawSeries, *, missing_allowed: bool) -> None:
         raise DataError(f"{place} is infinite, or too large for float32: expected a finite number")
 
 
-def digest(raw: RawSeries, starts: NDArray, lengths: NDArray, targets: NDArray | None) -> NDArray:
-    """Return the SHA-256 of series and their targets, (32,) uint8."""
+def digest(lengths: NDArray, values: Iterable[NDArray], targets: NDArray | None) -> NDArray:
+    """Return the SHA-256 of series and their targets, (32,) uint8.
+
+    Args:
+        lengths: (N,) steps of each series.
+        values: the steps of all, in any number of arrays.
+        targets: of the series or their steps; None where there are none.
+    """
     found = hashlib.sha256(np.ascontiguousarray(lengths, np.int64).tobytes())
-    for values, _, _ in blocks(raw, starts, lengths):
-        found.update(np.ascontiguousarray(values).tobytes())
+    for each in values:
+        found.update(np.ascontiguousarray(each).tobytes())
     if targets is not None:
         found.update(np.ascontiguousarray(targets).tobytes())
     return np.frombuffer(found.digest(), np.uint8).copy()

@@ -25,9 +25,9 @@ from fptt_dist.models import (
 )
 from fptt_dist.parallel import Weights
 from fptt_dist.tasks import Adding, Arrays, Copying, Language, Pixels, Task, make_task
-from fptt_dist.tasks.arrays import PER_STEP
 from fptt_dist.tasks.data.series import RawSeries, read_arrays
 from fptt_dist.tasks.data.tables import read_table
+from fptt_dist.tasks.series_task import PER_STEP
 from fptt_dist.training.vocabulary import read_vocabulary
 from fptt_dist.user_code import UserCodeError, load_class
 
