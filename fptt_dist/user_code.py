@@ -1,9 +1,10 @@
-"""A class from a file of the user's: how it is found and loaded, and what is said of its errors."""
+"""A class or function from a file of the user's: how it is found and loaded, and what is said of its errors."""
 
 import importlib.util
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,17 +17,46 @@ class UserCodeError(ValueError):
     """A problem with a user's class; the message says what to do."""
 
 
-def load_class(file: Path, name: str, base: type[T]) -> type[T]:
+def load_class(file: Path, name: str, base: type[T], *, otherwise: str = "") -> type[T]:
     """Return the class of that name in a Python file, which may import its neighbors.
 
     Args:
         file: path of the file.
         name: of the class.
         base: what the class derives from.
+        otherwise: end of the message where it is not derived from `base`.
 
     Raises:
         UserCodeError: there is no such file or class, it is not derived from `base`, or the file cannot be run.
     """
+    defined = _run(file, name)
+    found = defined.get(name)
+    if found is None:
+        own = [key for key, value in defined.items() if _is(value, base) and value.__module__ == defined["__name__"]]
+        raise UserCodeError(
+            f"{file} has no {name}; its classes derived from {_name_of(base)}: {', '.join(own) or 'none'}"
+        )
+    if not _is(found, base):
+        raise UserCodeError(f"{name} of {file} is no class derived from {_name_of(base)}{otherwise}")
+    return found
+
+
+def load_callable(file: Path, name: str) -> Callable[..., Any]:
+    """Return the class or function of that name in a Python file, which may import its neighbors.
+
+    Raises:
+        UserCodeError: there is no such file, class or function, or the file cannot be run.
+    """
+    defined = _run(file, name)
+    found = defined.get(name)
+    if not callable(found):
+        own = [key for key, each in defined.items() if callable(each) and each.__module__ == defined["__name__"]]
+        raise UserCodeError(f"{file} has no class or function {name}; it has {', '.join(own) or 'none'}")
+    return found
+
+
+def _run(file: Path, name: str) -> dict[str, Any]:
+    """Run a Python file, in which `name` is looked for, and return what it defines."""
     if not file.is_file():
         raise UserCodeError(f"there is no file {file}: type the path of the file that defines {name}")
     spec = importlib.util.spec_from_file_location(f"user_code_{file.stem}", file)
@@ -41,15 +71,7 @@ def load_class(file: Path, name: str, base: type[T]) -> type[T]:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise UserCodeError(f"{file} cannot be run: {said(error)}") from error
-    found = vars(module).get(name)
-    if found is None:
-        own = [key for key, value in vars(module).items() if _is(value, base) and value.__module__ == spec.name]
-        raise UserCodeError(
-            f"{file} has no {name}; its classes derived from {_name_of(base)}: {', '.join(own) or 'none'}"
-        )
-    if not _is(found, base):
-        raise UserCodeError(f"{name} of {file} is no class derived from {_name_of(base)}")
-    return found
+    return vars(module)
 
 
 def said(error: BaseException) -> str:

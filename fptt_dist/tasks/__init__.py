@@ -11,6 +11,7 @@ __all__ = [
     "Batch",
     "Copying",
     "DataError",
+    "DatasetTask",
     "Language",
     "Pixels",
     "Split",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fptt_dist.tasks.arrays import Arrays
     from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
     from fptt_dist.tasks.copying import Copying
+    from fptt_dist.tasks.dataset_task import DatasetTask
     from fptt_dist.tasks.language import Language
     from fptt_dist.tasks.pixels import Pixels
     from fptt_dist.tasks.random_streams import seeded
@@ -37,6 +39,7 @@ else:
             "Adding": "adding",
             "Arrays": "arrays",
             "Copying": "copying",
+            "DatasetTask": "dataset_task",
             "Language": "language",
             "Pixels": "pixels",
             "make_task": "user_task",

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,17 +136,11 @@ class SeriesTask(Task):
         Returns:
             Predictions and targets as `TaskMetrics.compared` returns them; of a forecast those of the last step.
         """
-        assert self.metrics is not None
-        if self.metrics.per_step:
-            real = batch.mask
-            output, right = output[real], batch.targets[real]
-        else:
-            output = batch.last_outputs(output)
-            right = batch.last_outputs(batch.targets) if self.target == "forecast" else batch.targets
-        if self.target in (*CLASSES, "labels"):
-            return self.metrics.compared(output, right)
-        mean, std = (torch.from_numpy(each).to(output.device) for each in (self._scale.mean, self._scale.std))
-        return self.metrics.compared(output.double() * std + mean, right.double() * std + mean)
+        targets = batch.last_outputs(batch.targets) if self.target == "forecast" else batch.targets
+        if self.target not in (*CLASSES, "labels"):
+            mean, std = (torch.from_numpy(each).to(output.device) for each in (self._scale.mean, self._scale.std))
+            output, targets = (each.double() * std + mean for each in (output, targets))
+        return super().predictions(output, replace(batch, targets=targets))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The checksum of the training examples."""

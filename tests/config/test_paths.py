@@ -30,7 +30,7 @@ NO_PATHS = {
     *("Cluster.setup", "Cluster.sbatch", "Cluster.srun", "Cluster.python"),  # commands and their options
     *(f"ArraysTask.{name}_column" for name in ("series", "time", "split")),
     *(f"ArraysTask.{name}" for name in ("target_columns", "feature_columns", "monitor")),
-    "UserTask.options",  # for the user's class
+    *("UserTask.options", "UserTask.monitor"),  # the former is for the user's class
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }
 (CHECK,) = get_args(LocalPath)[1:]
@@ -67,6 +67,7 @@ def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
         "Run.dir",
         "LanguageTask.text_dir",
         *(f"ArraysTask.{name}" for name in ("train", "validation", "test", "metrics")),
+        "UserTask.metrics",
     } | {"Sweep.config"}
 
 

@@ -311,23 +311,47 @@ class ArraysTask(MeasuredTask):
         return self.train.endswith((".csv", ".parquet"))
 
 
-class UserTask(Section):
-    """A task of your own: a class in a file (`docs/own-task.md`)."""
+class UserTask(MeasuredTask):
+    """A task of your own, or a Dataset: a class in a file (`docs/own-task.md`)."""
 
     name: ClassPath = Field(default=ANY, description="the task")
     length: int = Field(ge=1, description="steps of the longest sequence, from which the windows follow")
     options: dict[str, Any] = Field(
-        default={}, description="keyword arguments of the class, which is given seed too: plain values"
+        default={},
+        description="keyword arguments of the class, which is given seed (a Dataset: split) too: plain values",
+    )
+    target: Literal["class", "labels", "value", "step_class", "step_value"] | None = Field(
+        default=None,
+        description="kind of the targets of a Dataset, which then has task.metrics too; null = it is no Dataset but a "
+        "Task",
     )
 
     @model_validator(mode="after")
+    def _metrics_are_of_a_dataset(self) -> Self:
+        """Refuse metrics of a Task, which has its own."""
+        conflicts = []
+        for name in ("metrics", "monitor"):
+            value = getattr(self, name)
+            if value is not None and self.target is None:
+                text = (
+                    f"task.{name}={show(value)} is for a Dataset, and a Task has a metric of its own: leave it out, or "
+                    "type task.target=class (or labels, value, step_class, step_value) too"
+                )
+                conflicts.append(Conflict(text, (f"task.{name}", "task.target")))
+        refuse(conflicts)
+        return self
+
+    @model_validator(mode="after")
     def _options_are_keyword_arguments(self) -> Self:
-        """Refuse names that no argument can have, the seed, and values that no file could hold."""
+        """Refuse names that no argument can have, those given anyway, and values that no file could hold."""
         conflicts = []
         for name, value in self.options.items():
             key = f"task.options.{name}"
-            if name == "seed":
+            if name == "seed" and self.target is None:
                 conflicts.append(Conflict(f"{key}: the class is given the run's: type seed={show(value)}", (key,)))
+            elif name == "split" and self.target is not None:
+                text = f"{key}: a Dataset is made for each split, train, validation and test: leave it out"
+                conflicts.append(Conflict(text, (key,)))
             elif not name.isidentifier():
                 text = f"task.options: {show(name)} is no name of a keyword argument: write letters, digits and _"
                 conflicts.append(Conflict(text, ("task.options",)))

@@ -53,7 +53,7 @@ def check_consistency(everyone: Communicator, config: Config) -> None:
 
 
 def check_data(everyone: Communicator, task: Task, batch_size: int) -> None:
-    """Compare the training data of all workers: the number of sequences, and the first ones.
+    """Compare the training data of all workers: the number of sequences, the first ones, and what the task keeps.
 
     With different numbers of batches the workers would wait for each other.
 
@@ -67,7 +67,7 @@ def check_data(everyone: Communicator, task: Task, batch_size: int) -> None:
     """
     if everyone.world == 1:
         return
-    mine = task.train_examples, _first_sequences(task, batch_size)
+    mine = task.train_examples, _checksum(task, batch_size)
     found = everyone.all_gather_object(mine, name="same data")
     for rank, (examples, _) in enumerate(found):
         if examples != mine[0]:
@@ -83,9 +83,11 @@ def check_data(everyone: Communicator, task: Task, batch_size: int) -> None:
             )
 
 
-def _first_sequences(task: Task, batch_size: int) -> str:
-    """Return the checksum of the first sequences of the first batch; of none where an epoch has no batch."""
+def _checksum(task: Task, batch_size: int) -> str:
+    """Return the checksum of the task's state (which may say all its data), and the first sequences of an epoch."""
     digest = hashlib.sha256()
+    for name, tensor in sorted(task.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     if task.train_examples >= batch_size:
         batch = task.train_batch(0, 0, batch_size, slice(0, min(SEQUENCES, batch_size))).without_padding()
         for tensor in (batch.inputs, batch.targets, batch.lengths):

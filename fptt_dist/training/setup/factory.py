@@ -24,12 +24,12 @@ from fptt_dist.models import (
     recurrent_layer,
 )
 from fptt_dist.parallel import Weights
-from fptt_dist.tasks import Adding, Arrays, Copying, Language, Pixels, Task, make_task
+from fptt_dist.tasks import Adding, Arrays, Copying, DatasetTask, Language, Pixels, Task, make_task
 from fptt_dist.tasks.data.series import RawSeries, read_arrays
 from fptt_dist.tasks.data.tables import read_table
 from fptt_dist.tasks.series_task import PER_STEP
 from fptt_dist.training.vocabulary import read_vocabulary
-from fptt_dist.user_code import UserCodeError, load_class
+from fptt_dist.user_code import UserCodeError, load_callable, load_class
 
 LOG = logging.getLogger("fptt_dist")
 
@@ -138,17 +138,14 @@ def _arrays(config: Config, task: settings.ArraysTask) -> Arrays:
 
 
 def _users(config: Config, task: settings.UserTask) -> Task:
-    """Return a user's task; what it draws from the global streams meanwhile is the same at every start."""
+    """Return a user's task, or the task on a user's Dataset.
+
+    What they draw from the global streams meanwhile is the same at every start.
+    """
     own = task.user_class
     try:
         with _own_streams(config.seed):
-            built = make_task(
-                load_class(own.file, own.name, Task),
-                task.options,
-                seed=config.seed,
-                length=task.length,
-                batch_size=config.train.batch_size,
-            )
+            built = _on_dataset(config, task) if task.target else _own_task(config, task)
     except UserCodeError as error:
         raise ConfigError(f"{own.key}={own}: {error}") from error
     if built.vocabulary_size is None and isinstance(config.model, settings.AwdLSTM):
@@ -162,6 +159,39 @@ def _users(config: Config, task: settings.UserTask) -> Task:
             "vocabulary_size: type model.embedding=null"
         )
     return built
+
+
+def _own_task(config: Config, task: settings.UserTask) -> Task:
+    own = task.user_class
+    hint = (
+        "; of a Dataset, say what its targets are: type task.target=class, or labels, value, step_class or step_value"
+    )
+    return make_task(
+        load_class(own.file, own.name, Task, otherwise=hint),
+        task.options,
+        seed=config.seed,
+        length=task.length,
+        batch_size=config.train.batch_size,
+    )
+
+
+def _on_dataset(config: Config, task: settings.UserTask) -> DatasetTask:
+    own = task.user_class
+    make = load_callable(own.file, own.name)
+    if isinstance(make, type) and issubclass(make, Task):
+        raise UserCodeError(f"it is a Task, whose loss says what its targets are: leave task.target={task.target} out")
+    assert task.target is not None
+    return DatasetTask(
+        make,
+        task.options,
+        name=own.name,
+        file=own.file,
+        target=task.target,
+        length=task.length,
+        metrics=task.metrics or (),
+        monitor=task.monitor,
+        seed=config.seed,
+    )
 
 
 def build_model(config: Config, task: Task) -> Network | AwdLstm:
