@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import platform
+import re
 import sys
 import uuid
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from fptt_dist.version import __version__
 
 LOG = logging.getLogger("fptt_dist")
 LOGS = "slurm"
-KEPT = {"model.layer": "own_cell.py", "task.name": "own_task.py"}
+KEPT = {"model.layer": "own_cell.py", "task.name": "own_task.py"}  # task.metrics[0]: own_metrics_0.py
 """Copies of the user's files, as they were when the run began, by the key that names each."""
 STARTED = (
     *("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp"),
@@ -291,7 +292,8 @@ class RunDirectory:
     def _keep_own_files(self) -> None:
         """Keep the user's files as they were when the run began, and warn of one that has changed since."""
         for own in self.config.user_classes:
-            kept, text = self.path / KEPT[own.key], own.file.read_bytes()
+            name = KEPT.get(own.key) or f"own_{re.sub(r'[^a-z0-9]+', ' ', own.key[5:]).strip().replace(' ', '_')}.py"
+            kept, text = self.path / name, own.file.read_bytes()
             if not kept.is_file():
                 write_atomic(kept, text)
             elif kept.read_bytes() != text:

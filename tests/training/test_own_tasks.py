@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fptt_dist import train
@@ -201,3 +202,23 @@ def test_the_example_learns_on_two_processes_from_a_folder_of_its_own(waves: Pat
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "result.json").read_text())["value"] > 0.9, "guessing has 0.5"
+
+
+def test_files_of_task_name_arrays_are_kept_and_found_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", inputs=rng.normal(size=(40, 9)), targets=np.arange(40) % 2)
+    (tmp_path / "half.py").write_text(
+        "import torchmetrics\n\nclass Half(torchmetrics.MeanMetric):\n    higher_is_better = True\n\n"
+        "    def update(self, predictions, targets):\n        super().update(0.5)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    keys = {"task": {"name": "arrays", "train": "own.npz", "length": 9, "metrics": ["accuracy", "half.py:Half"]}}
+    base = Config(train=TrainSection(max_batches=3, batch_size=4))
+    done = train(apply_overrides(base, {**keys, "logging.tensorboard": False, "run.dir": "run"}))
+    assert (done.metric, done.metrics["test"]["Half"]) == ("accuracy", 0.5)
+    assert (tmp_path / "run" / "own_metrics_1.py").read_text() == (tmp_path / "half.py").read_text()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate_run(tmp_path / "run")["test"] == done.value

@@ -11,7 +11,7 @@ from fptt_dist.config.schema.parallel import AutoParallel, Parallel
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.schedules import AlphaSchedule, ConstantAlpha, ConstantLr, LrSchedule
 from fptt_dist.config.schema.section import Section
-from fptt_dist.config.schema.tasks import AddingTask, Task
+from fptt_dist.config.schema.tasks import AddingTask, MeasuredTask, Task
 from fptt_dist.config.schema.user_class import UserClass
 
 
@@ -177,17 +177,21 @@ class Sections(Section):
 
     @property
     def user_classes(self) -> list[UserClass]:
-        """The classes in files of the user's: the task's and the layer's."""
+        """The classes in files of the user's: the task's, the layer's and the metrics'."""
         found = (getattr(section, "user_class", None) for section in (self.task, self.model))
-        return [each for each in found if each is not None]
+        metrics = self.task.user_metrics if isinstance(self.task, MeasuredTask) else []
+        return [*(each for each in found if each is not None), *metrics]
 
     def with_absolute_files(self) -> Self:
         """Return the same configuration, with the absolute paths of the user's files: workers may start elsewhere."""
         config = self
-        for own in self.user_classes:
-            name, key = own.key.split(".")
-            there = {key: str(UserClass(own.key, own.file.absolute(), own.name))}
-            config = config.model_copy(update={name: getattr(config, name).model_copy(update=there)})
+        if isinstance(self.task, MeasuredTask):
+            config = config.model_copy(update={"task": self.task.with_absolute_files()})
+        for section in ("task", "model"):
+            own = getattr(getattr(config, section), "user_class", None)
+            if own is not None:
+                there = {own.key.partition(".")[2]: str(own.absolute())}
+                config = config.model_copy(update={section: getattr(config, section).model_copy(update=there)})
         return config
 
     @property

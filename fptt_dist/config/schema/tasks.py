@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -53,6 +54,19 @@ class MeasuredTask(Section):
         description="the one that decides best checkpoint, train.patience, plateaus and sweeps, null = the first; of "
         "PATH.py:CLASS it is CLASS",
     )
+
+    @property
+    def user_metrics(self) -> list[UserClass]:
+        """The metrics that are classes of the user's."""
+        listed = enumerate(self.metrics or ())
+        return [UserClass.of(f"task.metrics[{n}]", each) for n, each in listed if ":" in each]
+
+    def with_absolute_files(self) -> Self:
+        """Return the same section, with the absolute paths of the user's files."""
+        if not self.user_metrics:
+            return self
+        paths = (str(UserClass.of("", each).absolute()) if ":" in each else each for each in self.metrics or ())
+        return self.model_copy(update={"metrics": tuple(paths)})
 
 
 class AddingTask(_OfLength):
@@ -304,6 +318,12 @@ class ArraysTask(MeasuredTask):
     def length_text(self) -> str:
         """Keys that the number of steps follows from, for messages."""
         return f"task.length={self.length}"
+
+    def with_absolute_files(self) -> Self:
+        """Return the same section, with the absolute paths of the user's files."""
+        given = {part: getattr(self, part) for part in ("train", "validation", "test")}
+        paths = {part: str(Path(file).absolute()) for part, file in given.items() if file is not None}
+        return super().with_absolute_files().model_copy(update=paths)
 
     @property
     def is_table(self) -> bool:

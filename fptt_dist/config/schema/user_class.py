@@ -33,6 +33,10 @@ class UserClass:
         file, _, name = value.rpartition(":")
         return cls(key, Path(file), name)
 
+    def absolute(self) -> "UserClass":
+        """Return the same class, with the absolute path of its file."""
+        return UserClass(self.key, self.file.absolute(), self.name)
+
     def __str__(self) -> str:
         return f"{self.file}:{self.name}"
 
