@@ -230,7 +230,11 @@ class Task(ABC):
         return {}
 
     def validate_state(self, state: Mapping[str, Tensor]) -> str | None:
-        """Return why tensors of a checkpoint cannot be what `state_dict` gave, in words; None if they can."""
+        """Return why tensors of a checkpoint cannot be what `state_dict` gave, in words; None if they can.
+
+        Raises:
+            DataError: they can, but for other data than the task has now: no checkpoint of the run fits.
+        """
         return unlike(state, self.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

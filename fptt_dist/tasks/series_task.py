@@ -147,10 +147,17 @@ class SeriesTask(Task):
         return {"train_sha256": torch.from_numpy(self.digest)}
 
     def validate_state(self, state: Mapping[str, Tensor]) -> str | None:
-        """See `Task.validate_state`: the checkpoint comes from the same training examples."""
+        """See `Task.validate_state`.
+
+        Raises:
+            DataError: the checkpoint makes sense, but comes from other training examples.
+        """
         problem = unlike(state, self.state_dict())
         if problem is None and not np.array_equal(state["train_sha256"].numpy(), self.digest):
-            problem = f"it was trained on other examples than those that {self.source} has now"
+            raise DataError(
+                f"the run was trained on other examples than those that {self.source} has now: put that file back, or "
+                "train a new run"
+            )
         return problem
 
     def input_description(self) -> dict[str, Any]:

@@ -307,8 +307,10 @@ def test_a_checkpoint_of_other_training_examples_is_refused() -> None:
     for changed in ({"inputs": raw.inputs + 1}, {"targets": raw.targets[::-1]}, {"lengths": raw.lengths[::-1]}):  # type: ignore[index]
         values = {"inputs": raw.inputs, "lengths": raw.lengths, "targets": raw.targets, **changed}
         other = RawSeries(raw.path, features=raw.features, **values)
-        problem = task.validate_state(task_of("class", other).state_dict())
-        assert problem == "it was trained on other examples than those that data.npz has now"
+        with pytest.raises(DataError) as caught:
+            task.validate_state(task_of("class", other).state_dict())
+        said = "the run was trained on other examples than those that data.npz has now: put that file back, or train"
+        assert str(caught.value) == f"{said} a new run"
     held_out = raw.inputs.copy()
     for number in task._examples["test"].series:
         start = int(raw.lengths[:number].sum())

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fptt_dist.algorithm.fptt import CENTER, SCALED_DUAL
-from fptt_dist.tasks import Task
+from fptt_dist.config import ConfigError
+from fptt_dist.tasks import DataError, Task
 from fptt_dist.tasks.base import unlike
 from fptt_dist.training.checkpoint.reader import MODEL, OPTIMIZER, PIECES, copies_of, rank_folder
 from fptt_dist.training.checkpoint.store import MANIFEST, listed_files, read_tensors, read_values, step_of
@@ -47,9 +48,15 @@ class ContentCheck:
     batch_size: int
 
     def __call__(self, folder: Path) -> str | None:
-        """Return why the content of a checkpoint with right checksums makes no sense; None if it does."""
+        """Return why the content of a checkpoint with right checksums makes no sense; None if it does.
+
+        Raises:
+            ConfigError: it makes sense, but the task has other data now.
+        """
         try:
             return self._problem(folder)
+        except DataError as error:  # not skipped: an older checkpoint does not fit either
+            raise ConfigError(f"{folder}: {error}") from error
         except (*DAMAGE, SafetensorError, RuntimeError) as error:
             return f"its content makes no sense ({type(error).__name__}: {error})"
 
