@@ -4,31 +4,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fptt_dist.tasks.data.errors import DataError
+from fptt_dist.tasks.data.targets import FITTING, Targets
 from fptt_dist.user_code import UserCodeError, load_class
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
 
-Targets = Literal["class", "labels", "value", "step_class", "step_value", "forecast"]
-"""Kind of a task's targets: one class, several labels or numbers per sequence; one class or numbers per step; the next
-h steps of some channels."""
-_CLASSES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-FITTING: dict[Targets, tuple[str, ...]] = {
-    "class": _CLASSES,
-    "labels": ("macro_f1", "accuracy", "auroc"),
-    "value": ("rmse", "mae"),
-    "step_class": _CLASSES,
-    "step_value": ("rmse", "mae"),
-    "forecast": ("mase", "mae", "rmse"),
-}
-"""The metrics that fit a kind of targets; the first one is its default."""
-HIGHER_IS_BETTER = {**dict.fromkeys(_CLASSES, True), **dict.fromkeys(("mae", "rmse", "mase"), False)}
+HIGHER_IS_BETTER = {name: name not in ("mae", "rmse", "mase") for names in FITTING.values() for name in names}
 
 
 @dataclass(frozen=True)
@@ -200,6 +188,3 @@ def own_metric(entry: str) -> "Metric":
 
 def _list(listed: Sequence[str]) -> str:
     return f"[{', '.join(listed)}]"
-
-
-assert set(FITTING) == set(get_args(Targets))

@@ -28,8 +28,8 @@ task:
   target_columns: [grade]
   feature_columns: [temp, "wind speed"]
   missing: fill  # carry the last value forward, and show the network which are missing
-  standardize: true  # mean and standard deviation of the training examples
   class_weights: balanced  # the commonest class has 4 times the rarest's
+  # metrics: [accuracy]  # also balanced_accuracy, macro_f1, auroc; the first one decides which checkpoint is the best
 model:
   layer: lstm  # config keys model.layer lists the others
   hidden: 64
@@ -38,13 +38,11 @@ fptt:
   alpha: 0.5  # strength of the regularizer; 0 is tbptt
   windows: 3  # updates per sequence, about sqrt(12); tune it with alpha
   metric: preconditioned
-optimizer:
-  name: adam
-  lr: 3e-3
+optimizer: {name: adam, lr: 3e-3}
 train:
   batch_size: 8
   max_epochs: 200  # of about 3 batches
-  max_norm: 1.0
+  patience: 20  # ends after so many epochs in a row without a better one
 """
 
 

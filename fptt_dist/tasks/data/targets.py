@@ -1,4 +1,6 @@
-"""Targets of series as numbers: the place of a class among the training examples' classes, or float32."""
+"""Kinds of targets with the metrics that fit them, and the targets of series as numbers."""
+
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,19 @@ from fptt_dist.tasks.data.scaling import as_float
 from fptt_dist.tasks.data.series import RawSeries, rows_of
 from fptt_dist.tasks.data.splits import Examples
 
+Targets = Literal["class", "labels", "value", "step_class", "step_value", "forecast"]
+"""Kind of a task's targets: one class, several labels or numbers per sequence; one class or numbers per step; the next
+h steps of some channels."""
+_CLASSES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+FITTING: dict[Targets, tuple[str, ...]] = {
+    "class": _CLASSES,
+    "labels": ("macro_f1", "accuracy", "auroc"),
+    "value": ("rmse", "mae"),
+    "step_class": _CLASSES,
+    "step_value": ("rmse", "mae"),
+    "forecast": ("mase", "mae", "rmse"),
+}
+"""The metrics that fit a kind of targets; the first one is its default."""
 SHOWN = 20  # classes of a message
 
 
@@ -124,3 +139,6 @@ def _place(raw: RawSeries, index: int, *, per_step: bool) -> str:
     first = raw.first_rows()
     series = int(np.searchsorted(first, index, side="right")) - 1
     return f"{raw.path}: {raw.name_of(series)}, step {index - int(first[series])}"
+
+
+assert set(FITTING) == set(get_args(Targets))

@@ -8,6 +8,7 @@ import numpy as np
 
 from fptt_dist.config.values import show
 from fptt_dist.tasks.data.profile import Profile, profile
+from fptt_dist.tasks.data.targets import FITTING
 
 WIDTH = 116
 SHOWN = 12  # names of a comment
@@ -16,6 +17,7 @@ PER_EPOCH = 10  # batches of an epoch, at least, where there are enough sequence
 SMALLEST, LARGEST = 8, 128  # sequences of a batch; several workers share one
 HISTORY = 64  # steps that a forecast is made from
 SHARE = 0.7  # of the series that are left to train on
+PATIENCE = 20  # epochs; single ones vary much where there are few series
 UNEVEN = 3  # times as many examples of the commonest class as of the rarest
 TARGETS = {
     "class": "one class per series",
@@ -71,7 +73,7 @@ def _findings(found: Profile) -> Iterator[str]:
         yield f"{len(found.classes)} classes, with their numbers of {_items(found)}: {counts}."
     if found.target == "forecast":
         if columns is not None:
-            yield "No column has a usual name of a target. For another one: config init --target COLUMN."
+            yield "No column has a usual name of a target. To learn one: config init --target COLUMN."
         else:
             yield "There is no array targets."
     if found.missing:
@@ -116,10 +118,11 @@ def _task(data: str, found: Profile) -> Iterator[str]:
             yield f"  split_column: {show(columns.split)}"
     if found.missing:
         yield "  missing: fill  # carry the last value forward, and show the network which are missing"
-    yield "  standardize: true  # mean and standard deviation of the training examples"
     counts = list(found.classes.values())
     if counts and max(counts) >= UNEVEN * min(counts):
         yield f"  class_weights: balanced  # the commonest class has {max(counts) / min(counts):.0f} times the rarest's"
+    first, *others = FITTING[found.target]
+    yield f"  # metrics: [{first}]  # also {', '.join(others)}; the first one decides which checkpoint is the best"
 
 
 def _training(found: Profile) -> Iterator[str]:
@@ -136,13 +139,11 @@ def _training(found: Profile) -> Iterator[str]:
         "  alpha: 0.5  # strength of the regularizer; 0 is tbptt",
         f"  windows: {max(1, round(length**0.5))}  # updates per sequence, about sqrt({length}); tune it with alpha",
         "  metric: preconditioned",
-        "optimizer:",
-        "  name: adam",
-        "  lr: 3e-3",
+        "optimizer: {name: adam, lr: 3e-3}",
         "train:",
         f"  batch_size: {batch}",
         f"  max_epochs: {epochs}  # of about {per_epoch} batches",
-        "  max_norm: 1.0",
+        f"  patience: {PATIENCE}  # ends after so many epochs in a row without a better one",
     )
 
 
