@@ -33,10 +33,12 @@ from fptt_dist import train
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.config.schema.tasks import ArraysTask
+from fptt_dist.training.setup.factory import build_task
 
 METHODS = ("bptt", "tbptt", "fptt")
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 ALPHAS = (0.05, 0.2, 0.5)
+HIDDEN = (64, 256)  # of the runs with and without bucketing; the others have 64
 SEARCH, SEEDS = (100, 101), tuple(range(8))
 LOG_LOSS = str(Path(__file__).with_name("log_loss.py").resolve())
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
@@ -124,6 +126,7 @@ class Run:
     rate: float
     alpha: float | None
     seed: int
+    hidden: int = 64
     bucketing: bool = True
     repeat: int | None = None
 
@@ -132,7 +135,8 @@ class Run:
         """Name of its result."""
         words = [self.data, self.method, f"lr{self.rate:g}"]
         words += [] if self.alpha is None else [f"alpha{self.alpha:g}"]
-        words += [] if self.repeat is None else ["bucketing" if self.bucketing else "shuffled", f"repeat{self.repeat}"]
+        if self.repeat is not None:
+            words += [f"hidden{self.hidden}", "bucketing" if self.bucketing else "shuffled", f"repeat{self.repeat}"]
         return "-".join([*words, f"seed{self.seed}"])
 
 
@@ -199,7 +203,7 @@ def configuration(data: DataSet, run: Run, folder: Path, runs: Path) -> Config:
         **data.keys,
         "task.split_seed": run.seed,
         "task.bucketing": run.bucketing,
-        "model.hidden": 64,
+        "model.hidden": run.hidden,
         "optimizer.lr": run.rate,
         "algorithm": run.method,
         "seed": run.seed,
@@ -302,18 +306,23 @@ def ensure(data: DataSet, run: Run, folder: Path) -> None:
     print(f"{time.strftime('%H:%M:%S')} {run.name}: {shown}, {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
 
+def speed_runs(hidden: int, *, bucketing: bool) -> list[Run]:
+    """Return the runs whose speed is compared."""
+    name, repeats = SETS[0].name, range(3)
+    return [Run(name, "tbptt", 1e-3, None, 0, hidden, bucketing, repeat) for repeat in repeats]
+
+
 def padding(data: DataSet, folder: Path) -> None:
     """Train with and without bucketing in turns, and write the share of steps that are padding in an epoch."""
-    for repeat in range(3):
-        for bucketing in (True, False):
-            ensure(data, Run(data.name, "tbptt", RATES[0], None, 0, bucketing, repeat), folder)
+    for hidden in HIDDEN:
+        for pair in zip(speed_runs(hidden, bucketing=True), speed_runs(hidden, bucketing=False), strict=True):
+            for run in pair:
+                ensure(data, run, folder)
     if (folder / f"{data.name}-padding.json").is_file():
         return
-    from fptt_dist.training.setup.factory import build_task
-
     shares = {}
     for bucketing in (True, False):
-        config = configuration(data, Run(data.name, "tbptt", RATES[0], None, 0, bucketing), folder / "data", folder)
+        config = configuration(data, speed_runs(HIDDEN[0], bucketing=bucketing)[0], folder / "data", folder)
         task = build_task(config)
         size, real, all_steps = config.train.batch_size, 0, 0
         for cursor in range(0, task.train_examples // size * size, size):
@@ -378,23 +387,26 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 
 def _padding_lines(found: dict[str, dict[str, Any]]) -> Iterator[str]:
-    data = SETS[0].name
-    speeds = {
-        name: [
-            found[run.name]["sequences_per_second"]
-            for repeat in range(3)
-            if (run := Run(data, "tbptt", RATES[0], None, 0, name == "bucketing", repeat)).name in found
-        ]
-        for name in ("bucketing", "shuffled")
-    }
-    if f"{data}-padding" not in found or any(len(each) < 3 for each in speeds.values()):
+    shares = found.get(f"{SETS[0].name}-padding")
+    names = [run.name for hidden in HIDDEN for each in (True, False) for run in speed_runs(hidden, bucketing=each)]
+    if shares is None or any(name not in found for name in names):
         return
-    yield from ("", "| JapaneseVowels | padding | sequences/s, median of 3 | ratio |", "|---|---|---|---|")
-    slow = statistics.median(speeds["shuffled"])
-    for name, label in (("shuffled", "`task.bucketing=false`"), ("bucketing", "`task.bucketing=true`")):
-        speed = statistics.median(speeds[name])
-        share = found[f"{data}-padding"][name]
-        yield f"| {label} | {100 * share:.1f} % | {speed:.0f} | {speed / slow:.2f} |"
+    yield from (
+        "",
+        "| task.bucketing | padding | hidden units | sequences/s, median of 3 | ratio |",
+        "|---|---|---|---|---|",
+    )
+    for hidden in HIDDEN:
+        medians = {
+            bucketing: statistics.median(
+                found[run.name]["sequences_per_second"] for run in speed_runs(hidden, bucketing=bucketing)
+            )
+            for bucketing in (False, True)
+        }
+        for bucketing, speed in medians.items():
+            share = 100 * shares["bucketing" if bucketing else "shuffled"]
+            ratio = speed / medians[False]
+            yield f"| {str(bucketing).lower()} | {share:.1f} % | {hidden} | {speed:,.0f} | {ratio:.2f} |"
 
 
 def versions() -> str:

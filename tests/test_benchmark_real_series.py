@@ -62,6 +62,12 @@ def test_the_table_has_intervals_of_values_and_of_paired_differences() -> None:
         {"tbptt": tbptt, "fptt": [each + 0.001 for each in tbptt], "bptt": [0.8] * 7},  # one seed is missing
     )
     results["japanese_vowels-baselines"] = {"plain": [0.95], "random": [0.5, 0.7]}
+    results["japanese_vowels-padding"] = {"bucketing": 0.05, "shuffled": 0.3}
+    for hidden in real_series.HIDDEN:
+        for bucketing in (True, False):
+            speeds = [900.0, 100.0, 300.0] if bucketing else [200.0, 100.0, 400.0]
+            for run, speed in zip(real_series.speed_runs(hidden, bucketing=bucketing), speeds, strict=True):
+                results[run.name] = {"sequences_per_second": speed}
     lines = real_series.table(results).splitlines()
     # Standard deviation of the eight: 2.39; times 2.365 / sqrt(8).
     row = "| JapaneseVowels, accuracy in % | `tbptt` | lr 0.003 | 93.00 ± 2.00 | 90.00–96.00 | 75.00 | 1,350 |"
@@ -71,6 +77,7 @@ def test_the_table_has_intervals_of_values_and_of_paired_differences() -> None:
     assert "| JapaneseVowels | `fptt` − `tbptt` | +0.10 ± 0.00 | on par |" in lines
     assert "| JapaneseVowels, accuracy in % | plain | | 95.00 |  | | |" in lines
     assert any("| random | | 60.00 ± 127.06 | 50.00–70.00 | | |" in line for line in lines)  # t of one degree: 12.706
+    assert lines[-2:] == ["| false | 30.0 % | 256 | 200 | 1.00 |", "| true | 5.0 % | 256 | 300 | 1.50 |"]
 
 
 @pytest.mark.parametrize(
