@@ -33,7 +33,7 @@ from fptt_dist import train
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.config.schema.tasks import ArraysTask
-from fptt_dist.training.setup.factory import build_task
+from fptt_dist.training.setup.task_factory import build_task
 
 METHODS = ("bptt", "tbptt", "fptt")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -22,7 +22,7 @@ from fptt_dist.tasks import Pixels
 from fptt_dist.tasks.data.datasets import DATASETS
 from fptt_dist.training.saved_run import open_run
 from fptt_dist.training.setup.engine import build_engine
-from fptt_dist.training.setup.factory import build_task
+from fptt_dist.training.setup.task_factory import build_task
 from fptt_dist.training.tools.export import export_run
 from tests.tasks.test_pixels import some_images, write_images
 from tests.test_cli import Command, fptt_dist

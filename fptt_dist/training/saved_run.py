@@ -23,7 +23,8 @@ from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.process.resume_hint import hint_of_workers
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.device import build_device, prepare_torch
-from fptt_dist.training.setup.factory import build_model, build_task, exit_refused, weights_to_evaluate
+from fptt_dist.training.setup.factory import build_model, exit_refused, weights_to_evaluate
+from fptt_dist.training.setup.task_factory import build_task
 
 
 @dataclass

@@ -34,7 +34,7 @@ from fptt_dist.training.process.resume_hint import resume_hint
 from fptt_dist.training.process.signals import StopFlag, agreed_interruption
 from fptt_dist.training.run_dir import Result, RunDirectory, versions
 from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import factory, seeds, task_factory
 from fptt_dist.training.setup.consistency import check_data
 from fptt_dist.training.setup.engine import batch_shares, build_engine, set_partition
 from fptt_dist.training.train_state import Best, OnValidation, Progress, best_after
@@ -74,12 +74,12 @@ class Trainer:
         order = BatchOrder(config.train.batch_size, self.batches_per_epoch, self.share)
         self.batches = TrainBatches(self.task, order, config, device)
         self._prepare_state()
-        factory.seed_worker(config.seed, self.engine.rank)
+        seeds.seed_worker(config.seed, self.engine.rank)
 
     def _build_engine(self) -> None:
         """Build what is trained: task, network, optimizer, engine and the loop over windows."""
         config, device = self.config, self.device
-        self.task = factory.build_task(config)
+        self.task = task_factory.build_task(config)
         self.task.loss.to(device)
         self.engine = build_engine(config, self.environment, communicator(self.environment, device))
         check_data(self.engine.everyone, self.task, config.train.batch_size)

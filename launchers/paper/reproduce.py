@@ -40,7 +40,7 @@ from fptt_dist.training.lock.directory_lock import hold
 from fptt_dist.training.non_finite import NonFiniteError
 from fptt_dist.training.process.resume_hint import RESUME
 from fptt_dist.training.run_dir import Result, RunDirectory
-from fptt_dist.training.setup.factory import build_task
+from fptt_dist.training.setup.task_factory import build_task
 from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 
 LOG = logging.getLogger("fptt_dist")

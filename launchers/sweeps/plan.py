@@ -15,7 +15,7 @@ from fptt_dist.launchers.sweeps.search_space import Overrides, Space
 from fptt_dist.tasks import Task
 from fptt_dist.training.process.resume_hint import resuming
 from fptt_dist.training.setup.engine import check_world
-from fptt_dist.training.setup.factory import build_task
+from fptt_dist.training.setup.task_factory import build_task
 
 LOG = logging.getLogger("fptt_dist")
 OWN = ("run.dir", "resume", "task.name", "data.root")

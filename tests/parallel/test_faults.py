@@ -18,7 +18,7 @@ from fptt_dist.parallel.comm import errors
 from fptt_dist.training import run
 from fptt_dist.training.non_finite import NonFiniteError
 from fptt_dist.training.process.signals import Interrupted, StopFlag
-from fptt_dist.training.setup import consistency, factory
+from fptt_dist.training.setup import consistency, task_factory
 from tests.parallel.fault_driver import Moment, _fail, place
 from tests.parallel.pool import Pool
 from tests.parallel.runs import open_trainer, tiny
@@ -164,16 +164,16 @@ def test_the_collective_and_the_silent_are_named(pool: Pool, tmp_path: Path, mom
 
 def overflowed(environment: LaunchEnvironment, config: Config, machines: int) -> str:
     """Train on data of which the last rank's sixth batch holds infinite numbers: the message of NonFiniteError."""
-    real = factory.build_task
+    real = task_factory.build_task
     if environment.rank == environment.world - 1:
-        factory.build_task = lambda config: Overflowing(6, 12, length=20, examples=32, validation=41, test=30)
+        task_factory.build_task = lambda config: Overflowing(6, 12, length=20, examples=32, validation=41, test=30)
     try:
         trainer = open_trainer(place(environment, machines), config)
         trainer.fit(StopFlag())
     except NonFiniteError as error:
         return str(error)
     finally:
-        factory.build_task = real
+        task_factory.build_task = real
     raise AssertionError("the run ended")
 
 

@@ -15,7 +15,7 @@ from fptt_dist.models import hidden_of, penalty_of
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.run_dir import RunDirectory
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import factory, task_factory
 from fptt_dist.training.trainer import Trainer
 from tests.parallel.fault_driver import copied
 from tests.parallel.pool import Pool
@@ -265,7 +265,7 @@ def test_a_worker_trains_its_own_streams_and_agrees_on_the_mean(
     keys = {**SGD, **MODELS[model], **FIVE, "algorithm": "tbptt", "fptt.windows": 3}
     config = tiny_text(tmp_path / "run", {**keys, "parallel": {"strategy": "consensus", "sync_every": every}})
     workers = pool.run(weights_after, config, 4)
-    task = factory.build_task(config)
+    task = task_factory.build_task(config)
     with isolated():
         networks = [factory.build_model(config, task).train() for _ in range(2)]
     states: list[Any] = [None, None]

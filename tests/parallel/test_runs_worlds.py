@@ -16,7 +16,7 @@ from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.training.checkpoint import state_dict
 from fptt_dist.training.process.signals import StopFlag
 from fptt_dist.training.saved_run import evaluate_run
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import task_factory
 from fptt_dist.training.tools.export import export_run
 from tests.parallel.fault_driver import WORDS, again, broken, copied, place, whole
 from tests.parallel.pool import Pool
@@ -233,13 +233,13 @@ def test_an_estimate_by_example_is_refused(pool: Pool, tmp_path: Path, images: d
 
 def streamed(environment: LaunchEnvironment, config: Config, batch: int) -> str:
     """Interrupt a run of a task that carries states, or, with batch=0, resume it: why it is refused."""
-    real, factory.build_task = factory.build_task, lambda config: Stream()
+    real, task_factory.build_task = task_factory.build_task, lambda config: Stream()
     try:
         if batch:
             return str(broken(environment, config, batch))
         return refusal(environment, config)
     finally:
-        factory.build_task = real
+        task_factory.build_task = real
 
 
 def test_carried_states_are_refused_but_at_an_epochs_end(pool: Pool, tmp_path: Path) -> None:

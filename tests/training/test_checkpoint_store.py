@@ -18,7 +18,7 @@ from fptt_dist.training.checkpoint import store as checkpoint_module
 from fptt_dist.training.checkpoint.run_state import RunState
 from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, validate
 from fptt_dist.training.saved_run import evaluate_run
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import task_factory
 from tests.training.helpers import (
     assert_same_checkpoint,
     checkpoints,
@@ -330,7 +330,7 @@ def test_the_number_of_processes_may_change(tmp_path: Path, caplog: pytest.LogCa
 def test_states_that_go_on_from_batch_to_batch_cannot_be_dealt_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Stream())
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Stream())
     parts = tiny(tmp_path / "run", batches=8)
     train_until(parts, 3)
     folder = checkpoints(tmp_path / "run")[-1]
@@ -344,7 +344,7 @@ def test_states_that_go_on_from_batch_to_batch_cannot_be_dealt_anew(
 
 
 def test_at_an_epochs_end_there_are_no_such_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Stream())
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Stream())
     parts = tiny(tmp_path / "run", batches=8)
     train_until(parts, 5)
     as_if_by_three(checkpoints(tmp_path / "run")[-1])

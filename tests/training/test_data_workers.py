@@ -26,7 +26,7 @@ from fptt_dist.tasks import Adding, Batch, DataError, Task, seeded
 from fptt_dist.training.data_workers import BatchOrder, DataWorkers, _unpacked, pack
 from fptt_dist.training.logging.metrics_logger import MetricsLogger
 from fptt_dist.training.run_dir import RunDirectory
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import task_factory
 from fptt_dist.training.tools.dry_run import dry_run
 from tests.training.helpers import (
     assert_same_checkpoint,
@@ -60,7 +60,7 @@ def noisy(config: Any) -> Task:
 
 @pytest.mark.slow  # 25 s: five processes are started
 def test_a_run_does_not_depend_on_the_number_of_data_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "build_task", noisy)
+    monkeypatch.setattr(task_factory, "build_task", noisy)
     for workers in (0, 1):
         train(tiny(tmp_path / str(workers), {**DROPOUT, "data.workers": workers}, batches=8))
     parts = tiny(tmp_path / "parts", {**DROPOUT, "data.workers": 2}, batches=8)
@@ -227,7 +227,7 @@ def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(
         task.crop = lambda inputs: inputs  # pyright: ignore[reportAttributeAccessIssue]
         return task
 
-    monkeypatch.setattr(factory, "build_task", build)
+    monkeypatch.setattr(task_factory, "build_task", build)
     config = tiny(tmp_path / "run", {"data.workers": 2})
     with pytest.raises(ConfigError, match=r"data.workers=2: the task adding cannot be sent .*lambda.* data.workers=0"):
         train(config)

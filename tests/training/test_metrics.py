@@ -22,7 +22,7 @@ from fptt_dist.tasks import Batch, DataError, Split, Task, rank_slice
 from fptt_dist.tasks.metrics import TaskMetrics
 from fptt_dist.training import saved_run
 from fptt_dist.training.saved_run import evaluate_run
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import task_factory
 from tests.training.helpers import assert_same_run, records, result, resumed, tiny, train_until
 
 LISTED = ("accuracy", "balanced_accuracy", "auroc")
@@ -63,7 +63,7 @@ class Rare(Task):
 
 
 def config_of(monkeypatch: pytest.MonkeyPatch, run: Path, task: Task, batches: int = 12, **more: Any) -> Any:
-    for module in (factory, saved_run):
+    for module in (task_factory, saved_run):
         monkeypatch.setattr(module, "build_task", lambda config: task)
     return tiny(run, {"evaluate.every_batches": 1, "optimizer.lr": 0.05, **more}, batches=batches)
 

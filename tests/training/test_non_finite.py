@@ -17,7 +17,7 @@ from fptt_dist.parallel import Communicator
 from fptt_dist.tasks import Adding, Batch
 from fptt_dist.training.non_finite import NonFiniteError, fault_in_data
 from fptt_dist.training.run_dir import RunDirectory
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import task_factory
 from tests.training.helpers import checkpoints, content, records, steps, tiny
 from tests.training.toys import Majority, Overflowing
 
@@ -43,7 +43,9 @@ def assert_only_finite(run: Path) -> None:
 def test_the_place_is_named(
     strategy: str, algorithm: str, step: int, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Overflowing(3, step, length=12, examples=20, test=16))
+    monkeypatch.setattr(
+        task_factory, "build_task", lambda config: Overflowing(3, step, length=12, examples=20, test=16)
+    )
     overrides = {"algorithm": algorithm, "parallel.strategy": strategy, "checkpoint.every_batches": 1}
     with pytest.raises(NonFiniteError) as caught:
         train(tiny(tmp_path / "run", overrides))
@@ -66,7 +68,7 @@ def test_a_target_that_is_not_a_number_is_named(tmp_path: Path, monkeypatch: pyt
                 batch.targets[2] = math.nan
             return batch
 
-    monkeypatch.setattr(factory, "build_task", lambda config: Undefined(length=12, examples=20, test=16))
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Undefined(length=12, examples=20, test=16))
     with pytest.raises(NonFiniteError) as caught:
         train(tiny(tmp_path / "run"))
     assert str(caught.value) == (
@@ -125,7 +127,7 @@ def test_a_validation_that_is_not_a_number_is_no_best(tmp_path: Path, monkeypatc
             self.calls += 1
             return math.nan if self.calls == 1 else mean
 
-    monkeypatch.setattr(factory, "build_task", lambda config: Undefined(config.windows))
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Undefined(config.windows))
     outcome = train(tiny(tmp_path / "run", {"evaluate.every_batches": 1}, batches=3))
     assert outcome.best_batch > 1
     assert not math.isnan(outcome.validation)
@@ -157,7 +159,7 @@ def no_constant(name: str) -> None:
 
 
 def test_a_metric_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Infinite(config.windows))
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Infinite(config.windows))
     finished = train(tiny(tmp_path / "run", batches=2))
     assert finished.diverged is not None
     assert finished.diverged.startswith("the run diverged: validation accuracy inf, test accuracy inf: lower optimizer")

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fptt_dist import train
 from fptt_dist.tasks import Adding
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import task_factory
 from tests.training.helpers import checkpoints, content, records, tiny
 from tests.training.toys import Stream
 
@@ -133,7 +133,7 @@ def test_clipping_makes_a_difference() -> None:
 def test_tbptt_accumulated_of_sequences_weighs_windows_by_their_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Stream(carries_state=False))
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Stream(carries_state=False))
     train(tiny(tmp_path / "run", {"algorithm": "tbptt_accumulated"}, batches=BATCHES))
     assert_run_is(
         tmp_path / "run", *by_hand(tbptt_accumulated_of_a_stream, max_norm=1.0, inputs=3, outputs=3, stream=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fptt_dist import train
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import task_factory
 from tests.training.helpers import (
     assert_same_run,
     checkpoints,
@@ -31,7 +31,7 @@ def carried(run: Path) -> dict[str, torch.Tensor]:
 def test_a_stream_goes_on_within_an_epoch(
     cell: str, algorithm: str, micro: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Stream())
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Stream())
     overrides = {"model.layer": cell, "algorithm": algorithm, "train.micro_batch_size": micro}
     train(tiny(tmp_path / "straight", overrides, batches=8))
     parts = tiny(tmp_path / "parts", overrides, batches=8)
@@ -46,7 +46,7 @@ def test_a_stream_goes_on_within_an_epoch(
 def test_the_state_matters_and_ends_with_the_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = {}
     for carries in (True, False):
-        monkeypatch.setattr(factory, "build_task", lambda config, carries=carries: Stream(carries_state=carries))
+        monkeypatch.setattr(task_factory, "build_task", lambda config, carries=carries: Stream(carries_state=carries))
         run = tmp_path / str(carries)
         train(tiny(run, batches=5))
         losses[carries] = content(checkpoints(run)[-1])
@@ -56,7 +56,7 @@ def test_the_state_matters_and_ends_with_the_epoch(tmp_path: Path, monkeypatch: 
 
 
 def test_an_estimate_goes_on_and_is_renewed_once_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Majority(config.windows))
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Majority(config.windows))
     straight = tiny(tmp_path / "straight", batches=12)
     train(straight)
     parts = tiny(tmp_path / "parts", batches=12)
@@ -75,7 +75,7 @@ def test_an_estimate_goes_on_and_is_renewed_once_an_epoch(tmp_path: Path, monkey
 @pytest.mark.parametrize(("batches", "ends"), [(4, 0), (5, 1), (11, 2)])
 def test_each_epoch_ends_once(batches: int, ends: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = Majority(3)
-    monkeypatch.setattr(factory, "build_task", lambda config: task)
+    monkeypatch.setattr(task_factory, "build_task", lambda config: task)
     train(tiny(tmp_path / "run", batches=batches))
     assert task.counted.ends == ends
 
@@ -85,7 +85,7 @@ def test_each_epoch_ends_once(batches: int, ends: int, tmp_path: Path, monkeypat
 def test_an_estimate_sees_each_example_once_a_window(
     update: str, micro: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Majority(config.windows))
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Majority(config.windows))
     train(tiny(tmp_path / "run", {"fptt.update_rule": update, "train.micro_batch_size": micro}, batches=4))
     saved = content(checkpoints(tmp_path / "run")[-1])
     assert saved["rank/0/loss.safetensors:counts"].sum(-1).tolist() == [16.0] * 3
@@ -93,7 +93,7 @@ def test_an_estimate_sees_each_example_once_a_window(
 
 
 def test_higher_is_better_where_the_task_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory, "build_task", lambda config: Majority(config.windows))
+    monkeypatch.setattr(task_factory, "build_task", lambda config: Majority(config.windows))
     outcome = train(tiny(tmp_path / "run", {"evaluate.every_batches": 1, "optimizer.lr": 0.1}, batches=15))
     lines = [line for line in records(tmp_path / "run", "evaluation") if line["split"] == "validation"]
     values = [line["value"] for line in lines]

@@ -44,7 +44,7 @@ from fptt_dist.training.checkpoint.reader import (
 )
 from fptt_dist.training.checkpoint.store import Files, read_tensors, read_values
 from fptt_dist.training.schedulers import Scheduler
-from fptt_dist.training.setup import factory
+from fptt_dist.training.setup import seeds
 from fptt_dist.training.train_state import Best, TrainState
 from fptt_dist.types import State
 
@@ -256,7 +256,7 @@ class RunState:
             raise ConfigError(f"{how}: {error}: {back}") from error
         self.load_weights(folder)
         self.carried = None
-        factory.seed_worker(self.seed, engine.rank, self.position.batch, engine.world)
+        seeds.seed_worker(self.seed, engine.rank, self.position.batch, engine.world)
         if engine.rank == 0:
             what = "are theirs" if values["replicated"] or len(values["copies"]) == 1 else "are the mean of theirs"
             LOG.warning("%s: weights and optimizer state %s, random streams start afresh", how, what)
