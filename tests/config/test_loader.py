@@ -105,6 +105,9 @@ def test_yaml_errors_have_file_and_line(write: Write) -> None:
 
 def test_a_folder(write: Write, tmp_path: Path) -> None:
     assert failure(tmp_path) == f"{tmp_path}: is a folder, not a file"
+    (tmp_path / "config.yaml").touch()  # of a run
+    hint = f"type {tmp_path}/config.yaml, the configuration of the run in it"
+    assert failure(tmp_path) == f"{tmp_path}: is a folder, not a file: {hint}"
 
 
 def test_not_utf8(write: Write) -> None:

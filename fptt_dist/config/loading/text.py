@@ -18,7 +18,9 @@ def read_settings(path: Path) -> str:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise ConfigError(f"{path}: is a folder, not a file")
+            own = path / "config.yaml"
+            hint = f": type {own}, the configuration of the run in it" if own.is_file() else ""
+            raise ConfigError(f"{path}: is a folder, not a file{hint}")
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path}: is a device or a pipe, not a regular file: type the path of a file")
         with path.open("rb") as file:
