@@ -144,7 +144,10 @@ def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> 
     refuse_remote("run.dir", place)
     folder = Path(place).absolute()
     common.pop("resume", None)
-    base = load(sweep.config, {**space.fixed, **common}).with_absolute_files()
+    try:
+        base = load(sweep.config, {**space.fixed, **common}).with_absolute_files()
+    except ConfigError as error:
+        raise ConfigError("\n".join(_with_grid(line, space.fixed) for line in str(error).splitlines())) from error
     _check_search(sweep, space)
     task = build_task(base)
     plan = SweepPlan(
@@ -161,6 +164,14 @@ def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> 
     _check_runs(plan)
     plan.trials.extend(_trials(plan))
     return plan
+
+
+def _with_grid(line: str, fixed: Overrides) -> str:
+    """Return a line about a value, with the form for a list that was meant to be gone through."""
+    for key, value in fixed.items():
+        if isinstance(value, list) and line.startswith(f"{key}: {show(value)} is not allowed"):
+            return f"{line}; to train with each of them write {key}: {{grid: {show(value)}}}"
+    return line
 
 
 def _points(sweep: Sweep, space: Space) -> list[Overrides]:

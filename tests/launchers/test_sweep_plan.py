@@ -293,6 +293,12 @@ MISTAKES = [
     ),
     ("optimzer.lr: {grid: [1, 2]}", "", "optimzer: unknown key; did you mean optimizer? (override optimzer.lr=1)"),
     ("optimzer.lr: 1\nseed: {grid: [1, 2]}", "", "optimzer: unknown key; did you mean optimizer? (override"),
+    (
+        f"fptt.alpha: [0, 1]\nfptt.windows: {GRID}",
+        "",
+        "fptt.alpha: [0, 1] is not allowed; allowed: float >= 0 (override fptt.alpha=[0, 1]); to train with each of "
+        "them write fptt.alpha: {grid: [0, 1]}",
+    ),
     ("fptt.alpha: {grid: []}", "", "mine.yaml:3: fptt.alpha: grid needs a list of values, such as {grid: [0.1,"),
     (f"fptt.alpha: {GRID}", "workers: 0\n", "workers: 0 is not allowed; allowed: int >= 1 (mine.yaml:4)"),
     (
