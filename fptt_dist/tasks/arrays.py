@@ -275,7 +275,7 @@ def _positions(raw: RawSeries, channels: Sequence[str] | None) -> NDArray:
 
 def _union(part: Examples, horizon: int) -> tuple[NDArray, NDArray]:
     """Return each series' rows in the stretches of a split and their forecasts: first row and steps of each."""
-    series, first = np.unique(part.series, return_index=True)
-    last = np.array([np.nonzero(part.series == each)[0][-1] for each in series])
+    _, first, counts = np.unique(part.series, return_index=True, return_counts=True)  # a series' stretches are in a row
+    last = first + counts - 1
     starts = part.starts[first]
     return starts, part.starts[last] + part.lengths[last] + horizon - starts
