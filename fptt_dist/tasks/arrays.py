@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fptt_dist.algorithm.target_estimates import ClassMeanEstimate, ExampleEstimate, LabelEstimate, UniformEstimate
 from fptt_dist.tasks.data.errors import DataError
-from fptt_dist.tasks.data.scaling import Scaling, Statistics, as_float, blocks, check_values, digest, filled
+from fptt_dist.tasks.data.scaling import Scaling, Statistics, as_double, blocks, check_values, digest, filled
 from fptt_dist.tasks.data.series import RawSeries
 from fptt_dist.tasks.data.splits import Examples, forecasts, whole_series
 from fptt_dist.tasks.data.targets import Classes, single_targets, targets_of
@@ -82,6 +82,7 @@ class Arrays(SeriesTask):
         self.horizon, self.missing = horizon, missing
         self.source = str(train.path)
         _require_same_channels(given)
+        _require_other_series(given)
         for raw in given:
             check_values(raw, missing_allowed=missing == "fill")
         shares = {"validation": 0.15, "test": 0.15} if shares is None else shares
@@ -90,7 +91,9 @@ class Arrays(SeriesTask):
             self._examples = forecasts(files, shares, length, horizon)
         else:
             require_length(given, length)
-            strata = np.unique(single_targets(train), return_inverse=True)[1] if target == "class" else None
+            strata = (
+                np.unique(single_targets(train, per_step=False), return_inverse=True)[1] if target == "class" else None
+            )
             self._examples = whole_series(files, shares, split_seed, strata)
         self.digest = self._train_digest()
         self._classes = Classes(self._examples["train"], per_step=target in PER_STEP) if target in CLASSES else None
@@ -140,7 +143,7 @@ class Arrays(SeriesTask):
     def _read(self, split: str, epoch: int, ids: NDArray, steps: NDArray, which: NDArray) -> tuple[NDArray, NDArray]:
         part = self._examples[split]
         rows = part.starts[ids][which] + steps
-        values = as_float(part.raw.inputs[rows])
+        values = as_double(part.raw.inputs[rows])
         if self.missing == "fill":
             values, seen = filled(values, steps, self._scaling.mean)
             values = np.concatenate([self._scaling.scaled(values), seen], axis=1)
@@ -152,7 +155,7 @@ class Arrays(SeriesTask):
         part = self._examples[split]
         if self.target == "forecast":
             later = rows[:, None] + 1 + np.arange(self.horizon)
-            values = as_float(part.raw.inputs[later.reshape(-1)][:, self._channels])
+            values = as_double(part.raw.inputs[later.reshape(-1)][:, self._channels])
             return self._scale.scaled(values.reshape(len(rows), -1))
         targets = self._targets[split]
         found = targets[rows] if self.target in PER_STEP else targets[part.series[ids]]
@@ -172,9 +175,9 @@ class Arrays(SeriesTask):
         return digest(lengths, (values for values, _, _ in blocks(part.raw, starts, lengths)), own)
 
     def _read_targets(self, raw: RawSeries) -> NDArray:
-        """Return the targets of all series of a file as numbers: int64 classes, or float32."""
+        """Return the targets of all series of a file as numbers: int64 classes, or float64."""
         if self.target == "forecast":
-            return np.zeros(0, np.float32)
+            return np.zeros(0)
         return self._encoded(raw)
 
     def _train_targets(self) -> NDArray:
@@ -235,7 +238,7 @@ class Arrays(SeriesTask):
     def _naive_scale(self) -> Tensor:
         part = self._examples["train"]
         series = [
-            torch.from_numpy(as_float(part.raw.inputs[start : start + length][:, self._channels]))
+            torch.from_numpy(as_double(part.raw.inputs[start : start + length][:, self._channels]))
             for start, length in zip(*_union(part, self.horizon), strict=True)
         ]
         return naive_scale(series)
@@ -262,6 +265,21 @@ def _require_same_channels(given: list[RawSeries]) -> None:
                 f"{raw.path} has the channels {', '.join(raw.features)}: expected those of {given[0].path}, "
                 f"{', '.join(given[0].features)}"
             )
+
+
+def _require_other_series(given: list[RawSeries]) -> None:
+    """Refuse a series of one id and the same values in two files: an id alone may be counted anew in each."""
+    known: dict[str, tuple[RawSeries, int]] = {}
+    for raw in given:
+        for series, name in enumerate(raw.names or []):
+            other, place = known.setdefault(name, (raw, series))
+            if other is not raw and np.array_equal(_steps_of(other, place), _steps_of(raw, series), equal_nan=True):
+                raise DataError(f"series {name} is in {other.path} and in {raw.path}: expected each in one split")
+
+
+def _steps_of(raw: RawSeries, series: int) -> NDArray:
+    first = int(raw.first_rows()[series])
+    return raw.inputs[first : first + raw.lengths[series]]
 
 
 def _positions(raw: RawSeries, channels: Sequence[str] | None) -> NDArray:

@@ -78,7 +78,7 @@ class SeriesTask(Task):
             which: (M,) of each row, the position of its example among the B.
 
         Returns:
-            (M, C) float32, and (B, …) or of one target per step (M, …), int64 classes or float32.
+            (M, C) float32, and (B, …) or of one target per step (M, …), int64 classes or numbers.
         """
 
     @abstractmethod
@@ -190,6 +190,8 @@ class SeriesTask(Task):
         lengths = self._lengths[split][ids]
         _, steps, which = rows_of(np.zeros_like(lengths), lengths)
         values, targets = self._read(split, epoch, ids, steps, which)
+        if targets.dtype.kind == "f":
+            targets = targets.astype(np.float32)
         longest = self.length if everywhere is None else int(everywhere.max())
         inputs = np.zeros((longest, len(ids), values.shape[1]), np.float32)
         inputs[steps, which] = values
@@ -207,7 +209,7 @@ class SeriesTask(Task):
         )
 
     def _encoded(self, raw: RawSeries) -> NDArray:
-        """Return the targets of series as numbers: int64 classes, or float32 with as many columns as outputs."""
+        """Return the targets of series as numbers: int64 classes, or float64 with as many columns as outputs."""
         if self._classes is not None:
             return self._classes.encoded(raw)
         return number_targets(raw, labels=self.target == "labels", per_step=self.target in PER_STEP)

@@ -346,6 +346,46 @@ def test_statistics_in_blocks_are_those_of_all_rows() -> None:
     assert ROWS > 0
 
 
+def test_small_steps_of_large_numbers_are_kept() -> None:
+    """Seconds since 1970 fill float32's seven digits."""
+    lengths = np.full(40, LONGEST)
+    seconds = 1.7e9 + np.arange(lengths.sum(), dtype=np.float64)
+    raw = RawSeries(Path("data.npz"), seconds[:, None], lengths, 1.7e9 + np.arange(40.0), ["t"])
+    task = task_of("value", raw)
+    batch = task.train_batch(0, 0, 8, slice(0, 8))
+    assert batch.examples is not None
+    series = task._examples["train"].series
+    used = np.concatenate([seconds[number * LONGEST : (number + 1) * LONGEST] for number in series])
+    expected = seconds.reshape(40, LONGEST)[series[batch.examples]].T
+    assert np.allclose(batch.inputs[..., 0], (expected - used.mean()) / used.std(), atol=1e-5)
+    restored = batch.targets.double().numpy() * task._scale.std + task._scale.mean
+    assert np.allclose(restored[:, 0], 1.7e9 + series[batch.examples], atol=1e-3)
+
+
+def test_fortran_order_is_read_as_written(tmp_path: Path) -> None:
+    lengths = np.full(40, 5)
+    values = np.random.default_rng(0).normal(size=(40, 5, 3))
+    for name, inputs in (("rows", values.reshape(200, 3)), ("padded", values)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "inputs.npy", np.asfortranarray(inputs))
+        np.save(tmp_path / name / "lengths.npy", lengths)
+        np.save(tmp_path / name / "targets.npy", np.arange(40) % 2)
+        raw = read_arrays(tmp_path / name, targets=True, per_step=False)
+        assert np.array_equal(raw.inputs, values.reshape(200, 3))
+        task = task_of("class", raw)
+        elsewhere = pickle.loads(pickle.dumps(task))
+        one, other = (each.train_batch(0, 0, 4, slice(0, 4)).inputs for each in (task, elsewhere))
+        assert torch.equal(one, other)
+
+
+def test_padding_of_classes_may_be_anything(tmp_path: Path) -> None:
+    classes = np.tile([0.0, 1, 0, 1, np.nan], (40, 1))
+    path = tmp_path / "p.npz"
+    np.savez(path, inputs=np.random.default_rng(0).normal(size=(40, 5, 1)), targets=classes, lengths=np.full(40, 4))
+    task = task_of("step_class", read_arrays(path, targets=True, per_step=True), length=5)
+    assert task.classes == ["0", "1"]
+
+
 def test_a_missing_value_is_never_filled_from_another_series() -> None:
     nan = np.nan
     values = np.array([[1.0], [nan], [nan], [2.0], [nan]])
@@ -493,6 +533,21 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
             length=LONGEST,
         ),
         "data.npz: series 2 has the class mayb, which no training example has: expected one of no, perhaps, yes",
+    ),
+    "a series in two files": (
+        lambda: Arrays(
+            files={
+                "train": raw_of("class", names=[f"p{number}" for number in range(40)]),
+                "test": raw_of("class", names=[f"p{number}" for number in range(40)]),
+            },
+            target="class",
+            length=LONGEST,
+        ),
+        "series p0 is in data.npz and in data.npz: expected each in one split",
+    ),
+    "an infinite class": (
+        lambda: task_of("class", _changed("value", targets=lambda y: np.where(np.arange(40) == 3, np.inf, 1.0))),
+        "data.npz: series 3 has the class inf: expected whole numbers or text",
     ),
     "other channels": (
         lambda: Arrays(

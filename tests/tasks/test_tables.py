@@ -49,7 +49,7 @@ def table(tmp_path: Path) -> Path:
 def test_a_small_table(table: Path) -> None:
     found = read(table)
     assert found.path == table
-    assert found.inputs.dtype == np.float32
+    assert found.inputs.dtype == np.float64
     np.testing.assert_array_equal(found.inputs, [[1, 10], [2, 20], [3, np.nan]])
     assert (found.lengths.dtype, found.lengths.tolist()) == (np.int64, [2, 1])
     assert found.targets is not None
@@ -88,7 +88,7 @@ def test_rows_in_any_order_become_series_in_order_of_time(
     assert found.names == list(expected)
     assert found.lengths.tolist() == [len(steps) for steps in expected.values()]
     ordered = [value for steps in expected.values() for _, value in sorted(steps)]
-    np.testing.assert_array_equal(found.inputs[:, 0], np.array(ordered, dtype=np.float32))
+    np.testing.assert_array_equal(found.inputs[:, 0], np.array(ordered, dtype=np.float64))
 
 
 @pytest.mark.parametrize(

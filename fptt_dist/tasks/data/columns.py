@@ -150,7 +150,7 @@ class Columns:
         width = pyarrow.int32() if column.type.bit_width == 32 else pyarrow.int64()
         return np.asarray(column.cast(width))
 
-    def features(self, name: str, hint: str = "") -> NDArray[np.float32]:
+    def features(self, name: str, hint: str = "") -> NDArray[np.float64]:
         """(R,) numbers of a column, NaN where one is missing.
 
         Args:
@@ -171,9 +171,10 @@ class Columns:
             raise self._wrong(name, f"{problem}: {expected}{hint}", row)
         if kind not in ("number", "empty"):
             raise self._wrong(name, f"has {column.type} values, expected numbers{hint}")
-        values = np.asarray(column.cast(pyarrow.float32(), safe=False).fill_null(np.nan))
-        if np.isinf(values).any():
-            row = int(np.argmax(np.isinf(values)))
+        values = np.asarray(column.cast(pyarrow.float64(), safe=False).fill_null(np.nan))
+        large = np.abs(values) > np.finfo(np.float32).max
+        if large.any():
+            row = int(np.argmax(large))
             expected = f"expected a finite number below {np.finfo(np.float32).max:.2g}"
             raise self._wrong(name, f"{column[row].as_py()}: {expected}", row)
         return values

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fptt_dist.tasks.data.errors import DataError
 from fptt_dist.tasks.data.series import RawSeries, rows_of
 
+LARGEST = float(np.finfo(np.float32).max)
 ROWS = 2**18  # read at once, of inputs that may be larger than memory
 
 
@@ -18,8 +19,8 @@ class Scaling:
     """Constants of channels: a value x becomes (x − mean) / std.
 
     Attributes:
-        mean: (C,) float32.
-        std: (C,) float32, 1 of a constant channel.
+        mean: (C,) float64.
+        std: (C,) float64, 1 of a constant channel.
     """
 
     mean: NDArray
@@ -28,15 +29,14 @@ class Scaling:
     @classmethod
     def none(cls, channels: int) -> "Scaling":
         """Return the constants that leave values as they are."""
-        return cls(np.zeros(channels, np.float32), np.ones(channels, np.float32))
+        return cls(np.zeros(channels), np.ones(channels))
 
-    def scaled(self, values: NDArray) -> NDArray:
-        """Return values (…, C) in units of a standard deviation from the mean, float32."""
-        return (values - self.mean) / self.std
+    def scaled(self, values: NDArray) -> NDArray[np.float32]:
+        """Return values (…, C) in units of a standard deviation from the mean.
 
-    def restored(self, values: NDArray) -> NDArray:
-        """Return scaled values (…, C) in the data's own units."""
-        return values * self.std + self.mean
+        Subtracted in float64: float32 has seven digits, which a time in seconds since 1970 fills.
+        """
+        return ((values.astype(np.float64) - self.mean) / self.std).astype(np.float32)
 
 
 class Statistics:
@@ -66,17 +66,17 @@ class Statistics:
 
     def constant(self) -> NDArray:
         """Return which channels have one value only, or none (C,)."""
-        return self._squares <= (1e-7 * np.abs(self._mean)) ** 2 * self._count
+        return self._squares <= (1e-12 * np.abs(self._mean)) ** 2 * self._count
 
     def scaling(self) -> Scaling:
         """Return the constants of standardization."""
         std = np.sqrt(self._squares / np.maximum(self._count, 1))
         std = np.where(self.constant(), 1.0, std)
-        return Scaling(self._mean.astype(np.float32), std.astype(np.float32))
+        return Scaling(self._mean.copy(), std)
 
 
 def blocks(raw: RawSeries, starts: NDArray, lengths: NDArray) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-    """Yield the rows of series as float32 (M, C), with each row's step and position among the series, in blocks."""
+    """Yield the rows of series as float64 (M, C), with each row's step and position among the series, in blocks."""
     bounds = np.cumsum(lengths)
     first = 0
     while first < len(lengths):
@@ -85,12 +85,17 @@ def blocks(raw: RawSeries, starts: NDArray, lengths: NDArray) -> Iterator[tuple[
         rows, steps, which = rows_of(starts[first:last], lengths[first:last])
         for at in range(0, len(rows), ROWS):  # a single series may be longer
             part = slice(at, at + ROWS)
-            yield as_float(raw.inputs[rows[part]]), steps[part], which[part] + first
+            yield as_double(raw.inputs[rows[part]]), steps[part], which[part] + first
         first = last
 
 
+def as_double(values: NDArray) -> NDArray[np.float64]:
+    """Return values as float64, in memory where they are mapped."""
+    return np.array(values, np.float64)
+
+
 def as_float(values: NDArray) -> NDArray:
-    """Return values as float32; those beyond its range become infinite, which `check_values` refuses."""
+    """Return values as float32; those beyond its range become infinite."""
     with np.errstate(over="ignore"):
         return np.array(values, np.float32)  # in memory, where they are mapped
 
@@ -102,7 +107,9 @@ def check_values(raw: RawSeries, *, missing_allowed: bool) -> None:
         DataError: the file, the series, its step and channel.
     """
     for values, steps, which in blocks(raw, raw.first_rows(), raw.lengths):
-        bad = np.isinf(values) if missing_allowed else ~np.isfinite(values)
+        bad = np.abs(values) > LARGEST
+        if not missing_allowed:
+            bad |= np.isnan(values)
         if not bad.any():
             continue
         row, channel = (int(index[0]) for index in np.nonzero(bad))

@@ -152,7 +152,9 @@ def _arrays(path: Path) -> Mapping[str, NDArray]:
 
 def _load_npy(file: Path) -> NDArray:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        # The rows of an array in Fortran's order are not in a row: read whole.
+        return found if found.flags.c_contiguous else np.array(found, order="C")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{file} cannot be read: {_reason(error)}") from error
 

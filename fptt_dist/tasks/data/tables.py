@@ -57,7 +57,7 @@ def read_table(
         raise DataError(f"{path} has no column left for the features: expected at least one with numbers")
     columns.load([name for _, name in named], text=[name for name in (series, split) if name is not None])
     rows = _Rows(columns, series, time)
-    inputs = np.empty((len(columns), len(chosen)), dtype=np.float32)
+    inputs = np.empty((len(columns), len(chosen)), dtype=np.float64)
     hint = "" if features is not None else _choice(columns, chosen)
     for channel, name in enumerate(chosen):
         if features is None and columns.kind(name) == "empty":

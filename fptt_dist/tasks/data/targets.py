@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptt_dist.tasks.data.errors import DataError
-from fptt_dist.tasks.data.scaling import as_float
+from fptt_dist.tasks.data.scaling import LARGEST, as_double
 from fptt_dist.tasks.data.series import RawSeries, rows_of
 from fptt_dist.tasks.data.splits import Examples
 
@@ -24,6 +24,7 @@ FITTING: dict[Targets, tuple[str, ...]] = {
 }
 """The metrics that fit a kind of targets; the first one is its default."""
 SHOWN = 20  # classes of a message
+EXACT = 2.0**53  # below it float64 has every whole number
 
 
 def targets_of(part: Examples, values: NDArray, *, per_step: bool) -> NDArray:
@@ -31,8 +32,8 @@ def targets_of(part: Examples, values: NDArray, *, per_step: bool) -> NDArray:
     return values[rows_of(part.starts, part.lengths)[0]] if per_step else values[part.series]
 
 
-def single_targets(raw: RawSeries) -> NDArray:
-    """Return the targets of a file as one class each, (N,) or (R,), text or integers.
+def single_targets(raw: RawSeries, *, per_step: bool) -> NDArray:
+    """Return the targets of a file as one class each, (N,) or (R,), text or integers; of padding any.
 
     Raises:
         DataError: several per series or step, or numbers that are no classes.
@@ -45,14 +46,26 @@ def single_targets(raw: RawSeries) -> NDArray:
         raise DataError(
             f"{raw.path}: targets has {targets.shape[1]} columns: expected one class, or task.target=labels"
         )
-    if targets.dtype.kind == "f":
-        if not (targets == np.floor(targets)).all():  # NaN is no class either
-            wrong = targets[targets != np.floor(targets)][0]
-            raise DataError(
-                f"{raw.path} has the class {wrong:g}: expected whole numbers or text, or task.target=value for numbers"
-            )
-        return targets.astype(np.int64)
-    return targets
+    if targets.dtype.kind != "f":
+        return targets
+    whole = (targets == np.floor(targets)) & (np.abs(targets) < EXACT)  # neither NaN nor infinite
+    row = _first(~whole, raw, per_step=per_step)
+    if row is not None:
+        raise DataError(
+            f"{_place(raw, row, per_step=per_step)} has the class {targets[row]:g}: expected whole numbers or text, or "
+            f"task.target={'step_value' if per_step else 'value'} for numbers"
+        )
+    return np.where(whole, targets, 0).astype(np.int64)
+
+
+def _first(bad: NDArray, raw: RawSeries, *, per_step: bool) -> int | None:
+    """Return the first row of targets of which one is bad and no padding; None if there is none."""
+    rows: NDArray = bad if bad.ndim == 1 else np.any(bad, axis=1)
+    if per_step:
+        there = np.zeros(len(rows), bool)
+        there[rows_of(raw.first_rows(), raw.lengths)[0]] = True
+        rows = rows & there
+    return int(np.argmax(rows)) if rows.any() else None
 
 
 class Classes:
@@ -68,7 +81,7 @@ class Classes:
     def __init__(self, train: Examples, *, per_step: bool) -> None:
         self._path = train.raw.path
         self._per_step = per_step
-        self._known = np.unique(targets_of(train, single_targets(train.raw), per_step=per_step))
+        self._known = np.unique(targets_of(train, single_targets(train.raw, per_step=per_step), per_step=per_step))
         self.names = [str(each) for each in self._known]
         if len(self.names) < 2:
             raise DataError(
@@ -81,18 +94,13 @@ class Classes:
         Raises:
             DataError: a series or step has a class that no training example has.
         """
-        targets = single_targets(raw)
+        targets = single_targets(raw, per_step=self._per_step)
         if (targets.dtype.kind == "U") != (self._known.dtype.kind == "U"):
             kinds = ("text", "numbers") if targets.dtype.kind == "U" else ("numbers", "text")
             raise DataError(f"{raw.path}: targets are {kinds[0]}, and those of {self._path} are {kinds[1]}")
         found = np.minimum(np.searchsorted(self._known, targets), len(self._known) - 1)
-        strange = self._known[found] != targets
-        if self._per_step:
-            there = np.zeros(len(strange), bool)
-            there[rows_of(raw.first_rows(), raw.lengths)[0]] = True
-            strange &= there  # padding has any label
-        if strange.any():
-            row = int(np.argmax(strange))
+        row = _first(self._known[found] != targets, raw, per_step=self._per_step)
+        if row is not None:
             raise DataError(
                 f"{_place(raw, row, per_step=self._per_step)} has the class {targets[row]}, which no training example "
                 f"has: expected one of {', '.join(self.names[:SHOWN])}{', …' * (len(self.names) > SHOWN)}"
@@ -100,7 +108,7 @@ class Classes:
         return found.astype(np.int64)
 
 
-def number_targets(raw: RawSeries, *, labels: bool, per_step: bool) -> NDArray[np.float32]:
+def number_targets(raw: RawSeries, *, labels: bool, per_step: bool) -> NDArray[np.float64]:
     """Return the targets of a file as numbers, (N, D) or (R, D).
 
     Args:
@@ -116,19 +124,15 @@ def number_targets(raw: RawSeries, *, labels: bool, per_step: bool) -> NDArray[n
     if targets.dtype.kind not in "fiub":
         kind = "labels" if labels else "step_value" if per_step else "value"
         raise DataError(f"{raw.path}: targets are text: expected numbers with task.target={kind}")
-    values = as_float(targets if targets.ndim == 2 else targets[:, None])
-    bad = ~np.isfinite(values)
+    values = as_double(targets if targets.ndim == 2 else targets[:, None])
+    bad = ~(np.abs(values) <= LARGEST)
     if labels:
         bad |= (values != 0) & (values != 1)
-    if per_step:
-        there = np.zeros(len(bad), bool)
-        there[rows_of(raw.first_rows(), raw.lengths)[0]] = True
-        bad &= there[:, None]  # padding has any target
-    if bad.any():
-        row, column = (int(index[0]) for index in np.nonzero(bad))
+    row = _first(bad, raw, per_step=per_step)
+    if row is not None:
         expected = "0 or 1" if labels else "a finite number"
         place = _place(raw, row, per_step=per_step)
-        raise DataError(f"{place} has the target {values[row, column]:g}: expected {expected}")
+        raise DataError(f"{place} has the target {values[row, np.argmax(bad[row])]:g}: expected {expected}")
     return values
 
 
