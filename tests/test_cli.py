@@ -74,6 +74,17 @@ def test_help(fptt_dist: Command, subtests: pytest.Subtests) -> None:
             assert [name for name in inside if not re.search(rf"\b{name.partition(' ')[0]} ", out)] == []
 
 
+def test_config_init_tells_of_guesses_that_make_it_another_task(fptt_dist: Command, tmp_path: Path) -> None:
+    table = tmp_path / "flow.csv"
+    table.write_text("time,flow\n" + "".join(f"{step},{step % 7}\n" for step in range(60)))
+    code, out, err = fptt_dist("config", "init", str(table), "-o", str(tmp_path / "flow.yaml"))
+    assert (code, err) == (0, "")
+    first, second, last = out.splitlines()
+    assert first == "No column has a usual name of a target. To learn one: config init --target COLUMN."
+    assert second.startswith("No column has a usual name of ids, so all rows are one series")
+    assert last.endswith("flow.yaml --dry-run")
+
+
 def test_config_init_writes_a_new_file_alone(fptt_dist: Command, tmp_path: Path, subtests: pytest.Subtests) -> None:
     data, config = tmp_path / "data.csv", tmp_path / "mine.yaml"
     data.write_text("id,time,x,y\n" + "".join(f"{row // 2},{row % 2},{row},{row // 2 % 2}\n" for row in range(40)))

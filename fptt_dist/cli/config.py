@@ -51,6 +51,9 @@ def init(
         typer.echo(printable(text), nl=False)
         return
     write_atomic(out, text)
+    for line in text.splitlines():
+        if "config init --" in line:  # a guess that may make it another task
+            typer.echo(printable(line.lstrip("# ")))
     typer.echo(printable(f"{out} is written; next: fptt-dist train {shlex.quote(str(out))} --dry-run"))
 
 

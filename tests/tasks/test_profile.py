@@ -84,9 +84,8 @@ def test_several_targets_and_none(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         profile(path)
     assert str(caught.value) == (
-        f"{path}, series 't': rows 1 and 5 have the same value in column 'step': expected one row per step and series; "
-        "type task.series_column=… if the file has several. No column has a usual name of ids: add --series COLUMN if "
-        "one holds them"
+        f"{path}, series 't': rows 1 and 5 have the same value in column 'step': expected one row per step and series. "
+        "No column has a usual name of ids: add --series COLUMN if one holds them"
     )
     with pytest.raises(DataError, match=r"has no column 'hat', which --target names: did you mean 'hot'\? It has "):
         profile(path, targets=["hat"])

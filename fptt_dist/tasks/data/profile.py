@@ -135,7 +135,8 @@ def _read_table(path: Path, columns: TableColumns) -> tuple[RawSeries, bool]:
     except DataError as error:
         if columns.series is not None:
             raise
-        raise DataError(f"{error}. No column has a usual name of ids: add --series COLUMN if one holds them") from error
+        said = str(error).partition("; type task.series_column")[0]  # no key is typed to config init
+        raise DataError(f"{said}. No column has a usual name of ids: add --series COLUMN if one holds them") from error
     if steps.targets is None:
         return steps, False
     first = np.repeat(steps.targets[steps.first_rows()], steps.lengths, axis=0)
