@@ -98,6 +98,10 @@ def main() -> None:
         f"test error {error:.4f} on {accelerator.num_processes} process(es), {apart:.0e} apart, "
         f"always predicting 1: {(y - 1).square().mean():.4f}"
     )
+    # DistributedDataParallel must be gone before its process group: else a process may be aborted as it ends.
+    del module, optimizer, prediction, state
+    accelerator.free_memory()
+    accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
