@@ -77,6 +77,7 @@ def main() -> None:
     # Every process draws the whole batch and takes its share: the batches do not depend on the number of processes.
     draw, device = torch.Generator().manual_seed(options.seed), accelerator.device
     own = slice(accelerator.process_index, None, accelerator.num_processes)
+    prediction = state = None
     for _ in range(options.steps):
         x, y = adding(options.batch, draw)
         x, y = x[:, own].to(device), y[own].to(device)
