@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from fptt_dist.tasks import DataError
 from fptt_dist.tasks.arrays import Arrays
-from fptt_dist.tasks.data.scaling import ROWS, Statistics, filled
+from fptt_dist.tasks.data import scaling
+from fptt_dist.tasks.data.scaling import ROWS, Statistics, blocks, filled
 from fptt_dist.tasks.data.series import RawSeries, read_arrays
 from fptt_dist.tasks.series_task import POOL
 from fptt_dist.training.data_workers import pack
@@ -57,14 +58,6 @@ def task_of(target: str, raw: RawSeries | None = None, **more: Any) -> Arrays:
 def series_of(raw: RawSeries, number: int) -> NDArray:
     start = int(raw.lengths[:number].sum())
     return raw.inputs[start : start + raw.lengths[number]]
-
-
-def training_series(task: Arrays, size: int = 1) -> list[int]:
-    """Which series the training examples are of, by their values: an independent look at what comes out."""
-    return sorted(
-        int(task.train_batch(0, cursor, size, slice(0, 1)).examples[0])  # type: ignore[index]
-        for cursor in range(task.train_examples)
-    )
 
 
 @pytest.mark.parametrize("target", ["class", "labels", "value", "step_class", "step_value"])
@@ -340,10 +333,20 @@ def test_statistics_in_blocks_are_those_of_all_rows() -> None:
     found = Statistics(2)
     for start in range(0, 5000, 700):
         found.add(rows[start : start + 700])
-    scaling = found.scaling()
-    assert np.allclose(scaling.mean, np.nanmean(rows, 0), rtol=1e-6, atol=1e-6)
-    assert np.allclose(scaling.std, np.nanstd(rows, 0), rtol=1e-6)
-    assert ROWS > 0
+    fitted = found.scaling()
+    assert np.allclose(fitted.mean, np.nanmean(rows, 0), rtol=1e-6, atol=1e-6)
+    assert np.allclose(fitted.std, np.nanstd(rows, 0), rtol=1e-6)
+
+
+def test_blocks_are_all_rows_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = raw_of("class")
+    whole = next(blocks(raw, raw.first_rows(), raw.lengths))
+    assert len(whole[0]) == len(raw.inputs) < ROWS
+    monkeypatch.setattr(scaling, "ROWS", 7)  # less than the longest series
+    parts = list(blocks(raw, raw.first_rows(), raw.lengths))
+    assert max(len(values) for values, _, _ in parts) <= 7 < LONGEST
+    for number, expected in enumerate(whole):
+        assert np.array_equal(np.concatenate([part[number] for part in parts]), expected)
 
 
 def test_small_steps_of_large_numbers_are_kept() -> None:

@@ -36,7 +36,7 @@ class Wrongness(MeanAbsoluteError):
 
 
 class Rare(Task):
-    """Whether the mean of a sequence is high (rare), middling or low, from noisy steps."""
+    """Three classes by the mean of a sequence, high (rare), middling or low, from noisy steps."""
 
     name = "rare"
     inputs = 1
