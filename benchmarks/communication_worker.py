@@ -22,7 +22,7 @@ from fptt_dist.algorithm.target_estimates import UniformEstimate
 from fptt_dist.config import load
 from fptt_dist.parallel import Communicator, Engine, LaunchEnvironment, communicator
 from fptt_dist.parallel.comm.process_group import process_group
-from fptt_dist.tasks import Batch, Split, Task, rank_slice
+from fptt_dist.tasks import Batch, Split, Task, TaskShape, rank_slice
 from fptt_dist.training.setup import factory
 from fptt_dist.training.setup.engine import build_engine
 from fptt_dist.training.window_loop import WindowLoop
@@ -180,7 +180,7 @@ def build_subject(group: Group, setting: Setting, environment: LaunchEnvironment
     config = load("mnist_rows", {**keys, **MODELS[group.model], **setting.keys})
     task = RandomImages(group.length)
     engine = build_engine(config, environment, everyone)
-    network = factory.build_model(config, task)
+    network = factory.build_model(config, TaskShape.of(task))
     engine.prepare(network)
     optimizer = factory.build_optimizer(config, engine.placement.parameters())
     engine.attach(optimizer)

@@ -33,7 +33,7 @@ from fptt_dist.algorithm import SCHEMES
 from fptt_dist.config import load
 from fptt_dist.parallel import Communicator, Engine, LaunchEnvironment, communicator
 from fptt_dist.parallel.comm.process_group import process_group
-from fptt_dist.tasks import Batch, rank_slice
+from fptt_dist.tasks import Batch, TaskShape, rank_slice
 from fptt_dist.training.run_dir import versions
 from fptt_dist.training.setup import factory
 from fptt_dist.training.setup.engine import build_engine
@@ -95,7 +95,7 @@ def subject(size: Size, keys: dict[str, Any], batch: int, place: LaunchEnvironme
     common = {"task.pixels_per_step": task.inputs, "fptt.windows": size.windows, "model.hidden": size.hidden}
     config = load("mnist_rows", {**common, "algorithm": "fptt", "train.batch_size": batch, "device": "cpu", **keys})
     engine = build_engine(config, place, everyone)
-    network = factory.build_model(config, task)
+    network = factory.build_model(config, TaskShape.of(task))
     engine.prepare(network)
     optimizer = factory.build_optimizer(config, engine.placement.parameters())
     engine.attach(optimizer)

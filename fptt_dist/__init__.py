@@ -16,6 +16,7 @@ __all__ = [
     "TerminalLoss",
     "UniformEstimate",
     "__version__",
+    "load",
     "rank_slice",
     "train",
     "window_slices",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     )
     from fptt_dist.tasks import Batch, Task, rank_slice
     from fptt_dist.training.run import train
+    from fptt_dist.training.saved_run import load
 else:
     # The command starts without torch, and FPTT without the framework around it.
     __getattr__, __dir__ = lazily(
@@ -42,5 +44,5 @@ else:
         | dict.fromkeys(("MultiLabelLoss", "RegressionLoss", "SequenceLoss"), "algorithm")
         | dict.fromkeys(("StepRegressionLoss", "TerminalLoss"), "algorithm")
         | dict.fromkeys(("Batch", "Task", "rank_slice"), "tasks")
-        | {"train": "training.run"},
+        | {"load": "training.saved_run", "train": "training.run"},
     )

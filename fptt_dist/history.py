@@ -10,6 +10,7 @@ from typing import Any
 from fptt_dist.config import Config, ConfigError, load, parse_overrides
 from fptt_dist.config.loading.loader import read_mapping
 from fptt_dist.records import read_lines, read_record
+from fptt_dist.trust import is_run, trusted
 
 LOG = logging.getLogger("fptt_dist")
 RUN_SCHEMA = 2
@@ -93,23 +94,30 @@ def require_schema(run: Path) -> None:
         )
 
 
-def load_to_train(path: str | Path, words: Sequence[str]) -> Config:
+def load_to_train(path: str | Path, words: Sequence[str], *, trust_code: bool = False) -> Config:
     """Load the configuration that a user has named to train, with the words after it.
 
+    Args:
+        path: of the file, or the name of a packaged one.
+        words: like fptt.alpha=0.3.
+        trust_code: of a run's configuration, whether code that the run keeps may be executed, see `trusted`.
+
     Raises:
-        ConfigError: a mistake; or it is of a run that was moved, whose resume would start anew at the old place.
+        ConfigError: a mistake; the file is of a run that was moved, whose resume would start anew at the old place; or
+            of one with code that may not be executed.
     """
     overrides, file = parse_overrides(words), Path(path)
     config = load(file, overrides)
     here, there = file.parent, config.run.dir
-    is_run = file.name == "config.yaml" and (here / "checkpoints").is_dir()
+    if not is_run(file):
+        return config
     resumes = config.resume == "auto" and there is not None and "run.dir" not in overrides
-    if is_run and resumes and Path(str(there)).resolve() != here.resolve():
+    if resumes and Path(str(there)).resolve() != here.resolve():
         raise ConfigError(
             f"resume=auto: {file} says run.dir={there}, so the run was moved, or this is another working directory: "
             f"type run.dir={here} to resume it where it is"
         )
-    return config
+    return trusted(config, here, trust_code=trust_code, typed=overrides)
 
 
 def require_config(run: Path) -> None:

@@ -41,7 +41,14 @@ PROBE_SECONDS = 60.0
 
 
 def launch(
-    config: str, overrides: list[str], *, nproc: int, nnodes: int = 1, rdzv: str | None = None, max_restarts: int = 0
+    config: str,
+    overrides: list[str],
+    *,
+    nproc: int,
+    nnodes: int = 1,
+    rdzv: str | None = None,
+    max_restarts: int = 0,
+    trust_code: bool = False,
 ) -> int:
     """Train on `nproc` workers of this node; with `nnodes` > 1 the same call is made on each node.
 
@@ -52,6 +59,7 @@ def launch(
         nnodes: number of nodes.
         rdzv: host:port where the nodes meet; the host is one of them. For several nodes, and only then.
         max_restarts: how often all workers are started again when one of them failed.
+        trust_code: see `load_to_train`.
 
     Returns:
         The exit code: 0, that of the worker that failed first, or 128 + the number of the signal that ended it.
@@ -60,7 +68,7 @@ def launch(
         ConfigError: a mistake, found before any worker was started.
         ConnectionError: the nodes did not meet.
     """
-    settings = load_to_train(config, overrides)
+    settings = load_to_train(config, overrides, trust_code=trust_code)
     _refuse_too_many(settings, nproc)
     if nnodes > 1 and rdzv is None:
         raise ConfigError(
@@ -76,7 +84,8 @@ def launch(
     run = RunDirectory(settings).path
     options = ["--nproc", str(nproc), *(["--nnodes", str(nnodes), "--rdzv", rdzv] if rdzv is not None else [])]
     options += ["--max-restarts", str(max_restarts)] if max_restarts else []
-    again = resuming(["fptt-dist", "launch", str(run / "config.yaml"), *options])
+    trust = ["--trust-code"] if trust_code else []
+    again = resuming(["fptt-dist", "launch", str(run / "config.yaml"), *options, *trust])
     _prepare(nproc, max_restarts)
     os.environ.pop(STARTED_BY, None)  # of another agent it would end the workers
     told = {RESUME: again, STARTED_BY: str(os.getpid())}
@@ -94,7 +103,7 @@ def launch(
             **_passed_on(),
         )
         # -P: a Python module that lies in this folder, which may be anybody's, is not imported in the place of another.
-        return _run(agent, ["-P", "-u", "-m", "fptt_dist", "train", config, *overrides], run)
+        return _run(agent, ["-P", "-u", "-m", "fptt_dist", "train", config, *overrides, *trust], run)
 
 
 def _run(agent: LaunchConfig, command: list[str], run: Path) -> int:

@@ -14,6 +14,7 @@ from fptt_dist.launchers.paper.reproduce import ROWS_DIFFER
 from fptt_dist.launchers.paper.rows import Budget, TargetRow, load_tables, row_config
 from fptt_dist.models import AwdLstm, Network
 from fptt_dist.models.recurrent import LAYERS
+from fptt_dist.tasks import TaskShape
 from fptt_dist.training.setup.factory import build_model
 
 FILES = sorted(file.stem for file in (PACKAGED / "paper").glob("*.yaml") if file.name != "tables.yaml")
@@ -303,24 +304,23 @@ def test_cells_differ_in_nothing_but_the_cell() -> None:
                 assert keys <= {"algorithm"}
 
 
-class Shapes:
-    """What a network needs to know of a task."""
-
-    def __init__(self, own: Config) -> None:
-        channels = 3 if getattr(own.task, "dataset", "") == "cifar10" else 1
-        self.inputs = {"adding": 2, "pixels": channels, "language": 1}[own.task.name]
-        self.outputs = {"adding": 1, "pixels": 10}.get(own.task.name, 0)
-        self.vocabulary_size = None
-        if own.task.name == "language":
-            self.vocabulary_size = self.outputs = 10000 if getattr(own.task, "token_level", "") == "word" else 50
-        self.length = own.task.sequence_length
-        self.loss = self
-        self.loss_steps = self.output_steps = getattr(own.task, "loss_steps", "all")
+def shape_of(own: Config) -> TaskShape:
+    """Return what a network needs to know of a task, without its data."""
+    symbols = None
+    if own.task.name == "language":
+        symbols = 10000 if getattr(own.task, "token_level", "") == "word" else 50
+    return TaskShape(
+        inputs=3 if getattr(own.task, "dataset", "") == "cifar10" else {"adding": 2}.get(own.task.name, 1),
+        outputs=symbols or {"adding": 1, "pixels": 10}[own.task.name],
+        length=own.task.sequence_length,
+        vocabulary_size=symbols,
+        output_steps=getattr(own.task, "loss_steps", "all"),
+    )
 
 
 def built(name: str) -> Network | AwdLstm:
     own = config(name)
-    return build_model(own, Shapes(own))  # pyright: ignore[reportArgumentType]
+    return build_model(own, shape_of(own))
 
 
 def check_parameters(names: Iterable[str]) -> None:

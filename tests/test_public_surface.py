@@ -14,7 +14,7 @@ from fptt_dist.config import Config
 from tests.test_cli import COMMANDS
 
 LOSSES = ["MultiLabelLoss", "RegressionLoss", "SequenceLoss", "StepRegressionLoss", "TerminalLoss", "UniformEstimate"]
-SURFACE = sorted(["FPTT", "Batch", "Task", "__version__", "rank_slice", "train", "window_slices", *LOSSES])
+SURFACE = sorted(["FPTT", "Batch", "Task", "__version__", "load", "rank_slice", "train", "window_slices", *LOSSES])
 
 
 def test_the_names() -> None:

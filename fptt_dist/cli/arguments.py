@@ -26,3 +26,6 @@ ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", callback=local_path, help="a YAML file, or the name of a packaged one")
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="e.g. fptt.alpha=0.3")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="execute code that the run's folder keeps, of whoever trained it")
+]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fptt_dist.cli.arguments import local_path
+from fptt_dist.cli.arguments import TrustCode, local_path
 from fptt_dist.cli.tables import print_rows, print_sweep, print_table
 from fptt_dist.streams import printable
 
@@ -34,13 +34,14 @@ def evaluate(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="a language model that keeps learning from the text (Krause 2018)")
     ] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Print the validation and test metric of a run's checkpoint, as JSON."""
     from fptt_dist.records import dumps
     from fptt_dist.training.saved_run import evaluate_run
     from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 
-    typer.echo(dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint)))
+    typer.echo(dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint, trust_code=trust_code)))
 
 
 def report(
@@ -78,11 +79,12 @@ def export(
         Path | None, typer.Option(callback=local_path, help="folder that receives the network (default: RUN/export)")
     ] = None,
     checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+    trust_code: TrustCode = False,
 ) -> None:
     """Write a run's network as safetensors and JSON, for use without the run."""
     from fptt_dist.training.tools.export import export_run
 
-    folder = export_run(run, out or run / "export", checkpoint)
+    folder = export_run(run, out or run / "export", checkpoint, trust_code=trust_code)
     typer.echo(
         f"from fptt_dist.models import load_network\nmodel = load_network({str(folder)!r})\n"
         "output, state = model(x)  # x: steps, sequences, features; of a text: steps, sequences (ids)"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fptt_dist.cli.arguments import ConfigPath, Overrides, local_path
+from fptt_dist.cli.arguments import ConfigPath, Overrides, TrustCode, local_path
 from fptt_dist.cli.tables import print_sweep
 from fptt_dist.exit import rank_of_process
 from fptt_dist.streams import protect
@@ -19,6 +19,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="build everything, train one window, write nothing")
     ] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train as CONFIG says; torchrun starts the same command on several workers.
 
@@ -30,7 +31,7 @@ def train(
     requeue_on_signal(rank_of_process())
     from fptt_dist.history import load_to_train
 
-    settings = load_to_train(config, overrides or [])
+    settings = load_to_train(config, overrides or [], trust_code=trust_code)
     from fptt_dist.training import run
 
     if dry_run:
@@ -54,13 +55,22 @@ def launch(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="how often to restart all workers when one failed, with resume=auto")
     ] = 0,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train as CONFIG says with several workers, on one node or more."""
     protect()
     from fptt_dist.launchers.torchrun import launch as start
 
     raise typer.Exit(
-        start(str(config), overrides or [], nproc=nproc, nnodes=nnodes, rdzv=rdzv, max_restarts=max_restarts)
+        start(
+            str(config),
+            overrides or [],
+            nproc=nproc,
+            nnodes=nnodes,
+            rdzv=rdzv,
+            max_restarts=max_restarts,
+            trust_code=trust_code,
+        )
     )
 
 
@@ -87,6 +97,7 @@ def submit(
     ] = False,
     local: Annotated[bool, typer.Option("--local", help="start on this machine, without SLURM")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch file, submit nothing")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train as CONFIG says, as a SLURM job that saves, is requeued and resumes when its time is over."""
     from fptt_dist.config.schema.cluster import load_cluster
@@ -98,13 +109,14 @@ def submit(
     place = load_cluster(cluster, given)
     words = overrides or []
     if dry_run:
-        typer.echo(slurm.script(str(config), words, place, array=array), nl=False)
+        typer.echo(slurm.script(str(config), words, place, array=array, trust_code=trust_code), nl=False)
         return
     typed = ["fptt-dist", *sys.argv[1:]]
     if cluster is not None and not any(word.startswith("--cluster") for word in typed):
         typed.append(f"--cluster={cluster}")  # it came from FPTT_CLUSTER, which another shell may not have
     again = resuming(typed)
-    done = slurm.submit(str(config), words, place, array=array, where="local" if local else "slurm", resume=again)
+    where = "local" if local else "slurm"
+    done = slurm.submit(str(config), words, place, array=array, where=where, resume=again, trust_code=trust_code)
     # With setup commands the local process is the shell that waits for them.
     stop = "scancel" if not local else "pkill -P" if place.setup else "kill"
     rows = {

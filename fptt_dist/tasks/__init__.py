@@ -16,6 +16,7 @@ __all__ = [
     "Pixels",
     "Split",
     "Task",
+    "TaskShape",
     "make_task",
     "rank_slice",
     "seeded",
@@ -24,7 +25,7 @@ __all__ = [
 if TYPE_CHECKING:
     from fptt_dist.tasks.adding import Adding
     from fptt_dist.tasks.arrays import Arrays
-    from fptt_dist.tasks.base import Batch, Split, Task, rank_slice
+    from fptt_dist.tasks.base import Batch, Split, Task, TaskShape, rank_slice
     from fptt_dist.tasks.copying import Copying
     from fptt_dist.tasks.dataset_task import DatasetTask
     from fptt_dist.tasks.language import Language
@@ -45,5 +46,5 @@ else:
             "make_task": "user_task",
             "seeded": "random_streams",
         }
-        | dict.fromkeys(("Batch", "Split", "Task", "rank_slice"), "base"),
+        | dict.fromkeys(("Batch", "Split", "Task", "TaskShape", "rank_slice"), "base"),
     )

@@ -249,6 +249,22 @@ class Task(ABC):
         return mean
 
 
+@dataclass(frozen=True)
+class TaskShape:
+    """Sizes that a network needs to know of its task, whose attributes these are."""
+
+    inputs: int
+    outputs: int
+    length: int
+    vocabulary_size: int | None
+    output_steps: Literal["last", "all"]
+
+    @classmethod
+    def of(cls, task: Task) -> "TaskShape":
+        """Return the sizes of a task."""
+        return cls(task.inputs, task.outputs, task.length, task.vocabulary_size, task.output_steps)
+
+
 def unlike(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
     """Return how names, shapes or types of tensors differ from the expected ones, in words; None if they do not."""
     if tensors.keys() != expected.keys():

@@ -1,5 +1,6 @@
 """A task of the user's: constructed, and tried out with a few sequences before the run."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
@@ -35,7 +36,8 @@ def make_task(
 
     Its attributes are checked, sequences of the first batch (shapes, types, finite inputs, targets that the loss
     can take; the same sequences whenever and in whatever slices they are asked for), an evaluation batch of each split,
-    and the score of outputs that are all 0; where lengths differ, also that more padding changes no score.
+    the score of outputs that are all 0, and the description of the inputs; where lengths differ, also that more padding
+    changes no score.
 
     Args:
         kind: the user's class.
@@ -55,6 +57,10 @@ def make_task(
     _check_training(task, min(batch_size, task.train_examples))
     for split in get_args(Split):
         _check_evaluation(task, split)
+    call = f"{kind.__name__}.input_description()"
+    described = _result(call, lambda: json.dumps(task.input_description(), allow_nan=False))
+    if not described.startswith("{"):
+        raise UserCodeError(f"{call} gave {described}, not a dictionary of plain JSON values")
     return task
 
 

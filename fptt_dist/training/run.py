@@ -9,6 +9,7 @@ import torch
 
 from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.parallel import Communicator, LaunchEnvironment, LostWorkerError, process_group, resolve_environment
+from fptt_dist.training.network_file import keep_network
 from fptt_dist.training.process.orphan import ended_with_parent
 from fptt_dist.training.process.resume_hint import restart_hint
 from fptt_dist.training.process.signals import Interrupted, forward_to_requeue_handler, stop_on_signal
@@ -72,6 +73,7 @@ def _train(config: Config, environment: LaunchEnvironment, watch: OnValidation |
         def take_folder() -> None:
             held.enter_context(folder.held())
             keep_vocabulary(folder.path, trainer.task)
+            keep_network(folder.path, trainer.task)
 
         # After everything that can be refused: a mistake leaves no folder behind.
         everyone.rank0_first(take_folder, name="run folder")

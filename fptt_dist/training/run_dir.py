@@ -1,9 +1,9 @@
 """A run's folder: `runs/<name>/` with everything that a report needs.
 
-config.yaml (resolved) · versions.json · vocabulary.json (of a text) · job.json and slurm/ (the newest SLURM job, its
-logs) · trial.json (which point of a sweep) · own_cell.py, own_task.py (the user's files) · metrics.jsonl ·
-tensorboard/ · checkpoints/ · result.json (last) · report.html, report_figures/ · .lock (which process writes here,
-while it does)
+config.yaml (resolved) · versions.json · network.json (sizes and inputs) · vocabulary.json (of a text) · job.json and
+slurm/ (the newest SLURM job, its logs) · trial.json (which point of a sweep) · own_cell.py, own_task.py (the user's
+files) · metrics.jsonl · tensorboard/ · checkpoints/ · result.json (last) · report.html, report_figures/ · .lock (which
+process writes here, while it does)
 """
 
 import json
@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import platform
-import re
 import sys
 import uuid
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fptt_dist.config import Config, ConfigError, apply_overrides, changes, dump, load, short_name
+from fptt_dist.config import Config, ConfigError, UserClass, apply_overrides, changes, dump, load, short_name
 from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
 from fptt_dist.history import RUN_SCHEMA, read_result, require_config, require_schema
@@ -28,12 +27,11 @@ from fptt_dist.records import dumps, loads, read_record
 from fptt_dist.tasks.data.unknown import many_unknown
 from fptt_dist.training.lock.directory_lock import DirectoryLock, hold, is_lock
 from fptt_dist.training.lock.holder import slurm_job
+from fptt_dist.trust import kept_name
 from fptt_dist.version import __version__
 
 LOG = logging.getLogger("fptt_dist")
 LOGS = "slurm"
-KEPT = {"model.layer": "own_cell.py", "task.name": "own_task.py"}  # task.metrics[0]: own_metrics_0.py
-"""Copies of the user's files, as they were when the run began, by the key that names each."""
 STARTED = (
     *("checkpoints", "versions.json", "versions.json.tmp", "config.yaml.tmp"),
     *("job.json", "job.json.tmp", "trial.json", "trial.json.tmp", LOGS),
@@ -292,12 +290,15 @@ class RunDirectory:
     def _keep_own_files(self) -> None:
         """Keep the user's files as they were when the run began, and warn of one that has changed since."""
         for own in self.config.user_classes:
-            name = KEPT.get(own.key) or f"own_{re.sub(r'[^a-z0-9]+', ' ', own.key[5:]).strip().replace(' ', '_')}.py"
-            kept, text = self.path / name, own.file.read_bytes()
+            kept, text = self.path / kept_name(own), own.file.read_bytes()
             if not kept.is_file():
                 write_atomic(kept, text)
             elif kept.read_bytes() != text:
                 LOG.warning("%s=%s has changed since the run began: %s is what it was", own.key, own, kept)
+
+    def _is_kept(self, own: UserClass) -> bool:
+        kept = self.path / kept_name(own)
+        return kept.is_file() and own.file.is_file() and kept.read_bytes() == own.file.read_bytes()
 
     @property
     def job(self) -> dict[str, str]:
@@ -311,6 +312,7 @@ class RunDirectory:
     def _check_same_run(self, saved: Path) -> None:
         require_config(self.path)
         old, now = load(saved), self.config
+        old = old.with_files({own.key: own.file for own in now.user_classes if self._is_kept(own)})  # it was moved
         may_change = MAY_CHANGE
         if old.parallel.strategy in SAME_UPDATES and now.parallel.strategy in SAME_UPDATES:
             may_change = (*MAY_CHANGE, "parallel.")

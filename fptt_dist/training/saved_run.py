@@ -9,22 +9,25 @@ from torch import nn
 
 from fptt_dist.algorithm.averaging import AVERAGE, AVERAGED
 from fptt_dist.algorithm.fptt import CENTER
-from fptt_dist.config import Config, ConfigError, Run, load
+from fptt_dist.config import Config, ConfigError, Run
+from fptt_dist.config import load as load_config
 from fptt_dist.history import require_config, require_schema
 from fptt_dist.models import AwdLstm, Network
 from fptt_dist.parallel import Communicator, LaunchEnvironment
 from fptt_dist.parallel.placement.shard import full_shard
-from fptt_dist.tasks import Task
+from fptt_dist.tasks import Task, TaskShape
 from fptt_dist.training.checkpoint import state_dict
 from fptt_dist.training.checkpoint.content import ContentCheck
 from fptt_dist.training.checkpoint.reader import SavedState, plain_optimizer_values
 from fptt_dist.training.checkpoint.store import CheckpointStore, read_tensors, read_values
 from fptt_dist.training.evaluation import evaluate
+from fptt_dist.training.network_file import read_network
 from fptt_dist.training.process.resume_hint import hint_of_workers
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.device import build_device, prepare_torch
 from fptt_dist.training.setup.factory import build_model, exit_refused, weights_to_evaluate
 from fptt_dist.training.setup.task_factory import build_task
+from fptt_dist.trust import trusted
 
 
 @dataclass
@@ -33,27 +36,34 @@ class SavedRun:
 
     Attributes:
         folder: the run's folder.
-        config: its configuration.
-        task: its data, loss and metric.
+        config: its configuration, with the paths of the user's files that may be executed.
+        checkpoint: the checkpoint's folder.
         network: in evaluation mode, with the weights that the run evaluates; their mean where workers had their own.
         weights: W̄, W, or W's mean over updates.
         device: where the network is.
+        shape: its sizes.
+        input: how its inputs are prepared, see `Task.input_description`.
+        task: its data, loss and metric, with the checkpoint's state; None where they were not asked for.
     """
 
     folder: RunDirectory
     config: Config
-    task: Task
+    checkpoint: Path
     network: Network | AwdLstm
     weights: Literal["center", "weights", "average"]
     device: torch.device
+    shape: TaskShape
+    input: dict[str, Any]
+    task: Task | None
 
 
-def evaluate_run(path: Path, which: str = "best") -> dict[str, Any]:
+def evaluate_run(path: Path, which: str = "best", *, trust_code: bool = False) -> dict[str, Any]:
     """Return the metrics of a run's checkpoint.
 
     Args:
         path: the run's folder.
         which: "best" or "latest".
+        trust_code: see `open_run`.
 
     Returns:
         "validation" and "test", the monitored metric, and "metrics", all by name at "validation" and "test".
@@ -61,7 +71,8 @@ def evaluate_run(path: Path, which: str = "best") -> dict[str, Any]:
     Raises:
         ConfigError: no run there, or no such checkpoint.
     """
-    run = open_run(path, which)
+    run = open_run(path, which, trust_code=trust_code, with_task=True)
+    assert run.task is not None
     with exit_refused(run.config):
         metrics = {
             split: evaluate(run.network, run.task, Communicator(), split, run.device)
@@ -70,28 +81,58 @@ def evaluate_run(path: Path, which: str = "best") -> dict[str, Any]:
     return {**{split: values[run.task.metric] for split, values in metrics.items()}, "metrics": metrics}
 
 
-def open_run(path: Path, which: str) -> SavedRun:
-    """Return a run with the weights of its "best" or "latest" checkpoint.
+def load(run: str | Path, checkpoint: Literal["best", "latest"] = "best", *, trust_code: bool = False) -> nn.Module:
+    """Return the network of a run, in evaluation mode, with the weights that the run evaluates.
+
+    Neither the task nor its data are needed.
+
+    Args:
+        run: the run's folder.
+        checkpoint: the best one in validation, or the newest.
+        trust_code: whether code that the run's folder keeps may be executed: a layer or network of the author's.
+
+    Returns:
+        `(x, state) → (y, state)`, time-major, on the device that the run computes on.
 
     Raises:
-        ConfigError: no run there, no such checkpoint, or one of another model.
+        ConfigError: no run there, no such checkpoint, or code that may not be executed.
+    """
+    return open_run(Path(run), checkpoint, trust_code=trust_code).network
+
+
+def open_run(path: Path, which: str = "best", *, trust_code: bool = False, with_task: bool = False) -> SavedRun:
+    """Return a run with the weights of its "best" or "latest" checkpoint.
+
+    Args:
+        path: the run's folder.
+        which: "best" or "latest".
+        trust_code: whether code that the folder keeps may be executed, see `trusted`.
+        with_task: whether the task is needed, and its data.
+
+    Raises:
+        ConfigError: no run there, no such checkpoint, one of another model, or code that may not be executed.
     """
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
     require_schema(path)
     require_config(path)
-    saved = load(path / "config.yaml")
+    saved = trusted(load_config(path / "config.yaml"), path, trust_code=trust_code)
     config = saved.model_copy(update={"run": Run(dir=str(path))})  # it may have been moved
     folder = RunDirectory(config)
     environment = LaunchEnvironment()
     device = build_device(config, environment)
     prepare_torch(device, environment)
-    task = build_task(config)
+    kept = read_network(path)
+    task = build_task(config) if with_task or kept is None else None
     checkpoint = _find_checkpoint(folder, which, ContentCheck(task, config.train.batch_size))
-    network = build_model(config, task).to(device)
-    task.load_state_dict(read_tensors(checkpoint, "task.safetensors"))
+    if task is not None:
+        task.load_state_dict(read_tensors(checkpoint, "task.safetensors"))
+        with exit_refused(config):
+            kept = kept or (TaskShape.of(task), task.input_description())
+    assert kept is not None
+    network = build_model(config, kept[0]).to(device)
     weights = _load_weights(network, config, checkpoint)
-    return SavedRun(folder, config, task, network.eval(), weights, device)
+    return SavedRun(folder, config, checkpoint, network.eval(), weights, device, *kept, task)
 
 
 def _find_checkpoint(folder: RunDirectory, which: str, check: ContentCheck) -> Path:

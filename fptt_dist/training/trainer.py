@@ -17,7 +17,7 @@ from fptt_dist.algorithm.diagnostics import NORMS
 from fptt_dist.models import compile_steps, hidden_of
 from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, new_gloo_group, set_pg_timeouts
 from fptt_dist.parallel.comm.communicator import checksum
-from fptt_dist.tasks import Split, rank_slice
+from fptt_dist.tasks import Split, TaskShape, rank_slice
 from fptt_dist.training import cuda_graph as graph
 from fptt_dist.training.batches import TrainBatches, count_batches
 from fptt_dist.training.checkpoint import state_dict
@@ -87,7 +87,7 @@ class Trainer:
         set_partition(self.task, config, self.engine.rank, self.engine.world)
         if not config.data.workers:  # whose processes read the data in the host's memory
             self.task.to(device)
-        self.network = factory.build_model(config, self.task).to(device)
+        self.network = factory.build_model(config, TaskShape.of(self.task)).to(device)
         if config.train.compile_update and device.type == "cuda":
             compile_steps(self.network)  # on a CPU few layers gain by it, after half a minute
         self.counts = self.network.parameter_counts()  # an engine may remove the weights from the network

@@ -108,6 +108,7 @@ def submit(
     array: bool = False,
     where: Literal["slurm", "local"] = "slurm",
     resume: str | None = None,
+    trust_code: bool = False,
 ) -> Submission:
     """Put a training run, or an array of them, into the queue.
 
@@ -118,11 +119,12 @@ def submit(
         array: `config` is a sweep: each of its runs is a task of one job array, in a folder of its own below run.dir.
         where: "local": on this node, without SLURM.
         resume: the command that submits it again, to resume, as the job's messages print it.
+        trust_code: see `load_to_train`.
 
     Raises:
         ConfigError: a mistake, or what SLURM refuses; nothing was submitted and no folder is left.
     """
-    runs, plan = _planned(config, overrides, cluster, array)
+    runs, plan = _planned(config, overrides, cluster, array=array, trust_code=trust_code)
     if where == "slurm":
         _refuse_busy(runs)
     _check(runs, cluster, where)
@@ -145,13 +147,15 @@ def submit(
     )
 
 
-def script(config: str, overrides: list[str], cluster: Cluster, *, array: bool = False) -> str:
+def script(
+    config: str, overrides: list[str], cluster: Cluster, *, array: bool = False, trust_code: bool = False
+) -> str:
     """Return the text of the sbatch file that `submit` would give to SLURM.
 
     Raises:
         ConfigError: a mistake.
     """
-    runs, plan = _planned(config, overrides, cluster, array)
+    runs, plan = _planned(config, overrides, cluster, array=array, trust_code=trust_code)
     _check(runs, cluster, "slurm")
     logs = _shared_logs(runs, plan)
     return sbatch_text(cluster, logs.parent.name, logs, runs=len(runs))
@@ -274,7 +278,7 @@ def _take_back(folder: Path, old: set[Path], new: list[Path]) -> None:
 
 @said_once()
 def _planned(
-    config: str, overrides: list[str], cluster: Cluster, array: bool
+    config: str, overrides: list[str], cluster: Cluster, *, array: bool, trust_code: bool
 ) -> tuple[list[RunDirectory], SweepPlan | None]:
     """Return the runs asked for, each folder an absolute path: a job may start elsewhere; and the sweep they are of."""
     if array:
@@ -284,7 +288,7 @@ def _planned(
         runs = [RunDirectory(apply_overrides(plan.run(trial), again)) for trial in plan.trials]
     else:
         plan = None
-        common = RunDirectory(load_to_train(config, overrides)).config
+        common = RunDirectory(load_to_train(config, overrides, trust_code=trust_code)).config
         base = Path(str(common.run.dir)).absolute()
         runs = [RunDirectory(apply_overrides(common, {"run.dir": str(base)}))]
     wrong = re.search(r"[%\\\x00-\x1f\x7f]", str(base))

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.models import hidden_of, penalty_of
 from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.tasks import TaskShape
 from fptt_dist.training.evaluation import evaluate
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup import factory, task_factory
@@ -267,7 +268,7 @@ def test_a_worker_trains_its_own_streams_and_agrees_on_the_mean(
     workers = pool.run(weights_after, config, 4)
     task = task_factory.build_task(config)
     with isolated():
-        networks = [factory.build_model(config, task).train() for _ in range(2)]
+        networks = [factory.build_model(config, TaskShape.of(task)).train() for _ in range(2)]
     states: list[Any] = [None, None]
     updates = 0
     for number in range(4):

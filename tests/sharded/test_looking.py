@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fptt_dist.config import Config
 from fptt_dist.models import load_network
 from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.tasks import TaskShape
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.setup import factory, task_factory
 from fptt_dist.training.tools.export import export_run
@@ -63,7 +64,7 @@ def shown(environment: LaunchEnvironment, config: Config, batch: int, restored: 
 def computed(config: Config, weights: dict[str, Tensor]) -> Tensor:
     """What a plain network with these weights computes, in this process."""
     with isolated(), torch.no_grad():
-        network = factory.build_model(config, task_factory.build_task(config))
+        network = factory.build_model(config, TaskShape.of(task_factory.build_task(config)))
         for name, p in network.named_parameters():
             p.copy_(weights[name])
         return network(INPUT)[0]

@@ -17,6 +17,7 @@ from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.training.checkpoint.store import MANIFEST, OWN_CHECKSUM, checksum_of_manifest, entry
+from fptt_dist.training.network_file import keep_network
 from fptt_dist.training.process.signals import Interrupted, StopFlag
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.device import build_device
@@ -89,6 +90,7 @@ def trainer_for(config: Config) -> Trainer:
     trainer = Trainer(folder, LaunchEnvironment(), build_device(config, LaunchEnvironment()))
     folder.open()
     keep_vocabulary(folder.path, trainer.task)
+    keep_network(folder.path, trainer.task)
     newest = trainer.store.newest()
     if newest is not None:
         trainer.restore(newest)

@@ -186,12 +186,22 @@ def test_a_metric_of_ones_own_has_its_direction_in_reports(waves: Path, tmp_path
     assert "every seed of fptt lr=0.01 is better than every seed of tbptt lr=1e-06" in words
 
 
-def test_an_export_that_the_task_would_end_is_refused(waves: Path, tmp_path: Path) -> None:
+def test_a_description_of_the_inputs_is_plain_json(waves: Path, tmp_path: Path) -> None:
+    """It is kept with the run, for those who use the network without the task."""
+    text = waves.read_text()
+    cases = {
+        "raise SystemExit(0)": r"Waves\.input_description\(\) failed: SystemExit: 0 \(waves\.py, line \d+\)",
+        "return {'mean': self}": r"Waves\.input_description\(\) failed: TypeError: Object of type Waves is not JSON",
+        "return 3": r"Waves\.input_description\(\) gave 3, not a dictionary of plain JSON values",
+    }
+    for line, said in cases.items():
+        waves.write_text(f"{text}\n    def input_description(self):\n        {line}\n")
+        with pytest.raises(ConfigError, match=said):
+            train(own(waves, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    waves.write_text(f"{text}\n    def input_description(self):\n        return {{'unit': 'mV'}}\n")
     train(own(waves, tmp_path / "run", batches=2))
-    waves.write_text(waves.read_text() + "\n    def input_description(self):\n        raise SystemExit(0)\n")
-    with pytest.raises(ConfigError, match=r"waves\.py:Waves: it ended the program \(SystemExit: 0\)"):
-        export_run(tmp_path / "run", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert json.loads((tmp_path / "run" / "network.json").read_text())["input"] == {"unit": "mV"}
 
 
 @pytest.mark.slow

@@ -348,6 +348,7 @@ def test_the_folder_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
+        "network.json",
         "result.json",
         "versions.json",
     }

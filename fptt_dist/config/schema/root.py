@@ -1,5 +1,7 @@
 """Every key of a configuration: its type, range, default and meaning. Defined here and nowhere else."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field
@@ -11,7 +13,7 @@ from fptt_dist.config.schema.parallel import AutoParallel, Parallel
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.schedules import AlphaSchedule, ConstantAlpha, ConstantLr, LrSchedule
 from fptt_dist.config.schema.section import Section
-from fptt_dist.config.schema.tasks import AddingTask, MeasuredTask, Task
+from fptt_dist.config.schema.tasks import AddingTask, ArraysTask, MeasuredTask, Task
 from fptt_dist.config.schema.user_class import UserClass
 
 
@@ -184,15 +186,27 @@ class Sections(Section):
 
     def with_absolute_files(self) -> Self:
         """Return the same configuration, with the absolute paths of the user's files: workers may start elsewhere."""
-        config = self
-        if isinstance(self.task, MeasuredTask):
-            config = config.model_copy(update={"task": self.task.with_absolute_files()})
-        for section in ("task", "model"):
-            own = getattr(getattr(config, section), "user_class", None)
-            if own is not None:
-                there = {own.key.partition(".")[2]: str(own.absolute())}
-                config = config.model_copy(update={section: getattr(config, section).model_copy(update=there)})
+        config = self.with_files({own.key: own.file.absolute() for own in self.user_classes})
+        if isinstance(config.task, ArraysTask):
+            config = config.model_copy(update={"task": config.task.with_absolute_files()})
         return config
+
+    def with_files(self, files: Mapping[str, Path]) -> Self:
+        """Return the same configuration, with other paths of the user's files, by the key that names each."""
+        config = self
+        for own in self.user_classes:
+            if own.key in files:
+                config = config._with_file(own, files[own.key])
+        return config
+
+    def _with_file(self, own: UserClass, file: Path) -> Self:
+        section, _, key = own.key.partition(".")
+        name, _, index = key.rstrip("]").partition("[")
+        part, value = getattr(self, section), f"{file}:{own.name}"
+        if index:
+            listed = getattr(part, name)
+            value = (*listed[: int(index)], value, *listed[int(index) + 1 :])
+        return self.model_copy(update={section: part.model_copy(update={name: value})})
 
     @property
     def windows(self) -> int:

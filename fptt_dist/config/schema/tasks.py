@@ -61,13 +61,6 @@ class MeasuredTask(Section):
         listed = enumerate(self.metrics or ())
         return [UserClass.of(f"task.metrics[{n}]", each) for n, each in listed if ":" in each]
 
-    def with_absolute_files(self) -> Self:
-        """Return the same section, with the absolute paths of the user's files."""
-        if not self.user_metrics:
-            return self
-        paths = (str(UserClass.of("", each).absolute()) if ":" in each else each for each in self.metrics or ())
-        return self.model_copy(update={"metrics": tuple(paths)})
-
 
 class AddingTask(_OfLength):
     """The adding problem: the sum of the two marked numbers of a sequence."""
@@ -320,10 +313,10 @@ class ArraysTask(MeasuredTask):
         return f"task.length={self.length}"
 
     def with_absolute_files(self) -> Self:
-        """Return the same section, with the absolute paths of the user's files."""
+        """Return the same section, with the absolute paths of the data's files."""
         given = {part: getattr(self, part) for part in ("train", "validation", "test")}
         paths = {part: str(Path(file).absolute()) for part, file in given.items() if file is not None}
-        return super().with_absolute_files().model_copy(update=paths)
+        return self.model_copy(update=paths)
 
     @property
     def is_table(self) -> bool:

@@ -40,11 +40,11 @@ class ContentCheck:
     """The check of a run's checkpoints, apart from the workers that read them.
 
     Args:
-        task: the run's; nothing is loaded into it.
+        task: the run's, into which nothing is loaded; None: what belongs to it is not checked.
         batch_size: sequences per global batch.
     """
 
-    task: Task
+    task: Task | None
     batch_size: int
 
     def __call__(self, folder: Path) -> str | None:
@@ -70,8 +70,9 @@ class ContentCheck:
         _check_progress(values)
         for _, parts in copies_of(folder, values):
             _check_copy(parts, values["shapes"], values["dtypes"])
-        problem = self.task.validate_state(read_tensors(folder, "task.safetensors"))
-        _require(problem is None, f"task.safetensors: {problem}")
+        if self.task is not None:
+            problem = self.task.validate_state(read_tensors(folder, "task.safetensors"))
+            _require(problem is None, f"task.safetensors: {problem}")
         _check_sync(read_tensors(folder, "sync.safetensors"), values["shapes"])
         for rank in range(world):
             self._check_rank(rank_folder(folder, rank), values)
@@ -90,8 +91,10 @@ class ContentCheck:
         _require(
             position["sequences"] == batch * size, f"{position['sequences']} sequences in {batch} batches of {size}"
         )
-        # Twice: with data.partition=fixed the length of an epoch changes a little with the number of workers.
-        within = cursor <= position["sequences"] and cursor < 2 * self.task.train_examples
+        within = cursor <= position["sequences"]
+        if self.task is not None:
+            # Twice: with data.partition=fixed the length of an epoch changes a little with the number of workers.
+            within &= cursor < 2 * self.task.train_examples
         _require(within and cursor % size == 0, f"position.cursor={cursor}")
 
     def _check_rank(self, folder: Path, values: dict[str, Any]) -> None:
@@ -99,8 +102,9 @@ class ContentCheck:
         own = read_values(folder, "state.json")
         where = f"{folder.parent.name}/{folder.name}"
         _require(own.keys() == {"random", "carried", "optimizer"}, f"{where}/state.json has the keys {sorted(own)}")
-        problem = unlike(read_tensors(folder, "loss.safetensors"), self.task.loss.state_dict())
-        _require(problem is None, f"{where}/loss.safetensors: {problem}")
+        if self.task is not None:
+            problem = unlike(read_tensors(folder, "loss.safetensors"), self.task.loss.state_dict())
+            _require(problem is None, f"{where}/loss.safetensors: {problem}")
         _check_random(read_tensors(folder, "random.safetensors"), own["random"])
         _check_sync(read_tensors(folder, "sync.safetensors"), values["shapes"])
         _check_skeleton(own["carried"], read_tensors(folder, "carried.safetensors"))

@@ -22,13 +22,13 @@ from fptt_dist.models import (
     recurrent_layer,
 )
 from fptt_dist.parallel import Weights
-from fptt_dist.tasks import Task
+from fptt_dist.tasks import Task, TaskShape
 from fptt_dist.user_code import UserCodeError, load_class
 
 LOG = logging.getLogger("fptt_dist")
 
 
-def build_model(config: Config, task: Task) -> Network | AwdLstm:
+def build_model(config: Config, shape: TaskShape) -> Network | AwdLstm:
     """Return the network, initialized from the run's seed: the same on every worker.
 
     Raises:
@@ -38,7 +38,7 @@ def build_model(config: Config, task: Task) -> Network | AwdLstm:
     try:
         kind = None if own is None else load_class(own.file, own.name, nn.Module)
         torch.manual_seed(config.seed)
-        return _network(config, task, kind)
+        return _network(config, shape, kind)
     except UserCodeError as error:
         raise ConfigError(f"model.layer={own}: {error}") from error
 
@@ -64,33 +64,33 @@ def exit_refused(config: Config) -> Iterator[None]:
         ) from left
 
 
-def _network(config: Config, task: Task, own: type[nn.Module] | None) -> Network | AwdLstm:
+def _network(config: Config, shape: TaskShape, own: type[nn.Module] | None) -> Network | AwdLstm:
     """Return the network; `own` is the class of a user's layer."""
     model = config.model
     if isinstance(model, settings.AwdLSTM):
-        assert task.vocabulary_size is not None
-        return AwdLstm(task.vocabulary_size, **model.model_dump(exclude={"layer"}))
-    inputs = task.inputs if task.vocabulary_size is None else model.embedding or model.hidden
+        assert shape.vocabulary_size is not None
+        return AwdLstm(shape.vocabulary_size, **model.model_dump(exclude={"layer"}))
+    inputs = shape.inputs if shape.vocabulary_size is None else model.embedding or model.hidden
     if isinstance(model, settings.UserLayer):
         assert own is not None
         layer = make_layer(own, inputs, model.hidden)
     else:
-        more = model.layer_arguments(task.length)
+        more = model.layer_arguments(shape.length)
         layer = recurrent_layer(model.layer, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **more)
     if isinstance(model, settings.ChronoStack) and model.init == "chrono":
-        if task.length < 3:
+        if shape.length < 3:
             raise ConfigError(
-                f"model.init=chrono needs at least 3 steps, not task.length={task.length}: type a longer "
+                f"model.init=chrono needs at least 3 steps, not task.length={shape.length}: type a longer "
                 "task.length, or model.init=default"
             )
-        chrono_init(layer, task.length)
+        chrono_init(layer, shape.length)
     return Network(
         layer,
         model.hidden,
-        task.outputs,
-        output_steps=task.output_steps,
-        symbols=task.vocabulary_size,
-        embedding=None if task.vocabulary_size is None else inputs,
+        shape.outputs,
+        output_steps=shape.output_steps,
+        symbols=shape.vocabulary_size,
+        embedding=None if shape.vocabulary_size is None else inputs,
         dropout=model.dropout,
         output_dropout=model.output_dropout,
     )

@@ -116,12 +116,13 @@ class DynamicEvaluation:
         torch._foreach_addcmul_(self._parameters, rates, away)
 
 
-def evaluate_dynamically(path: Path, which: str = "best") -> dict[str, float]:
+def evaluate_dynamically(path: Path, which: str = "best", *, trust_code: bool = False) -> dict[str, float]:
     """Return the metric of a run's checkpoint with dynamic evaluation, and that of the same stream without.
 
     Args:
         path: the run's folder.
         which: "best" or "latest".
+        trust_code: see `open_run`.
 
     Returns:
         "validation", "test", "static_validation", "static_test", "rate" (η) and "decay" (δ).
@@ -129,12 +130,12 @@ def evaluate_dynamically(path: Path, which: str = "best") -> dict[str, float]:
     Raises:
         ConfigError: no run there, no such checkpoint, or a run that is not of a language model.
     """
-    run = open_run(path, which)
+    run = open_run(path, which, trust_code=trust_code, with_task=True)
     task, config = run.task, run.config
     if not isinstance(task, Language):
         raise ConfigError(
-            f"{path}: dynamic evaluation is for runs with task.name=language, this one has task.name={task.name}: "
-            "leave --dynamic out"
+            f"{path}: dynamic evaluation is for runs with task.name=language, this one has "
+            f"task.name={config.task.name}: leave --dynamic out"
         )
     assert isinstance(config.task, LanguageTask)
     with exit_refused(config):
