@@ -15,8 +15,7 @@ One update, with the slow weights W̄ (`center`) and the scaled dual u = λ/α (
 | κ      | dual_weight  | factor on the dual: 1 in Eq. 6, ½ in Eq. 4 as printed          |
 | c      | prox_weight  | factor on the quadratic term                                   |
 
-They are in the param groups, like the learning rate: each group may have its own, and they may change from update to
-update.
+They are in the param groups, like the learning rate: each group may have its own, and they may change at any update.
 """
 
 from collections import OrderedDict
