@@ -28,6 +28,7 @@ for subcommand in (
     training.reproduce,
     results.jobs,
     results.evaluate,
+    results.predict,
     results.report,
     results.export,
     doctor.doctor,

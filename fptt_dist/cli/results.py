@@ -1,4 +1,4 @@
-"""The subcommands for runs that were started: jobs, evaluate, report, export."""
+"""The subcommands for runs that were started: jobs, evaluate, predict, report, export."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,6 +42,32 @@ def evaluate(
     from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 
     typer.echo(dumps((evaluate_dynamically if dynamic else evaluate_run)(run, checkpoint, trust_code=trust_code)))
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", callback=local_path, help="a run's folder")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", callback=local_path, help="a file with series, or a text; - for rows on standard input"
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", callback=local_path, help="a .csv, .parquet or .npz file (default: CSV on standard output)"
+        ),
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="answer each step as it comes, and carry the state to the next")
+    ] = False,
+    checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+    trust_code: TrustCode = False,
+) -> None:
+    """Print what a run's network says of new data, prepared as the training data were; no training data are needed."""
+    from fptt_dist.training.predict.predict import predict_run
+
+    predict_run(run, str(source), which=checkpoint, out=out, stream=stream, trust_code=trust_code)
 
 
 def report(

@@ -150,6 +150,11 @@ class Columns:
         width = pyarrow.int32() if column.type.bit_width == 32 else pyarrow.int64()
         return np.asarray(column.cast(width))
 
+    def texts(self, name: str, order: NDArray) -> list[str]:
+        """Return a column's values as text, in another order (R,) of the rows."""
+        values = self._table[name].to_pylist()
+        return [str(values[row]) for row in order.tolist()]
+
     def features(self, name: str, hint: str = "") -> NDArray[np.float64]:
         """(R,) numbers of a column, NaN where one is missing.
 

@@ -100,8 +100,16 @@ def as_float(values: NDArray) -> NDArray:
         return np.array(values, np.float32)  # in memory, where they are mapped
 
 
-def check_values(raw: RawSeries, *, missing_allowed: bool) -> None:
+FILL = "type task.missing=fill to carry the last value forward and show the network which are missing"
+
+
+def check_values(raw: RawSeries, *, missing_allowed: bool, hint: str = FILL) -> None:
     """Refuse infinite values, and missing ones unless they are allowed.
+
+    Args:
+        raw: the series.
+        missing_allowed: whether values may be NaN.
+        hint: what to do about a missing one.
 
     Raises:
         DataError: the file, the series, its step and channel.
@@ -115,10 +123,7 @@ def check_values(raw: RawSeries, *, missing_allowed: bool) -> None:
         row, channel = (int(index[0]) for index in np.nonzero(bad))
         place = f"{raw.path}: {raw.name_of(int(which[row]))}, step {steps[row]}, channel {raw.features[channel]}"
         if np.isnan(values[row, channel]):
-            raise DataError(
-                f"{place} is missing (NaN): type task.missing=fill to carry the last value forward and show the "
-                "network which are missing"
-            )
+            raise DataError(f"{place} is missing (NaN): {hint}")
         raise DataError(f"{place} is infinite, or too large for float32: expected a finite number")
 
 

@@ -51,6 +51,7 @@ class RawSeries:
         names: ids of the series for messages; None: their position.
         split: (N,) of "train", "validation" and "test"; None: not said by the file.
         starts: (N,) int64, the row of each series' first step; None: each starts where the one before ends.
+        times: (R,) text of the time column; None where it was not asked for.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class RawSeries:
     names: list[str] | None = None
     split: NDArray | None = None
     starts: NDArray | None = field(default=None)
+    times: list[str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process gets: of memory-mapped arrays where they are, for they may exceed memory."""
@@ -89,14 +91,14 @@ def read_arrays(path: Path, *, targets: bool, per_step: bool) -> RawSeries:
     - `split` (optional): (N,) of "train", "validation" and "test".
 
     Args:
-        path: .npz, .safetensors, or a folder.
+        path: .npz, .safetensors, or a folder; without targets also a .npy file with the inputs alone.
         targets: whether targets are needed; else they are not read.
         per_step: whether there is a target per step.
 
     Raises:
         DataError: the file, the array, what was expected and what was found.
     """
-    found = _arrays(path)
+    found = _arrays(path, targets=targets)
     if "inputs" not in found:
         there = ", ".join(sorted(found)) or "none"
         raise DataError(f"{path} has no array inputs: expected inputs{', targets' * targets}; found {there}")
@@ -129,7 +131,7 @@ def rows_of(starts: NDArray, lengths: NDArray) -> tuple[NDArray, NDArray, NDArra
     return np.asarray(starts)[which] + steps, steps, which
 
 
-def _arrays(path: Path) -> Mapping[str, NDArray]:
+def _arrays(path: Path, *, targets: bool) -> Mapping[str, NDArray]:
     if path.is_dir():
         files = {name: path / f"{name}.npy" for name in NAMES if (path / f"{name}.npy").is_file()}
         if not files:
@@ -142,6 +144,8 @@ def _arrays(path: Path) -> Mapping[str, NDArray]:
             return _load_npz(path)
         case ".safetensors":
             return _load_safetensors(path)
+        case ".npy" if not targets:
+            return {"inputs": _load_npy(path)}
         case ".npy":
             raise DataError(
                 f"{path} is one array: type the folder that it is in, with inputs.npy, targets.npy and lengths.npy"
@@ -184,7 +188,7 @@ def _load_safetensors(path: Path) -> Mapping[str, NDArray]:
 
 
 def _reason(error: BaseException) -> str:
-    if "allow_pickle" in str(error) or "Object arrays" in str(error):
+    if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
         return "it is an array of Python objects (dtype object): save an array of numbers, or of fixed-width text"
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -22,6 +22,7 @@ def read_table(
     features: Sequence[str] | None,
     split: str | None,
     per_step: bool,
+    with_times: bool = False,
 ) -> RawSeries:
     """Read the series of a table; they are in the order of their first rows.
 
@@ -33,6 +34,7 @@ def read_table(
         features: columns of the channels; None: all that have no other use, which must hold numbers.
         split: column with "train", "validation" or "test"; None: the file does not say.
         per_step: whether a target belongs to a step and not to a series.
+        with_times: whether the times are kept as text.
 
     Returns:
         The series; a missing feature is NaN. Of several targets, the last dimension has them in their order.
@@ -71,6 +73,7 @@ def read_table(
         features=chosen,
         names=rows.names,
         split=None if split is None else _split(columns, rows, split),
+        times=None if time is None or not with_times else columns.texts(time, rows.order),
     )
 
 
