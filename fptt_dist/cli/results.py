@@ -9,6 +9,15 @@ from fptt_dist.cli.arguments import TrustCode, local_path
 from fptt_dist.cli.tables import print_rows, print_sweep, print_table
 from fptt_dist.streams import printable
 
+LINES = {
+    "safetensors": "from fptt_dist.models import load_network\nmodel = load_network('{}')\n"
+    "output, state = model(x)  # x: steps, sequences, features; of a text: steps, sequences (ids)",
+    "torch": "import torch\nmodel = torch.export.load('{}/model.pt2').module()\n"
+    "output, *state = model(x, *state)  # state: zeros at first, of the shapes in model.json",
+    "onnx": "import onnxruntime\nmodel = onnxruntime.InferenceSession('{}/model.onnx')\n"
+    "output, *state = model.run(None, {{'x': x, 'state_0': state[0], …}})  # zeros at first, see model.json",
+}
+
 
 def jobs(
     folder: Annotated[
@@ -105,13 +114,14 @@ def export(
         Path | None, typer.Option(callback=local_path, help="folder that receives the network (default: RUN/export)")
     ] = None,
     checkpoint: Annotated[Literal["best", "latest"], typer.Option(help="which checkpoint")] = "best",
+    format: Annotated[
+        Literal["safetensors", "torch", "onnx"],
+        typer.Option(help="weights for this package, a torch.export program, or an ONNX model"),
+    ] = "safetensors",
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a run's network as safetensors and JSON, for use without the run."""
+    """Write a run's network, for use without the run, and print the lines that load it."""
     from fptt_dist.training.tools.export import export_run
 
-    folder = export_run(run, out or run / "export", checkpoint, trust_code=trust_code)
-    typer.echo(
-        f"from fptt_dist.models import load_network\nmodel = load_network({str(folder)!r})\n"
-        "output, state = model(x)  # x: steps, sequences, features; of a text: steps, sequences (ids)"
-    )
+    folder = export_run(run, out or run / "export", checkpoint, format=format, trust_code=trust_code)
+    typer.echo(LINES[format].format(folder))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fptt_dist.files import write_atomic
 from fptt_dist.models.awd_lstm import AwdLstm
 from fptt_dist.models.network import Network
 
@@ -37,11 +39,14 @@ def save_network(model: Network | AwdLstm, folder: Path, description: dict[str, 
     values = {"format": FORMAT, "network": {"kind": kind, **model.describe()}}
     values |= {name: value for name, value in description.items() if name not in (*values, CHECKSUMS)}
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(
-        {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
-    )
+    weights, temporary = folder / "model.safetensors", folder / "model.safetensors.tmp"
+    try:
+        write_tensors({name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}, temporary)
+        os.replace(temporary, weights)
+    finally:
+        temporary.unlink(missing_ok=True)
     values[CHECKSUMS] = _checksums(folder, json.loads(json.dumps(values)))  # as they are read back
-    (folder / "model.json").write_text(json.dumps(values, indent=1) + "\n")
+    write_atomic(folder / "model.json", json.dumps(values, indent=1) + "\n")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -4,11 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from fptt_dist import load as load_network
 from fptt_dist import train
 from fptt_dist.config import ConfigError, load
 from fptt_dist.training.saved_run import evaluate_run
@@ -61,11 +64,23 @@ def test_a_language_model_has_an_embedding(cell: Path, tmp_path: Path) -> None:
     assert result.parameters > result.recurrent_parameters == 3 * 4 + 4 + 16 + 3 * 4 + 4
 
 
-def test_it_is_not_exported(cell: Path, tmp_path: Path) -> None:
+def test_its_program_is_exported_and_its_weights_alone_are_not(cell: Path, tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", own(cell), batches=2))
-    with pytest.raises(ConfigError, match=r"an exported network is made of this package's layers"):
+    with pytest.raises(ConfigError, match=r"--format=safetensors is for networks of this package's layers: type --for"):
         export_run(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    export_run(tmp_path / "run", tmp_path / "out", format="torch")
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    x = torch.randn(12, 3, 2)
+    described = json.loads((tmp_path / "out" / "model.json").read_text())
+    [state] = described["state"]
+    assert state == {"name": "state_0", "shape": ["batch", 4], "dtype": "float32"}
+    y, after = program(x, torch.zeros(3, 4))
+    with torch.no_grad():
+        _, last = load_network(tmp_path / "run").get_submodule("recurrent")(x)
+        torch.testing.assert_close(y[-1:], load_network(tmp_path / "run")(x)[0])
+    torch.testing.assert_close(after, last)
+    assert described["sha256"]["model.pt2"] == sha256((tmp_path / "out" / "model.pt2").read_bytes()).hexdigest()
 
 
 def test_a_mistake_leaves_no_folder(cell: Path, tmp_path: Path) -> None:

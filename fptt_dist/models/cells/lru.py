@@ -124,9 +124,22 @@ class LRU(RecurrentStack):
             x = self.encoder(x)
         read = functional.layer_norm(x, (n,), scale, shift)
         rows = (gamma.exp()[:, None] * inward.view(2, n, n)).transpose(0, 1).flatten(0, 1)
-        drive = torch.view_as_complex(functional.linear(read, rows).to(real.dtype).unflatten(-1, (n, 2)))
-        h = scan(self.eigenvalues(layer), drive, torch.complex(real, imaginary))
+        drive = functional.linear(read, rows).to(real.dtype).unflatten(-1, (n, 2))
+        if len(x) == 1 and torch.compiler.is_compiling():  # neither ONNX nor the compiler has complex numbers
+            h = torch.stack(self._real_step(layer, drive, real, imaginary), dim=-1)
+            after = h[-1].unbind(-1)
+        else:
+            complex_h = scan(self.eigenvalues(layer), torch.view_as_complex(drive), torch.complex(real, imaginary))
+            h, after = torch.view_as_real(complex_h), (complex_h[-1].real, complex_h[-1].imag)
         columns = torch.stack((outward[:, :n], -outward[:, n:]), dim=-1).flatten(1)
-        seen = functional.linear(torch.view_as_real(h).flatten(-2).to(columns.dtype), columns) + through * read
+        seen = functional.linear(h.flatten(-2).to(columns.dtype), columns) + through * read
         mixed = functional.glu(functional.linear(functional.gelu(seen), weight, bias))
-        return x + mixed, (h[-1].real, h[-1].imag)
+        return x + mixed, after
+
+    def _real_step(self, layer: int, drive: Tensor, real: Tensor, imaginary: Tensor) -> tuple[Tensor, Tensor]:
+        """Return λ ∘ h + drive of one step, real and imaginary part (1, B, H), in real arithmetic."""
+        nu, theta, *_ = self.parameters_of(layer)
+        radius, angle = torch.exp(-nu.to(real.dtype).exp()), theta.to(real.dtype).exp()
+        cosine, sine = radius * angle.cos(), radius * angle.sin()
+        inward, upward = drive.unbind(-1)
+        return cosine * real - sine * imaginary + inward, sine * real + cosine * imaginary + upward
