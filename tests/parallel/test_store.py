@@ -28,6 +28,7 @@ ANYWHERE = {"00000000", "0" * 32}
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_opened", {})
     for name in (store.STORE_FILE, "MASTER_ADDR", "MASTER_PORT", "GROUP_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -83,6 +84,22 @@ def test_rank_0_listens_at_the_address_alone(
     assert sockets == {bound}
     assert_shared(opened)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["file", "port"])
+def test_workers_that_meet_again_find_nothing_of_the_time_before(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "file":
+        monkeypatch.setenv(store.STORE_FILE, str(tmp_path / "store"))
+    place = LaunchEnvironment(0, 2, 0, FROM_TORCHRUN, master=f"127.0.0.1:{free_port()}")
+    first, _ = both_open(place)
+    again, sockets = both_open(place)
+    assert sockets == set()
+    assert_shared(first)
+    assert again[0] is not None
+    assert not again[0].check(["from 0"])
+    assert_shared(again)
 
 
 @pytest.mark.parametrize("host", [LOOPBACK_NAME, NOT_HERE])

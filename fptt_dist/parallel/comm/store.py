@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -31,8 +32,28 @@ LOOPBACK = "lo"
 BACKLOG = 2048
 
 
+@dataclass
+class _Opened:
+    """A store that this process has opened, which stays open: the others may still need rank 0's.
+
+    Attributes:
+        store: None where torch finds it by itself.
+        times: number of times that the workers have met there.
+    """
+
+    store: dist.Store | None
+    times: int = 0
+
+
+_opened: dict[tuple[int, LaunchEnvironment, str | None, tuple[str, str]], _Opened] = {}
+"""By process (a forked one has its parent's entries too), worker, and place."""
+
+
 def open_store(environment: LaunchEnvironment, seconds: float) -> dist.Store | None:
-    """Open this worker's store, under the prefix that torch gives the one that it opens itself.
+    """Return this worker's store, under the prefix that torch gives the one that it opens itself.
+
+    Where one program trains several times its workers meet at the same store again, each time under another prefix:
+    the addresses of the time before are still there.
 
     Args:
         environment: this worker's place.
@@ -45,20 +66,39 @@ def open_store(environment: LaunchEnvironment, seconds: float) -> dist.Store | N
         ConfigError: another program has the port, or the host is unknown.
         RuntimeError: the others did not come in time, or rank 0 does not answer.
     """
+    key = os.getpid(), environment, os.environ.get(STORE_FILE), address(environment)
+    if key not in _opened:
+        _opened[key] = _Opened(_open(environment, timedelta(seconds=seconds)))
+    here = _opened[key]
+    here.times += 1
+    if here.times == 1:
+        return None if here.store is None else dist.PrefixStore(PREFIX, here.store)
+    store = here.store or _found_by_torch(environment, timedelta(seconds=seconds))
+    return dist.PrefixStore(f"{PREFIX}/{here.times}", store)
+
+
+def _found_by_torch(environment: LaunchEnvironment, timeout: timedelta) -> dist.Store:
+    found: tuple[dist.Store, int, int] = next(
+        iter(dist.rendezvous("env://", environment.rank, environment.world, timeout=timeout))
+    )
+    return found[0]
+
+
+def _open(environment: LaunchEnvironment, timeout: timedelta) -> dist.Store | None:
+    """Open the store; None where torch is to find it."""
     file = os.environ.get(STORE_FILE)
-    timeout = timedelta(seconds=seconds)
     if file is not None and environment.source == FROM_TORCHRUN:
         # A restart gets a file of its own: the addresses of the workers before it are still in the old one.
         store = dist.FileStore(f"{file}.{environment.restarts}", environment.world)
         store.set_timeout(timeout)
-        return dist.PrefixStore(PREFIX, store)
+        return store
     host, port = address(environment)
     agents = environment.master is None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
     if agents or not port.isdecimal():
         return None
     if environment.rank > 0:
-        return dist.PrefixStore(PREFIX, dist.TCPStore(host, int(port), environment.world, timeout=timeout))
-    return dist.PrefixStore(PREFIX, _serve(environment, host, int(port), timeout))
+        return dist.TCPStore(host, int(port), environment.world, timeout=timeout)
+    return _serve(environment, host, int(port), timeout)
 
 
 def _serve(environment: LaunchEnvironment, host: str, port: int, timeout: timedelta) -> dist.TCPStore:
