@@ -29,10 +29,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.real_series_baselines import classifiers, forecasters
-from fptt_dist import train
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.config.schema.tasks import ArraysTask
+from fptt_dist.training.run import train
 from fptt_dist.training.setup.task_factory import build_task
 
 METHODS = ("bptt", "tbptt", "fptt")

@@ -16,9 +16,9 @@ __all__ = [
     "TerminalLoss",
     "UniformEstimate",
     "__version__",
+    "fit",
     "load",
     "rank_slice",
-    "train",
     "window_slices",
 ]
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         window_slices,
     )
     from fptt_dist.tasks import Batch, Task, rank_slice
-    from fptt_dist.training.run import train
+    from fptt_dist.training.fit import fit
     from fptt_dist.training.saved_run import load
 else:
     # The command starts without torch, and FPTT without the framework around it.
@@ -44,5 +44,5 @@ else:
         | dict.fromkeys(("MultiLabelLoss", "RegressionLoss", "SequenceLoss"), "algorithm")
         | dict.fromkeys(("StepRegressionLoss", "TerminalLoss"), "algorithm")
         | dict.fromkeys(("Batch", "Task", "rank_slice"), "tasks")
-        | {"load": "training.saved_run", "train": "training.run"},
+        | {"load": "training.saved_run", "fit": "training.fit"},
     )

@@ -2,12 +2,12 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fptt_dist.config import Config, ConfigError, load, parse_overrides
+from fptt_dist.config import Config, ConfigError, load, parse_overrides, require_objects
 from fptt_dist.config.loading.loader import read_mapping
 from fptt_dist.records import read_lines, read_record
 from fptt_dist.trust import is_run, trusted
@@ -94,20 +94,24 @@ def require_schema(run: Path) -> None:
         )
 
 
-def load_to_train(path: str | Path, words: Sequence[str], *, trust_code: bool = False) -> Config:
+def load_to_train(
+    path: str | Path, words: Sequence[str], *, trust_code: bool = False, given: Container[str] = ()
+) -> Config:
     """Load the configuration that a user has named to train, with the words after it.
 
     Args:
         path: of the file, or the name of a packaged one.
         words: like fptt.alpha=0.3.
         trust_code: of a run's configuration, whether code that the run keeps may be executed, see `trusted`.
+        given: keys whose objects a program gives.
 
     Raises:
         ConfigError: a mistake; the file is of a run that was moved, whose resume would start anew at the old place; or
-            of one with code that may not be executed.
+            of one with code that may not be executed, or with an object that is not given.
     """
     overrides, file = parse_overrides(words), Path(path)
     config = load(file, overrides)
+    require_objects(config, given)
     here, there = file.parent, config.run.dir
     if not is_run(file):
         return config
@@ -156,13 +160,18 @@ def _read(path: Path) -> History:
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
-    """Read a run's evaluations, without its configuration, which takes longer to read.
+    """Return the evaluations among `records_of`."""
+    return [record for record in records_of(path) if record["kind"] == "evaluation"]
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """Read a run's records in order, without its configuration, which takes longer to read.
 
     Raises:
         ConfigError: they cannot be read.
     """
     try:
-        return [record for record in _records(path) if record["kind"] == "evaluation"]
+        return _records(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read as a run's folder: {error}") from error
 

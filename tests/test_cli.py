@@ -46,7 +46,7 @@ def fptt_dist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, whose best checkpoint is not its latest."""
-    from fptt_dist import train
+    from fptt_dist.training.run import train
 
     run = tmp_path_factory.mktemp("cli") / "run"
     with isolated():

@@ -13,13 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fptt_dist import __version__, train
+from fptt_dist import __version__
 from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.models import load_network
 from fptt_dist.parallel import Communicator, LaunchEnvironment
 from fptt_dist.tasks import Pixels
 from fptt_dist.tasks.data.datasets import DATASETS
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import open_run
 from fptt_dist.training.setup.engine import build_engine
 from fptt_dist.training.setup.task_factory import build_task

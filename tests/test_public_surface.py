@@ -14,19 +14,19 @@ from fptt_dist.config import Config
 from tests.test_cli import COMMANDS
 
 LOSSES = ["MultiLabelLoss", "RegressionLoss", "SequenceLoss", "StepRegressionLoss", "TerminalLoss", "UniformEstimate"]
-SURFACE = sorted(["FPTT", "Batch", "Task", "__version__", "load", "rank_slice", "train", "window_slices", *LOSSES])
+SURFACE = sorted(["FPTT", "Batch", "Task", "__version__", "fit", "load", "rank_slice", "window_slices", *LOSSES])
 
 
 def test_the_names() -> None:
     assert sorted(fptt_dist.__all__) == SURFACE
     for name in SURFACE:
         assert getattr(fptt_dist, name) is not None
-    with pytest.raises(AttributeError, match="module 'fptt_dist' has no attribute 'fit'"):
-        _ = fptt_dist.fit  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="module 'fptt_dist' has no attribute 'train'"):
+        _ = fptt_dist.train  # type: ignore[attr-defined]
 
 
 def test_the_arguments() -> None:
-    assert list(inspect.signature(fptt_dist.train).parameters) == ["config", "watch"]
+    assert list(inspect.signature(fptt_dist.fit).parameters) == ["config", "task"]
     assert list(inspect.signature(fptt_dist.window_slices).parameters) == ["length", "windows"]
     assert list(inspect.signature(fptt_dist.FPTT).parameters) == [
         *(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import dump
 from fptt_dist.streams import printable
+from fptt_dist.training.run import train
 from tests.training.helpers import assert_same_run, tiny
 
 ROOT = Path(__file__).parents[1]

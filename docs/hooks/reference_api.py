@@ -36,8 +36,8 @@ SECTIONS = {
         "fptt_dist.algorithm.schedules.inverse_lr",
     ),
     "Training from Python": (
-        "fptt_dist.training.run.train",
-        "fptt_dist.training.run_dir.Result",
+        "fptt_dist.training.fit.fit",
+        "fptt_dist.training.result.Result",
         "fptt_dist.config.loading.loader.load",
         "fptt_dist.config.loading.overrides.parse_overrides",
         "fptt_dist.config.loading.overrides.apply_overrides",
@@ -65,12 +65,10 @@ SECTIONS = {
 
 EXAMPLE = """
 ```python
-from fptt_dist import train
-from fptt_dist.config import apply_overrides, load
+from fptt_dist import fit
 
-config = load("configs/add_task.yaml", {"fptt.alpha": 0.5, "run.dir": "runs/from_python"})
-config = apply_overrides(config, {"train.max_batches": 20})
-print(train(config))  # what result.json in runs/from_python says
+config = {"extends": "add_task", "fptt.alpha": 0.5, "train.max_batches": 20, "run.dir": "runs/from_python"}
+print(fit(config))  # what result.json in runs/from_python says
 ```
 
 The keys are those of [the configuration](configuration.md).

@@ -6,6 +6,7 @@ from fptt_dist.config.dump import dump
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loading.loader import load
 from fptt_dist.config.loading.overrides import apply_overrides, parse_overrides
+from fptt_dist.config.objects import missing_object, objects_of, require_objects
 from fptt_dist.config.rules import Config
 from fptt_dist.config.schema.cells.gru import GRU
 from fptt_dist.config.schema.cells.indrnn import IndRNN
@@ -40,10 +41,19 @@ from fptt_dist.config.schema.schedules import (
     PlateauLr,
     StepLr,
 )
-from fptt_dist.config.schema.tasks import AddingTask, ArraysTask, CopyingTask, LanguageTask, PixelsTask, UserTask
-from fptt_dist.config.schema.user_class import UserClass, short_name
+from fptt_dist.config.schema.tasks import (
+    AddingTask,
+    ArraysTask,
+    CopyingTask,
+    GivenTask,
+    LanguageTask,
+    PixelsTask,
+    UserTask,
+)
+from fptt_dist.config.schema.user_class import GIVEN, UserClass, short_name
 
 __all__ = [
+    "GIVEN",
     "GRU",
     "LSTM",
     "SGD",
@@ -69,6 +79,7 @@ __all__ = [
     "Evaluate",
     "Fptt",
     "FsdpParallel",
+    "GivenTask",
     "HierarchicalParallel",
     "IndRNN",
     "InverseLrAlpha",
@@ -94,6 +105,9 @@ __all__ = [
     "dump",
     "json_schema",
     "load",
+    "missing_object",
+    "objects_of",
     "parse_overrides",
+    "require_objects",
     "short_name",
 ]

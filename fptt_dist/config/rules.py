@@ -8,7 +8,7 @@ from pydantic import model_validator
 from fptt_dist.config.schema.parallel import ConsensusParallel, DataParallel, DeepspeedParallel, HierarchicalParallel
 from fptt_dist.config.schema.root import Sections
 from fptt_dist.config.schema.section import Conflict, refuse
-from fptt_dist.config.schema.tasks import ArraysTask, LanguageTask, PixelsTask, Task, UserTask
+from fptt_dist.config.schema.tasks import ArraysTask, GivenTask, LanguageTask, PixelsTask, Task, UserTask
 
 
 class Config(Sections):
@@ -72,7 +72,7 @@ def _windows(config: Sections) -> Iterator[Conflict]:
 
 def _task(config: Sections) -> Iterator[Conflict]:
     """Some models and partitions need a text, or labels, and some do not go with a text."""
-    if isinstance(config.task, UserTask):
+    if isinstance(config.task, UserTask | GivenTask):
         return  # the class says what it has: its checks are at the run's start
     task, model, partition = config.task.name, config.model, config.data.partition
     kind = f" with task.target={config.task.target}" if isinstance(config.task, ArraysTask) else ""

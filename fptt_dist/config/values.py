@@ -29,7 +29,7 @@ def show(value: Any) -> str:
         return "{" + ", ".join(f"{show(key)}: {show(item)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    return str(value)
+    return str(value) if isinstance(value, int | float) else repr(value)  # an object of a program's, by its type
 
 
 def allowed(field: FieldInfo) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "Split",
     "Task",
     "TaskShape",
+    "check_task",
     "make_task",
     "rank_slice",
     "seeded",
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from fptt_dist.tasks.language import Language
     from fptt_dist.tasks.pixels import Pixels
     from fptt_dist.tasks.random_streams import seeded
-    from fptt_dist.tasks.user_task import make_task
+    from fptt_dist.tasks.user_task import check_task, make_task
 else:
     # Data sets are fetched and checked without torch.
     __getattr__, __dir__ = lazily(
@@ -43,6 +44,7 @@ else:
             "DatasetTask": "dataset_task",
             "Language": "language",
             "Pixels": "pixels",
+            "check_task": "user_task",
             "make_task": "user_task",
             "seeded": "random_streams",
         }

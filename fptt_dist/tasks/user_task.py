@@ -32,12 +32,7 @@ R = TypeVar("R")
 def make_task(
     kind: Callable[..., Task], options: Mapping[str, Any], *, seed: int, length: int, batch_size: int
 ) -> Task:
-    """Make a task `kind(**options, seed=seed)` that keeps the protocol of `Task`.
-
-    Its attributes are checked, sequences of the first batch (shapes, types, finite inputs, targets that the loss
-    can take; the same sequences whenever and in whatever slices they are asked for), an evaluation batch of each split,
-    the score of outputs that are all 0, and the description of the inputs; where lengths differ, also that more padding
-    changes no score.
+    """Make a task `kind(**options, seed=seed)` that keeps the protocol of `Task`, see `check_task`.
 
     Args:
         kind: the user's class.
@@ -51,6 +46,27 @@ def make_task(
     """
     given = ", ".join([*(f"{name}={value!r}" for name, value in options.items()), f"seed={seed}"])
     task = _result(f"{kind.__name__}({given})", lambda: kind(**options, seed=seed))
+    check_task(task, length=length, batch_size=batch_size)
+    return task
+
+
+def check_task(task: Task, *, length: int, batch_size: int) -> None:
+    """Check that a task keeps the protocol of `Task`, and name it by its class where it has no name.
+
+    Its attributes are checked, sequences of the first batch (shapes, types, finite inputs, targets that the loss
+    can take; the same sequences whenever and in whatever slices they are asked for), an evaluation batch of each split,
+    the score of outputs that are all 0, and the description of the inputs; where lengths differ, also that more padding
+    changes no score.
+
+    Args:
+        task: of the user's.
+        length: steps of the longest sequence, as configured.
+        batch_size: of the global batch.
+
+    Raises:
+        UserCodeError: it does not keep the protocol.
+    """
+    kind = type(task)
     if not hasattr(task, "name"):
         task.name = kind.__name__
     _check_attributes(task, length)
@@ -61,7 +77,6 @@ def make_task(
     described = _result(call, lambda: json.dumps(task.input_description(), allow_nan=False))
     if not described.startswith("{"):
         raise UserCodeError(f"{call} gave {described}, not a dictionary of plain JSON values")
-    return task
 
 
 def _result(call: str, function: Callable[[], R]) -> R:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
-from fptt_dist.config import Config, ConfigError, apply_overrides
+from fptt_dist.config import Config, ConfigError, apply_overrides, objects_of
 from fptt_dist.parallel import Communicator, LaunchEnvironment, LostWorkerError, process_group, resolve_environment
+from fptt_dist.training.given import NOTHING, Given
 from fptt_dist.training.network_file import keep_network
 from fptt_dist.training.process.orphan import ended_with_parent
 from fptt_dist.training.process.resume_hint import restart_hint
 from fptt_dist.training.process.signals import Interrupted, forward_to_requeue_handler, stop_on_signal
-from fptt_dist.training.run_dir import Result, RunDirectory
+from fptt_dist.training.result import Result
+from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.consistency import check_consistency
 from fptt_dist.training.setup.device import build_device, prepare_torch
 from fptt_dist.training.setup.factory import exit_refused
@@ -26,12 +28,13 @@ LOG = logging.getLogger("fptt_dist")
 
 
 @ended_with_parent()
-def train(config: Config, watch: OnValidation | None = None) -> Result:
+def train(config: Config, watch: OnValidation | None = None, given: Given = NOTHING) -> Result:
     """Train as configured, on this worker or on all workers that torchrun started.
 
     Args:
         config: from `fptt_dist.config.load` or built in Python.
         watch: called by every worker after each validation but the last, when that state has been saved.
+        given: objects in the place of those that the configuration describes.
 
     Returns:
         What `result.json` in the run's folder says.
@@ -49,16 +52,16 @@ def train(config: Config, watch: OnValidation | None = None) -> Result:
         config = apply_overrides(config, {"resume": "auto"})
     try:
         with exit_refused(config):
-            return _train(config, environment, watch)
+            return _train(config, environment, watch, given)
     except Interrupted as stopped:
         forward_to_requeue_handler(stopped, rank=environment.rank)  # now that the process group is destroyed
         raise
     except LostWorkerError as lost:
-        lost.remedy = restart_hint(RunDirectory(config).path, environment)
+        lost.remedy = restart_hint(RunDirectory(config).path, environment, objects=bool(objects_of(config)))
         raise
 
 
-def _train(config: Config, environment: LaunchEnvironment, watch: OnValidation | None) -> Result:
+def _train(config: Config, environment: LaunchEnvironment, watch: OnValidation | None, given: Given) -> Result:
     device = build_device(config, environment)
     folder = RunDirectory(config)
     # Connected first: a signal while this worker waits for the others ends it at once, as there is nothing to save.
@@ -68,7 +71,7 @@ def _train(config: Config, environment: LaunchEnvironment, watch: OnValidation |
         ExitStack() as held,
     ):
         check_consistency(everyone, folder.config)
-        trainer = Trainer(folder, environment, device, watch)
+        trainer = Trainer(folder, environment, device, watch, given)
 
         def take_folder() -> None:
             held.enter_context(folder.held())

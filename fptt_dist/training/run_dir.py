@@ -15,7 +15,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from fptt_dist.config.values import show
 from fptt_dist.files import write_atomic
 from fptt_dist.history import RUN_SCHEMA, read_result, require_config, require_schema
 from fptt_dist.records import dumps, loads, read_record
-from fptt_dist.tasks.data.unknown import many_unknown
 from fptt_dist.training.lock.directory_lock import DirectoryLock, hold, is_lock
 from fptt_dist.training.lock.holder import slurm_job
+from fptt_dist.training.result import Result
 from fptt_dist.trust import kept_name
 from fptt_dist.version import __version__
 
@@ -51,77 +51,6 @@ MAY_CHANGE = (
     "resume",
 )
 SAME_UPDATES = ("single", "data_parallel", "fsdp", "deepspeed")  # they differ only in which worker holds what
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run, as in `result.json`.
-
-    Attributes:
-        task, algorithm: as configured.
-        metric: name of the monitored metric.
-        higher_is_better: its direction.
-        value: the metric on the test set, at the best validation checkpoint.
-        validation: the metric of that checkpoint on the validation set.
-        metrics: all metrics by name, at "validation" and "test".
-        best_batch: the batch of that checkpoint.
-        weights: what was evaluated, "center" (W̄) or "weights" (W).
-        updates: parameter updates.
-        batches: global batches.
-        stopped_early: whether `train.patience` ended the run before its last batch.
-        sequences: training sequences seen, over all workers.
-        seconds: training time, without evaluation and start-up.
-        sequences_per_second: sequences / seconds.
-        peak_memory_bytes: high-water mark of rank 0: of the GPU's allocator, else of the process.
-        parameters: of the whole model.
-        recurrent_parameters: of the recurrent layers alone (the paper's way of counting).
-        workers: number of workers.
-        seed: the run's.
-        run_id: the run's identity, minted once.
-        versions: of Python, torch and this program.
-        unknown_tokens: share and commonest of the tokens read as "<unk>", by split; {} where the task is no text.
-    """
-
-    task: str
-    algorithm: str
-    metric: str
-    higher_is_better: bool
-    value: float
-    validation: float
-    metrics: dict[str, dict[str, float]]
-    best_batch: int
-    weights: str
-    updates: int
-    batches: int
-    stopped_early: bool
-    sequences: int
-    seconds: float
-    sequences_per_second: float
-    peak_memory_bytes: int
-    parameters: int
-    recurrent_parameters: int
-    workers: int
-    seed: int
-    run_id: str
-    versions: dict[str, str]
-    unknown_tokens: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def diverged(self) -> str | None:
-        """Why nothing has been learned, and what to do, where a value is not finite; None where both are."""
-        if math.isfinite(self.value) and math.isfinite(self.validation):
-            return None
-        return (
-            f"the run diverged: validation {self.metric} {self.validation:g}, test {self.metric} {self.value:g}: lower "
-            "optimizer.lr in a new run.dir"
-        )
-
-    def __str__(self) -> str:
-        early = "; stopped early by train.patience" if self.stopped_early else ""
-        return (
-            f"{self.task} {self.algorithm}: test {self.metric} {self.value:.5g}{many_unknown(self.unknown_tokens)} at "
-            f"batch {self.best_batch} of {self.batches} ({self.updates} updates, {self.seconds:.1f} s{early})"
-        )
 
 
 def versions() -> dict[str, str]:
@@ -366,7 +295,8 @@ class RunDirectory:
             OSError: it could not be written.
         """
         self._check_held()
-        write_atomic(self.path / "result.json", dumps(asdict(result), indent=1) + "\n")
+        values = {name: value for name, value in asdict(result).items() if name != "path"}  # the folder may be moved
+        write_atomic(self.path / "result.json", dumps(values, indent=1) + "\n")
 
     def discard_result(self) -> None:
         """Delete result.json: the run resumes, so it is no longer finished."""
@@ -377,7 +307,7 @@ class RunDirectory:
         """Return the result of a finished run; None while it is not finished, and where it is damaged."""
         found = read_result(self.path)
         try:
-            return None if found is None else Result(**found)
+            return None if found is None else Result(**found, path=self.path.absolute())
         except TypeError as error:
             LOG.warning("%s is no result of a run and counts as missing: %s", self.path / "result.json", error)
             return None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fptt_dist.algorithm import SCHEMES
 from fptt_dist.algorithm.diagnostics import NORMS
+from fptt_dist.config import objects_of
 from fptt_dist.models import compile_steps, hidden_of
 from fptt_dist.parallel import LaunchEnvironment, Weights, communicator, new_gloo_group, set_pg_timeouts
 from fptt_dist.parallel.comm.communicator import checksum
@@ -27,12 +28,14 @@ from fptt_dist.training.checkpoint.run_state import RunState
 from fptt_dist.training.checkpoint.store import CheckpointStore, Files
 from fptt_dist.training.data_workers import BatchOrder
 from fptt_dist.training.evaluation import evaluate, measured
+from fptt_dist.training.given import NOTHING, Given
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
 from fptt_dist.training.non_finite import NonFiniteError, UpdateLog, describe, fault_in_data, non_finite
 from fptt_dist.training.process.resume_hint import resume_hint
 from fptt_dist.training.process.signals import StopFlag, agreed_interruption
-from fptt_dist.training.run_dir import Result, RunDirectory, versions
+from fptt_dist.training.result import Result
+from fptt_dist.training.run_dir import RunDirectory, versions
 from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
 from fptt_dist.training.setup import factory, seeds, task_factory
 from fptt_dist.training.setup.consistency import check_data
@@ -51,6 +54,7 @@ class Trainer:
         environment: this worker's place.
         device: where it computes.
         watch: see `OnValidation`.
+        given: objects in the place of those that the configuration describes.
 
     Raises:
         ConfigError: settings that do not fit the number of workers or the task.
@@ -62,6 +66,7 @@ class Trainer:
         environment: LaunchEnvironment,
         device: torch.device,
         watch: OnValidation | None = None,
+        given: Given = NOTHING,
     ) -> None:
         config = folder.config
         self.folder = folder
@@ -69,17 +74,18 @@ class Trainer:
         self.config = config
         self.device = device
         self.watch = watch
-        self._build_engine()
+        self._build_engine(given)
         self.batches_per_epoch, self.total_batches = count_batches(config, self.task)
         order = BatchOrder(config.train.batch_size, self.batches_per_epoch, self.share)
         self.batches = TrainBatches(self.task, order, config, device)
         self._prepare_state()
         seeds.seed_worker(config.seed, self.engine.rank)
 
-    def _build_engine(self) -> None:
+    def _build_engine(self, given: Given) -> None:
         """Build what is trained: task, network, optimizer, engine and the loop over windows."""
         config, device = self.config, self.device
-        self.task = task_factory.build_task(config)
+        task = given.task
+        self.task = task_factory.build_task(config) if task is None else task_factory.given_task(config, task)
         self.task.loss.to(device)
         self.engine = build_engine(config, self.environment, communicator(self.environment, device))
         check_data(self.engine.everyone, self.task, config.train.batch_size)
@@ -242,9 +248,10 @@ class Trainer:
                 if not self.done and self.engine.control.should_stop():
                     saved = self.save() if saved is None else saved
                     self.store.wait()
+                    objects = bool(objects_of(self.config))
                     message = (
                         f"stopped by a signal after batch {self.state.position.batch} of {self.total_batches}, saved "
-                        f"in {saved}\n{resume_hint(self.folder.path, self.environment)}"
+                        f"in {saved}\n{resume_hint(self.folder.path, self.environment, objects=objects)}"
                     )
                     raise agreed_interruption(stop, self.engine.everyone, message)
             result = self._finish(telemetry)
@@ -469,4 +476,5 @@ class Trainer:
             run_id=self.folder.run_id,
             versions=versions(),
             unknown_tokens=dict(self.task.unknown_tokens),
+            path=self.folder.path.absolute(),
         )

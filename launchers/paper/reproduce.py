@@ -39,7 +39,8 @@ from fptt_dist.training.lock.directory_lock import NAME as LOCK
 from fptt_dist.training.lock.directory_lock import hold
 from fptt_dist.training.non_finite import NonFiniteError
 from fptt_dist.training.process.resume_hint import RESUME
-from fptt_dist.training.run_dir import Result, RunDirectory
+from fptt_dist.training.result import Result
+from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup.task_factory import build_task
 from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 

@@ -32,8 +32,9 @@ from fptt_dist.training.lock.directory_lock import HeldError, is_lock
 from fptt_dist.training.lock.holder import STARTER
 from fptt_dist.training.non_finite import NonFiniteError
 from fptt_dist.training.process.resume_hint import RESUME
+from fptt_dist.training.result import Result
 from fptt_dist.training.run import train
-from fptt_dist.training.run_dir import Result, RunDirectory
+from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.train_state import Progress
 
 RETRIED = (HeldError, OSError, LostWorkerError, RayError, TrainingFailedError)

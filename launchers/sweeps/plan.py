@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fptt_dist.config import Config, ConfigError, apply_overrides, load, parse_overrides
+from fptt_dist.config import Config, ConfigError, apply_overrides, load, parse_overrides, require_objects
 from fptt_dist.config.schema.paths import refuse_remote
 from fptt_dist.config.schema.sweep import PREFIX, GridSearch, OptunaSearch, RandomSearch, Sweep, load_sweep
 from fptt_dist.config.values import show
@@ -148,6 +148,7 @@ def make_plan(path: Path, words: list[str], *, processes: int | None = None) -> 
         base = load(sweep.config, {**space.fixed, **common}).with_absolute_files()
     except ConfigError as error:
         raise ConfigError("\n".join(_with_grid(line, space.fixed) for line in str(error).splitlines())) from error
+    require_objects(base)
     _check_search(sweep, space)
     task = build_task(base)
     plan = SweepPlan(

@@ -48,7 +48,7 @@ def test_defaults_are_what_an_override_accepts() -> None:
     words = {key.default for key in describe() if key.default != "required"}
     assert parse_overrides([f"{index}={word}" for index, word in enumerate(words)])
     required = [key.name for key in describe() if key.default == "required"]
-    assert required == ["task.train", "task.length", "task.length", "schedule.milestones"]
+    assert required == ["task.train", "task.length", "task.length", "task.length", "schedule.milestones"]
 
 
 def test_a_prefix_is_a_whole_key_or_section() -> None:

@@ -48,8 +48,8 @@ MESSAGES = {
         "optimizer.name: [1] is not allowed; allowed: one of adam, adamw, sgd, rmsprop, nt_asgd (a.yaml:1)"
     ),
     "task: {name: ading}": (
-        "task.name: ading is not allowed; allowed: one of adding, pixels, language, copying, arrays, PATH.py:CLASS; "
-        "did you mean adding? (a.yaml:1)"
+        "task.name: ading is not allowed; allowed: one of adding, pixels, language, copying, arrays, PATH.py:CLASS, "
+        "python:CLASS; did you mean adding? (a.yaml:1)"
     ),
     "fptt: {schedule: {name: linaer}}": (
         "fptt.schedule.name: linaer is not allowed; allowed: one of constant, linear, cosine, inverse_lr; "

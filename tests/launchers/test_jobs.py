@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError
 from fptt_dist.launchers.slurm import jobs
 from fptt_dist.launchers.slurm.jobs import JobRow, Queued, active_jobs, list_runs, queue
 from fptt_dist.training.lock.holder import Holder
+from fptt_dist.training.run import train
 from fptt_dist.training.run_dir import RunDirectory
 from tests.training.helpers import isolated, tiny, train_until
 

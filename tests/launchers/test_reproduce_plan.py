@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.cli import main
 from fptt_dist.config import ConfigError, load
 from fptt_dist.launchers.paper.reproduce import TargetPlan, make_plan, reproduce
 from fptt_dist.launchers.paper.rows import FOLDER, Budget, Shortened, Tables, Target, TargetGrid, TargetRow, load_tables
 from fptt_dist.tasks import DataError
 from fptt_dist.training.lock.directory_lock import hold
+from fptt_dist.training.run import train
 from tests.program import Program
 from tests.training.helpers import assert_same_run, records, result
 

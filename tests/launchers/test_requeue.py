@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import dump
 from fptt_dist.training.process.signals import NO_PROGRESS
+from fptt_dist.training.run import train
 from tests.launchers.test_jobs import stand_in
 from tests.program import Program
 from tests.training.helpers import assert_same_run, checkpoints, isolated, steps, tiny

@@ -48,7 +48,7 @@ def strategies(quick: list[str], slow: list[str]) -> pytest.MarkDecorator:
 
 
 def program(environment: LaunchEnvironment, configs: list[Config], code: str = "") -> str:
-    """`fptt_dist.train`, each worker as configured, the last with `code` as its checksum; the message."""
+    """`run.train`, each worker as configured, the last with `code` as its checksum; the message."""
     mine = configs[min(environment.rank, len(configs) - 1)]
     resolve, checksum = run.resolve_environment, consistency._code
     run.resolve_environment = lambda launcher="auto", environ=os.environ: replace(environment)

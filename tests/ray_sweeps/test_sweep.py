@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import load
 from fptt_dist.launchers.sweeps.plan import STATE
 from fptt_dist.reporting import read_sweep
+from fptt_dist.training.run import train
 from tests.ray_sweeps.helpers import BATCHES, Ray, note, states, sweep_file
 from tests.training.helpers import isolated, result
 

@@ -6,8 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from fptt_dist import train
 from fptt_dist.reporting import DYNAMIC, NOT_FINITE, PaperRow, paper_table
+from fptt_dist.training.run import train
 from tests.reporting.paper import make_run, table_of
 from tests.training.helpers import result, tiny, train_until
 

@@ -17,7 +17,6 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError, dump
 from fptt_dist.reporting import PaperRow, Report, make_report, paper_table, read_runs, results_table
 from fptt_dist.reporting.html import page as report_page
@@ -26,6 +25,7 @@ from fptt_dist.reporting.html.paper import is_paper_table, read_paper_table
 from fptt_dist.reporting.html.table import comparisons
 from fptt_dist.reporting.plots.figures import Plot, pictures
 from fptt_dist.reporting.runs.groups import Group, group_runs
+from fptt_dist.training.run import train
 from tests.browser import DESK, PHONE, browser, complaints, overhang
 from tests.reporting import sweeps
 from tests.reporting.paper import table_of

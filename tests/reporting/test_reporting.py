@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError
 from fptt_dist.history import readable_runs
 from fptt_dist.reporting import History, read_runs, results_table
+from fptt_dist.training.run import train
 from tests.training.helpers import records, result, tiny, train_until
 
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError, load
 from fptt_dist.reporting import SweepResults, TrialRow, is_sweep, last_words, read_sweep, sweep_table, write_sweep
+from fptt_dist.training.run import train
 from tests.reporting.sweeps import make_sweep, note, run
 from tests.training.helpers import records, result, tiny, train_until
 

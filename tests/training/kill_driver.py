@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from fptt_dist import train
 from fptt_dist.training.checkpoint import store
+from fptt_dist.training.run import train
 from tests.training.helpers import content, differing, result, resumed, tiny, without_clock
 
 OFTEN = {"checkpoint.every_batches": 2, "evaluate.every_batches": 2, "checkpoint.keep_last": 1}

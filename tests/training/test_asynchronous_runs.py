@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import apply_overrides
 from fptt_dist.training.checkpoint.store import validate
+from fptt_dist.training.run import train
 from tests.parallel import runs
 from tests.parallel.fault_driver import WORDS, broken, whole
 from tests.parallel.pool import Pool

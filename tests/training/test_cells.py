@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.models.recurrent import LAYERS
+from fptt_dist.training.run import train
 from tests.training.helpers import assert_same_run, resumed, tiny, train_until
 
 LEARNING: dict[str, tuple[str, int, dict[str, Any]]] = {  # by kind: the algorithm, the batches and what else it needs

@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fptt_dist import train
 from fptt_dist.config import Config, ConfigError
 from fptt_dist.tasks import Pixels
 from fptt_dist.training.checkpoint.content import ContentCheck
 from fptt_dist.training.checkpoint.store import CheckpointStore, entry
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import evaluate_run, open_run
 from fptt_dist.training.setup.task_factory import build_task
 from tests.training.helpers import checkpoints, resumed, tiny, trainer_for, write_manifest

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import fptt_dist
-from fptt_dist import train
 from fptt_dist.config import ConfigError
 from fptt_dist.training.checkpoint import store as checkpoint_module
 from fptt_dist.training.checkpoint.run_state import RunState
 from fptt_dist.training.checkpoint.store import MANIFEST, CheckpointStore, validate
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.setup import task_factory
 from tests.training.helpers import (

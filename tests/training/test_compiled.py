@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from tests.training.helpers import assert_same_run, resumed, tiny, train_until, trainer_for
 
 COMPILED = {"train.compile_update": True}

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError, dump
 from fptt_dist.tasks import Adding, Batch, DataError, Task, seeded
 from fptt_dist.training.data_workers import BatchOrder, DataWorkers, _unpacked, pack
 from fptt_dist.training.logging.metrics_logger import MetricsLogger
+from fptt_dist.training.run import train
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup import task_factory
 from fptt_dist.training.tools.dry_run import dry_run

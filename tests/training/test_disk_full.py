@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import dump
 from fptt_dist.training.checkpoint.store import validate
+from fptt_dist.training.run import train
 from tests.training.helpers import assert_same_checkpoint, checkpoints, resumed, steps, tiny, train_until
 
 # The largest file that may be written; SIGXFSZ is ignored, so that the write fails as on a full disk.

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError
 from fptt_dist.tasks import Language
+from fptt_dist.training.run import train
 from fptt_dist.training.tools import dynamic_evaluation as dynamic
 from fptt_dist.training.tools.dynamic_evaluation import DynamicEvaluation, evaluate_dynamically
 from tests.training.helpers import checkpoints, content, differing, isolated, tiny, trainer_for

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from tests.training.helpers import checkpoints, content, differing, records, tiny
 
 BASE: dict[str, Any] = {"model.layers": 2, "model.dropout": 0.5, "fptt.metric": "preconditioned"}

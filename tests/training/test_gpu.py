@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 from tests.training.helpers import assert_same_run, checkpoints, content, differing, resumed, tiny, train_until
 from tests.training.test_language_runs import CASES

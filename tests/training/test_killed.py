@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from tests.training.helpers import MEMORY, assert_same_run, resumed, tiny, train_until
 from tests.training.kill_driver import CASES
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError, apply_overrides, load
 from fptt_dist.models import hidden_of
 from fptt_dist.tasks import DataError, Language
 from fptt_dist.training.evaluation import evaluate
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.dry_run import dry_run
 from fptt_dist.training.tools.export import export_run

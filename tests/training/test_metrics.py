@@ -10,7 +10,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from fptt_dist import train
 from fptt_dist.algorithm import TerminalLoss
 from fptt_dist.algorithm.target_estimates import UniformEstimate
 from fptt_dist.history import read_runs
@@ -21,6 +20,7 @@ from fptt_dist.reporting.runs.groups import group_runs
 from fptt_dist.tasks import Batch, DataError, Split, Task, rank_slice
 from fptt_dist.tasks.metrics import TaskMetrics
 from fptt_dist.training import saved_run
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.setup import task_factory
 from tests.training.helpers import assert_same_run, records, result, resumed, tiny, train_until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from tests.training.helpers import checkpoints, content, records, result, tiny
 
 FPTT: dict[str, dict[str, Any]] = {

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fptt_dist import train
 from fptt_dist.algorithm.windows import sequence_windows
 from fptt_dist.launchers.ray import trainable
 from fptt_dist.parallel import Communicator
 from fptt_dist.tasks import Adding, Batch
 from fptt_dist.training.non_finite import NonFiniteError, fault_in_data
+from fptt_dist.training.run import train
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.setup import task_factory
 from tests.training.helpers import checkpoints, content, records, steps, tiny

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from fptt_dist import load as load_network
-from fptt_dist import train
 from fptt_dist.config import ConfigError, load
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.export import export_run
 from tests.program import ROOT

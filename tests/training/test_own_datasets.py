@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.tasks import DataError
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.export import export_run
 from tests.docs.snippets import snippets

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from fptt_dist.training.train_state import Best, best_after
 from tests.parallel.pool import Pool
 from tests.parallel.runs import same_bits

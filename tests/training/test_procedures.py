@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fptt_dist import train
 from fptt_dist.tasks import Adding
+from fptt_dist.training.run import train
 from fptt_dist.training.setup import task_factory
 from tests.training.helpers import checkpoints, content, records, tiny
 from tests.training.toys import Stream

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fptt_dist import train
 from fptt_dist.config import dump
+from fptt_dist.training.run import train
 from tests.training.helpers import assert_same_run, checkpoints, resumed, steps, tiny, train_until
 
 DROPOUT = {"model.layers": 2, "model.dropout": 0.5}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import ConfigError, load
 from fptt_dist.history import read_runs
 from fptt_dist.training.lock import directory_lock as lock
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.lock.holder import Holder
+from fptt_dist.training.run import train
 from fptt_dist.training.run_dir import RunDirectory, job_of
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.train_state import Progress

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from fptt_dist.training.schedulers import cosine_factor
 from tests.training.helpers import records, tiny
 

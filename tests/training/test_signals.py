@@ -14,7 +14,6 @@ from types import FrameType
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import dump
 from fptt_dist.training.process.signals import (
     HANDLED,
@@ -24,6 +23,7 @@ from fptt_dist.training.process.signals import (
     hangup_blocked,
     stop_on_signal,
 )
+from fptt_dist.training.run import train
 from tests.training.helpers import assert_same_run, checkpoints, resumed, steps, tiny, train_until
 
 LONG = {

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fptt_dist import train
 from fptt_dist.config import Config
 from fptt_dist.models import Network, recurrent_layer
 from fptt_dist.parallel import LaunchEnvironment
 from fptt_dist.tasks import Adding
+from fptt_dist.training.run import train
 from fptt_dist.training.run_dir import RunDirectory
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.dry_run import dry_run
@@ -251,7 +251,7 @@ def test_the_result_is_right(cell: str, layers: int, tmp_path: Path) -> None:
         "seed": 5,
     }
     assert {key: saved[key] for key in expected} == expected
-    assert saved == json.loads(json.dumps(outcome.__dict__))
+    assert {**saved, "path": run} == json.loads(json.dumps(outcome.__dict__, default=str)) | {"path": outcome.path}
     measured = {"value", "validation", "metrics", "best_batch", "seconds", "sequences_per_second", "peak_memory_bytes"}
     assert set(saved) == {*expected, *measured, "run_id", "versions", "unknown_tokens"}
     assert set(saved["versions"]) == {"fptt_dist", "python", "torch", "numpy", "platform", "processor", "gpu"}

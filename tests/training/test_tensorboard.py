@@ -14,8 +14,8 @@ from urllib.request import Request, urlopen
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fptt_dist import train
 from fptt_dist.reporting import write_sweep
+from fptt_dist.training.run import train
 from tests.parallel.pool import Pool
 from tests.parallel.runs import train as train_on_workers
 from tests.program import Program

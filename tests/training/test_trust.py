@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from fptt_dist import load, train
+from fptt_dist import load
 from fptt_dist.cli import main
 from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.history import load_to_train
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import evaluate_run
 from fptt_dist.training.tools.export import export_run
 from tests.own_tasks import write_waves

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist import train
 from fptt_dist.config import Config, ConfigError, dump
+from fptt_dist.training.run import train
 from tests.program import Program
 from tests.training.helpers import assert_same_run, records, resumed, tiny
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from fptt_dist.training.setup import task_factory
 from tests.training.helpers import (
     assert_same_run,

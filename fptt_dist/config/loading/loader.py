@@ -23,14 +23,27 @@ MAX_FILES = 100
 """That one configuration extends; each is counted as often as it is named."""
 
 
-def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Load the configuration of the file at `path`, or of the packaged one of that name, with `overrides` set.
+def load(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Load a configuration with `overrides` set.
 
-    An override wins over the file, the file over those it extends, and these over the defaults. Raises ConfigError
-    for a file that cannot be read, and with all problems of its values, one per line, with file and line.
+    An override wins over the source, the source over the files it extends, and these over the defaults.
+
+    Args:
+        source: path of a file, name of a packaged one, or what a file says as a mapping: sections one inside another,
+            or dotted keys as on the command line; `extends` is relative to the current folder.
+        overrides: dotted keys with their values.
+
+    Raises:
+        ConfigError: a file that cannot be read, or all problems of the values, one per line, with file and line.
     """
-    layer = _file(_find(Path(path), ""), (), [])
+    layer = _mapping(source) if isinstance(source, Mapping) else _file(_find(Path(source), ""), (), [])
     return validated(merge(layer, override_layer(overrides or {})), Config)
+
+
+def _mapping(source: Mapping[str, Any]) -> Layer:
+    """Return the values of a mapping over those of the files it extends."""
+    own = override_layer({key: value for key, value in source.items() if key != "extends"}, "key")
+    return merge(_extended(source["extends"], "key extends", Path(), (), []), own) if "extends" in source else own
 
 
 def _file(path: Path, parents: tuple[Path, ...], read: list[Path]) -> Layer:
@@ -46,15 +59,20 @@ def _file(path: Path, parents: tuple[Path, ...], read: list[Path]) -> Layer:
         raise ConfigError(f"extends goes round in a circle: {' -> '.join(str(link) for link in chain)}")
     own = read_mapping(path)
     values, where = own.values, own.where
+    if "extends" not in values:
+        return Layer(values, where)
+    base = _extended(values.pop("extends"), where[("extends",)], path.parent, chain, read)
+    return merge(base, Layer(values, where))
+
+
+def _extended(names: Any, named_at: str, folder: Path, chain: tuple[Path, ...], read: list[Path]) -> Layer:
+    """Return the values of the files that `extends` names, relative to `folder`, later ones over earlier ones."""
     layer = Layer({})
-    if "extends" in values:
-        names = values.pop("extends")
-        named_at = where[("extends",)]
-        for name in names if isinstance(names, list) else [names]:
-            if not isinstance(name, str) or not name:
-                raise ConfigError(f"{named_at}: extends needs the path of a configuration, or a list of paths")
-            layer = merge(layer, _file(_find(path.parent / name, name, named_at), chain, read))
-    return merge(layer, Layer(values, where))
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{named_at}: extends needs the path of a configuration, or a list of paths")
+        layer = merge(layer, _file(_find(folder / name, name, named_at), chain, read))
+    return layer
 
 
 def packaged() -> list[str]:

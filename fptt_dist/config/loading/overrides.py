@@ -1,6 +1,7 @@
 """Single keys set over a configuration: from the command line, a sweep, a job array or a test."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from fptt_dist.config.errors import ConfigError
@@ -38,19 +39,20 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def override_layer(overrides: Mapping[str, Any]) -> Layer:
-    """The nested values of `overrides`; each knows the override it comes from.
+def override_layer(overrides: Mapping[str, Any], kind: str = "override") -> Layer:
+    """The nested values of `overrides`; each knows the override it comes from, a key of a mapping by its name alone.
 
     Raises ConfigError for a key that is not text and for overrides that set one key twice.
     """
     values: dict[str, Any] = {}
     where: dict[KeyPath, str] = {}
     for key, value in overrides.items():
-        origin = f"override {key}={show(value)}"
+        origin = f"override {key}={show(value)}" if kind == "override" else f"{kind} {key}"
         for path, leaf in leaves({key: value}):
             if not all(isinstance(part, str) for part in path):
                 raise ConfigError(f"{origin}: its keys must be text")
-            _insert(values, (*key.split("."), *path[1:]), leaf, origin, where)
+            value = str(leaf) if kind == "key" and isinstance(leaf, PurePath) else leaf
+            _insert(values, (*key.split("."), *path[1:]), value, origin, where)
     return Layer(values, where)
 
 

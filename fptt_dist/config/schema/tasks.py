@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.section import Conflict, Section, Variants, refuse
-from fptt_dist.config.schema.user_class import ANY, ClassPath, UserClass
+from fptt_dist.config.schema.user_class import ANY, GIVEN_CLASS, ClassPath, GivenClass, UserClass
 from fptt_dist.config.values import show
 
 PIXELS = {"mnist": 784, "fashion-mnist": 784, "cifar10": 1024}  # of an image
@@ -393,6 +393,23 @@ class UserTask(MeasuredTask):
         return f"task.length={self.length}"
 
 
+class GivenTask(Section):
+    """A task that `fptt_dist.fit` was given as an object."""
+
+    name: GivenClass = Field(default=GIVEN_CLASS, description="the task")
+    length: int = Field(ge=1, description="steps of the longest sequence, as the object says")
+
+    @property
+    def sequence_length(self) -> int:
+        """Steps of the longest sequence."""
+        return self.length
+
+    @property
+    def length_text(self) -> str:
+        """Keys that the number of steps follows from, for messages."""
+        return f"task.length={self.length}"
+
+
 def _is_plain(value: Any) -> bool:
     """Return whether a configuration file can hold the value."""
     if isinstance(value, list):
@@ -404,4 +421,6 @@ def _is_plain(value: Any) -> bool:
     return value is None or type(value) in (str, bool) or (type(value) is float and math.isfinite(value))
 
 
-Task = Annotated[AddingTask | PixelsTask | LanguageTask | CopyingTask | ArraysTask | UserTask, Variants("name")]
+Task = Annotated[
+    AddingTask | PixelsTask | LanguageTask | CopyingTask | ArraysTask | UserTask | GivenTask, Variants("name")
+]

@@ -1,4 +1,4 @@
-"""A class of the user's in a file, which a key names as PATH.py:CLASS."""
+"""A class of the user's: in a file, which a key names as PATH.py:CLASS, or of an object that `fit` was given."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,10 @@ from fptt_dist.config.schema.paths import LocalPath
 
 ANY = "PATH.py:CLASS"
 """Name of the variant that a class of the user's chooses."""
+GIVEN = "python:"
+"""Begins the value of a key for which `fptt_dist.fit` was given an object: the name of its class follows."""
+GIVEN_CLASS = f"{GIVEN}CLASS"
+GivenClass = Annotated[str, Field(pattern=rf"^{GIVEN}[^\W\d]\w*$")]
 ClassPath = Annotated[LocalPath, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")]
 
 
@@ -43,4 +47,4 @@ class UserClass:
 
 def short_name(value: str) -> str:
     """Return a class's name for folders and titles; the value of a key that names none as it is."""
-    return value.rpartition(".py:")[2]
+    return value.rpartition(".py:")[2].removeprefix(GIVEN)

@@ -21,7 +21,8 @@ from fptt_dist.parallel import Communicator, Engine
 from fptt_dist.parallel.comm.communicator import Traffic
 from fptt_dist.records import dumps
 from fptt_dist.training.logging import tensorboard as board
-from fptt_dist.training.run_dir import Result, RunDirectory
+from fptt_dist.training.result import Result
+from fptt_dist.training.run_dir import RunDirectory
 
 SCALARS = {  # TensorBoard's tags of the fields of a training record
     "loss": "Loss/train",

@@ -35,24 +35,29 @@ def resuming(words: Sequence[str], option: str = "resume=auto") -> str:
     return shlex.join([*kept, option])
 
 
-def resume_hint(run: Path, environment: "LaunchEnvironment", environ: Mapping[str, str] = os.environ) -> str:
+def resume_hint(
+    run: Path, environment: "LaunchEnvironment", environ: Mapping[str, str] = os.environ, *, objects: bool = False
+) -> str:
     """Say what to type to resume a run with as many workers, on as many nodes: "resume with: COMMAND".
 
     Args:
         run: its folder, as the user named it: a relative one holds where the original command was typed.
         environment: a worker's place.
         environ: the environment variables.
+        objects: whether a program gave `fit` objects of its own, which no command has.
     """
+    if objects:
+        return "resume with the same program, and resume: auto in the configuration that it gives fptt_dist.fit"
     command = environ.get(RESUME) or _command(str(run / "config.yaml"), environment, environ)
     # launch and torchrun are typed on each node; sbatch, submit and srun start all nodes from one.
     each = " on each node" if environment.nodes > 1 and (command is None or command.startswith(LAUNCH)) else ""
     return _same_command(each) if command is None else f"resume{each} with: {command}"
 
 
-def restart_hint(run: Path, environment: "LaunchEnvironment") -> str:
+def restart_hint(run: Path, environment: "LaunchEnvironment", *, objects: bool = False) -> str:
     """Return the same for a run that may have ended before there was anything to resume."""
     if (run / "config.yaml").is_file():
-        return resume_hint(run, environment)
+        return resume_hint(run, environment, objects=objects)
     return "type the same command again, nothing was saved yet"
 
 

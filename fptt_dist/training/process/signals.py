@@ -112,8 +112,9 @@ def stop_on_signal(rank: int = 0) -> Iterator[StopFlag]:
             flag.number, flag.requeue, first = number, number == signal.SIGUSR2, time.monotonic()
             if number == signal.SIGHUP:
                 twice = TWICE_SECONDS  # a session that ends sends SIGTERM too
-            # A person's next signal acts by itself, also while a long operation keeps Python from this handler.
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            # A person's next signal acts by itself, also while a long operation keeps Python from this handler; in a
+            # notebook it is an exception as usual, and leaves the kernel alive.
+            signal.signal(signal.SIGINT, before[signal.SIGINT] if hasattr(sys, "ps1") else signal.SIG_DFL)
             if not twice and not flag.requeue:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
         elif number == signal.SIGHUP:

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fptt_dist import config as settings
-from fptt_dist.config import Config, ConfigError
-from fptt_dist.tasks import Adding, Arrays, Copying, DatasetTask, Language, Pixels, Task, make_task
+from fptt_dist.config import Config, ConfigError, missing_object, short_name
+from fptt_dist.tasks import Adding, Arrays, Copying, DatasetTask, Language, Pixels, Task, check_task, make_task
 from fptt_dist.tasks.data.series import RawSeries, read_arrays
 from fptt_dist.tasks.data.tables import read_table
 from fptt_dist.tasks.series_task import PER_STEP
@@ -17,7 +17,7 @@ def build_task(config: Config) -> Task:
     """Return the task, with the run's seed, and of a run on a text the vocabulary that its folder keeps.
 
     Raises:
-        ConfigError: a user's task that cannot be trained.
+        ConfigError: a user's task that cannot be trained, or one that was an object of a program.
         DataError: a mistake in the data.
     """
     match config.task:
@@ -48,6 +48,8 @@ def build_task(config: Config) -> Task:
             return _arrays(config, task)
         case settings.UserTask() as task:
             return _users(config, task)
+        case settings.GivenTask() as task:
+            raise missing_object("task.name", short_name(task.name))
 
 
 def _pixels(config: Config, task: settings.PixelsTask) -> Pixels:
@@ -135,17 +137,37 @@ def _users(config: Config, task: settings.UserTask) -> Task:
             built = _on_dataset(config, task) if task.target else _own_task(config, task)
     except UserCodeError as error:
         raise ConfigError(f"{own.key}={own}: {error}") from error
-    if built.vocabulary_size is None and isinstance(config.model, settings.AwdLSTM):
+    _check_model(config, built)
+    return built
+
+
+def given_task(config: Config, task: Task) -> Task:
+    """Return a task that `fptt_dist.fit` was given, after trying it out.
+
+    Raises:
+        ConfigError: it cannot be trained.
+    """
+    try:
+        with own_streams(config.seed):  # what it draws from the global streams is the same at every start
+            check_task(task, length=config.task.sequence_length, batch_size=config.train.batch_size)
+    except UserCodeError as error:
+        raise ConfigError(f"task.name={config.task.name}: {error}") from error
+    _check_model(config, task)
+    return task
+
+
+def _check_model(config: Config, task: Task) -> None:
+    """Refuse a model that reads symbols, for a user's task that has none."""
+    name = f"task.name={config.task.name}"
+    if task.vocabulary_size is None and isinstance(config.model, settings.AwdLSTM):
         raise ConfigError(
-            f"model.layer=awd_lstm is a language model, and {own.key}={own} has no vocabulary_size: type "
-            "model.layer=lstm"
+            f"model.layer=awd_lstm is a language model, and {name} has no vocabulary_size: type model.layer=lstm"
         )
-    if built.vocabulary_size is None and config.model.embedding is not None:
+    if task.vocabulary_size is None and config.model.embedding is not None:
         raise ConfigError(
-            f"model.embedding={config.model.embedding} is for words or characters, and {own.key}={own} has no "
+            f"model.embedding={config.model.embedding} is for words or characters, and {name} has no "
             "vocabulary_size: type model.embedding=null"
         )
-    return built
 
 
 def _own_task(config: Config, task: settings.UserTask) -> Task:

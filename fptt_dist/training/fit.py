@@ -1,0 +1,82 @@
+"""Training from Python."""
+
+import copy
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fptt_dist.config import Config, apply_overrides, load
+from fptt_dist.config.values import show
+from fptt_dist.history import load_to_train
+from fptt_dist.tasks import Task
+from fptt_dist.training.given import Given
+from fptt_dist.training.result import Result
+from fptt_dist.training.run import train
+
+
+def fit(
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    task: Task | None = None,
+) -> Result:
+    """Train a run as the command `fptt-dist train` does; in a program that torchrun started, on all its workers.
+
+    The random streams and settings of torch are afterwards as they were, and the object too.
+
+    Args:
+        config: what a configuration's file says as a mapping, with its sections or with dotted keys; the path of a
+            file, or the name of a packaged one; or a `Config`.
+        task: data, loss and metric, in the place of `task.*`. With several workers each makes an equal one.
+
+    Returns:
+        The result, with `path`, the run's folder, and `history`.
+
+    Raises:
+        ConfigError: a mistake in the configuration or the environment, or an object that cannot be trained.
+        DataError: a mistake in the data.
+        NonFiniteError: a loss or gradient was not finite.
+        Interrupted: Ctrl-C, or a signal: the run was saved, and `"resume": "auto"` resumes it.
+        LostWorkerError: another worker died or did not respond in time.
+    """
+    given = Given(task)
+    with _restored(task):
+        return train(_configured(config, given), given=given)
+
+
+def _configured(source: Config | Mapping[str, Any] | str | Path, given: Given) -> Config:
+    """Return the configuration of a run with the objects that are given."""
+    settings = given.settings()
+    if isinstance(source, Config):
+        return apply_overrides(source, settings)
+    if isinstance(source, Mapping):
+        return load(source, settings)
+    return load_to_train(source, [f"{key}={show(value)}" for key, value in settings.items()], given=settings)
+
+
+@contextmanager
+def _restored(task: Task | None) -> Iterator[None]:
+    """Put back, after the context, what a run changes in its process: random streams, torch's settings, the loss."""
+    threads, flushes = torch.get_num_threads(), _flushes_denormals()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a program may draw from it
+    loss = copy.deepcopy(getattr(task, "loss", None))  # it may learn an estimate
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(gpus)):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(flushes)
+            if task is not None and loss is not None:
+                task.loss = loss
+
+
+def _flushes_denormals() -> bool:
+    """Return whether torch takes denormal numbers as 0."""
+    return not bool(torch.tensor(1e-38) * 0.1)

@@ -1,0 +1,73 @@
+"""A program under torchrun that calls `fit`: what the command trains, and several runs in one process."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from fptt_dist.config import Config, dump
+from fptt_dist.config import load as load_config
+from tests.own_tasks import write_waves
+from tests.parallel.test_torchrun import PLACES
+from tests.program import Program
+from tests.training.helpers import assert_same_checkpoint, records, without_clock
+
+pytestmark = pytest.mark.slow
+
+WORLD = 2
+KEYS = {
+    "model": {"hidden": 4},
+    "fptt.windows": 3,
+    "train": {"batch_size": 200, "max_batches": 10},
+    "logging": {"every_batches": 1, "tensorboard": False},
+    "device": "cpu",
+}
+SCRIPT = """
+import json, os
+from pathlib import Path
+
+import fptt_dist
+from waves import Waves
+
+keys, rank = json.loads(Path("keys.json").read_text()), os.environ["RANK"]
+for run in ("first", "second"):
+    result = fptt_dist.fit({**keys, "run.dir": run}, task=Waves(12))
+    Path(f"{run}.{rank}").write_text(f"{result.value} {result.workers}")
+try:
+    fptt_dist.fit({**keys, "run.dir": "third"}, task=Waves(12, noise=0.5 + int(rank)))
+except fptt_dist.config.ConfigError as error:
+    Path(f"third.{rank}").write_text(str(error))
+"""
+
+
+def start(folder: Path, *words: str) -> None:
+    """Run a Python program on two workers to its end."""
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(WORLD)]
+    environment = {name: value for name, value in os.environ.items() if name not in PLACES}
+    program = Program(folder / "log", [*agent, *words], environment, folder=folder)
+    try:
+        assert program.end() == 0, program.text()
+    finally:
+        program.kill()
+
+
+def test_a_program_trains_what_the_command_trains(tmp_path: Path) -> None:
+    write_waves(tmp_path)
+    (tmp_path / "keys.json").write_text(json.dumps(KEYS))
+    (tmp_path / "program.py").write_text(SCRIPT)
+    start(tmp_path, "program.py")
+    own = {"task.name": "waves.py:Waves", "task.length": 12, "task.options": {"steps": 12}, "run.dir": "command"}
+    config: Config = load_config(KEYS, own)
+    (tmp_path / "config.yaml").write_text(dump(config))
+    start(tmp_path, "-m", "fptt_dist", "train", "config.yaml")
+    for run in ("first", "second"):
+        assert_same_checkpoint(tmp_path / "command", tmp_path / run)
+        evaluations = [without_clock(records(tmp_path / each, "evaluation")) for each in ("command", run)]
+        assert evaluations[0] == evaluations[1]
+        value = evaluations[1][-1]["value"]
+        assert [(tmp_path / f"{run}.{rank}").read_text() for rank in range(WORLD)] == [f"{value} {WORLD}"] * WORLD
+    refused = {(tmp_path / f"third.{rank}").read_text() for rank in range(WORLD)}
+    assert len(refused) == 1
+    assert refused.pop().startswith("rank 1 finds other data than rank 0, as many sequences of other values: ")
+    assert not (tmp_path / "third").exists()
