@@ -6,7 +6,7 @@ from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.schema.root import Sections
 from fptt_dist.config.schema.user_class import GIVEN
 
-ARGUMENTS = {"task.name": "task", "model.network": "network"}
+ARGUMENTS = {"task.name": "task", "model.layer": "network"}
 """Keys that may name an object, and the arguments of `fit`."""
 
 
@@ -36,5 +36,5 @@ def missing_object(key: str, name: str) -> ConfigError:
     """Return the error for an object of the class `name` that is needed and not given."""
     return ConfigError(
         f"{key}={GIVEN}{name} is an object of a program, which no file holds: give it again in Python, "
-        f"fptt_dist.fit(…, {ARGUMENTS[key]}={name}(…)), or type {key}=PATH.py:{name} for a class in a file"
+        f"{ARGUMENTS[key]}={name}(…)"
     )

@@ -5,14 +5,17 @@ from fptt_dist.models.network import Network
 from fptt_dist.models.recurrent import chrono_init, recurrent_layer
 from fptt_dist.models.serialization import load_network, save_network
 from fptt_dist.models.unroll import Stepped, compile_steps, unroll
-from fptt_dist.models.user_module import make_layer
+from fptt_dist.models.user_module import check_protocol, make_layer
+from fptt_dist.models.user_network import UserNetwork
 from fptt_dist.models.window_state import WindowState, hidden_of, penalty_of, replay_state
 
 __all__ = [
     "AwdLstm",
     "Network",
     "Stepped",
+    "UserNetwork",
     "WindowState",
+    "check_protocol",
     "chrono_init",
     "compile_steps",
     "hidden_of",

@@ -31,7 +31,7 @@ NO_PATHS = {
     *(f"ArraysTask.{name}_column" for name in ("series", "time", "split")),
     *(f"ArraysTask.{name}" for name in ("target_columns", "feature_columns", "monitor")),
     *("UserTask.options", "UserTask.monitor"),  # the former is for the user's class
-    "GivenTask.name",  # of a class
+    *("GivenTask.name", "GivenNetwork.layer"),  # of classes
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }
 (CHECK,) = get_args(LocalPath)[1:]

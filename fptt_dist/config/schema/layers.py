@@ -1,15 +1,15 @@
-"""The variants of `model`: a stack of one of the package's layers, the language model AWD-LSTM, or the user's layer."""
+"""The variants of `model`: a stack of one of the package's layers, AWD-LSTM, the user's layer or network."""
 
 from typing import TYPE_CHECKING, Annotated, Union
 
 from fptt_dist.config.schema.cells.gru import GRU
 from fptt_dist.config.schema.cells.lstm import LSTM
-from fptt_dist.config.schema.models import AwdLSTM, UserLayer
+from fptt_dist.config.schema.models import AwdLSTM, GivenNetwork, UserLayer
 from fptt_dist.config.schema.section import Variants
 from fptt_dist.layers import PLACES, class_of
 
 if TYPE_CHECKING:  # no checker can follow the registry: these stand for all
-    Model = LSTM | GRU | AwdLSTM | UserLayer
+    Model = LSTM | GRU | AwdLSTM | UserLayer | GivenNetwork
 else:
     _STACKS = tuple(class_of(layer, "fptt_dist.config.schema.cells") for layer in PLACES)
-    Model = Annotated[Union[(*_STACKS, AwdLSTM, UserLayer)], Variants("layer")]
+    Model = Annotated[Union[(*_STACKS, AwdLSTM, UserLayer, GivenNetwork)], Variants("layer")]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from fptt_dist.config.schema.section import Conflict, Section, refuse
-from fptt_dist.config.schema.user_class import ANY, ClassPath, UserClass
+from fptt_dist.config.schema.user_class import ANY, GIVEN_CLASS, ClassPath, GivenClass, UserClass
 
 # More is a slip of the keyboard, which would build for hours or ask for memory that no machine has.
 MOST_UNITS, MOST_LAYERS = 2**20, 1000
@@ -65,6 +65,12 @@ class UserLayer(Section):
     def user_class(self) -> UserClass:
         """The layer's class."""
         return UserClass.of("model.layer", self.layer)
+
+
+class GivenNetwork(Section):
+    """A network that `fptt_dist.fit` was given as an object: all of it, with its output layer."""
+
+    layer: GivenClass = Field(default=GIVEN_CLASS, description=LAYER)
 
 
 class AwdLSTM(Section):

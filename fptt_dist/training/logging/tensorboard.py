@@ -11,6 +11,7 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from fptt_dist import config as settings
 from fptt_dist.algorithm import SCHEMES
 from fptt_dist.config import Config
 from fptt_dist.config.schema.section import Variants
@@ -70,7 +71,6 @@ def columns(config: Config, workers: int) -> dict[str, str | int | float]:
         "task.name": config.task.name,
         "algorithm": config.algorithm,
         "model.layer": config.model.layer,
-        "model.hidden": config.model.hidden,
         "fptt.alpha": config.fptt.alpha if SCHEMES[config.algorithm].has_regularizer else 0.0,
         "fptt.beta": config.fptt.beta,
         "fptt.windows": config.windows,
@@ -80,6 +80,8 @@ def columns(config: Config, workers: int) -> dict[str, str | int | float]:
         "workers": workers,
         "seed": config.seed,
     }
+    if not isinstance(config.model, settings.GivenNetwork):
+        values["model.hidden"] = config.model.hidden
     if workers > 1:
         syncs = config.parallel.strategy in ("auto", "consensus", "hierarchical")
         every = getattr(config.parallel, "sync_every", None) or updates_of(config)

@@ -13,10 +13,12 @@ from fptt_dist import config as settings
 from fptt_dist.algorithm import FPTT, SCHEMES, schedules
 from fptt_dist.algorithm.averaging import NonMonotonicTrigger, WeightAverage
 from fptt_dist.algorithm.fused.kernel import refusal
-from fptt_dist.config import Config, ConfigError
+from fptt_dist.config import Config, ConfigError, missing_object, short_name
 from fptt_dist.models import (
     AwdLstm,
     Network,
+    UserNetwork,
+    check_protocol,
     chrono_init,
     make_layer,
     recurrent_layer,
@@ -28,12 +30,20 @@ from fptt_dist.user_code import UserCodeError, load_class
 LOG = logging.getLogger("fptt_dist")
 
 
-def build_model(config: Config, shape: TaskShape) -> Network | AwdLstm:
+def build_model(config: Config, shape: TaskShape, network: nn.Module | None = None) -> Network | AwdLstm | UserNetwork:
     """Return the network, initialized from the run's seed: the same on every worker.
 
+    Args:
+        config: of the run.
+        shape: sizes of its task.
+        network: the object that `config` names, which is used as it is.
+
     Raises:
-        ConfigError: chrono initialization for a sequence that is too short, or a user's layer that cannot be trained.
+        ConfigError: chrono initialization for a sequence that is too short, a user's layer or network that cannot be
+            trained, or one that is not given.
     """
+    if isinstance(config.model, settings.GivenNetwork):
+        return _given(config.model, shape, network)
     own = config.model.user_class if isinstance(config.model, settings.UserLayer) else None
     try:
         kind = None if own is None else load_class(own.file, own.name, nn.Module)
@@ -41,6 +51,19 @@ def build_model(config: Config, shape: TaskShape) -> Network | AwdLstm:
         return _network(config, shape, kind)
     except UserCodeError as error:
         raise ConfigError(f"model.layer={own}: {error}") from error
+
+
+def _given(model: settings.GivenNetwork, shape: TaskShape, network: nn.Module | None) -> UserNetwork:
+    """Return the network that the user gave, after trying it out."""
+    if network is None:
+        raise missing_object("model.layer", short_name(model.layer))
+    try:
+        check_protocol(
+            network, shape.inputs, shape.outputs, symbols=shape.vocabulary_size, axes="steps, sequences, outputs"
+        )
+    except UserCodeError as error:
+        raise ConfigError(f"model.layer={model.layer}: {error}") from error
+    return UserNetwork(network, shape.output_steps)
 
 
 @contextmanager
@@ -67,6 +90,7 @@ def exit_refused(config: Config) -> Iterator[None]:
 def _network(config: Config, shape: TaskShape, own: type[nn.Module] | None) -> Network | AwdLstm:
     """Return the network; `own` is the class of a user's layer."""
     model = config.model
+    assert not isinstance(model, settings.GivenNetwork)
     if isinstance(model, settings.AwdLSTM):
         assert shape.vocabulary_size is not None
         return AwdLstm(shape.vocabulary_size, **model.model_dump(exclude={"layer"}))

@@ -163,9 +163,10 @@ def _check_model(config: Config, task: Task) -> None:
         raise ConfigError(
             f"model.layer=awd_lstm is a language model, and {name} has no vocabulary_size: type model.layer=lstm"
         )
-    if task.vocabulary_size is None and config.model.embedding is not None:
+    embedding = None if isinstance(config.model, settings.GivenNetwork) else config.model.embedding
+    if task.vocabulary_size is None and embedding is not None:
         raise ConfigError(
-            f"model.embedding={config.model.embedding} is for words or characters, and {name} has no "
+            f"model.embedding={embedding} is for words or characters, and {name} has no "
             "vocabulary_size: type model.embedding=null"
         )
 

@@ -11,7 +11,7 @@ import torch
 
 from fptt_dist.config import ConfigError, UserLayer
 from fptt_dist.files import write_atomic
-from fptt_dist.models import save_network
+from fptt_dist.models import UserNetwork, save_network
 from fptt_dist.training.saved_run import SavedRun, open_run
 from fptt_dist.training.setup.factory import exit_refused
 
@@ -67,6 +67,7 @@ def _write_weights(run: SavedRun, out: Path, description: dict[str, Any]) -> Non
             "this package's layers: type --format=torch or --format=onnx, or load it with its code: "
             f"fptt_dist.load({str(run.folder.path)!r})"
         )
+    assert not isinstance(run.network, UserNetwork)
     save_network(run.network, out, description)
 
 
