@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from fptt_dist.config import Config, apply_overrides, load
 from fptt_dist.config.values import show
@@ -23,15 +24,19 @@ def fit(
     config: Config | Mapping[str, Any] | str | Path,
     *,
     task: Task | None = None,
+    network: nn.Module | None = None,
 ) -> Result:
     """Train a run as the command `fptt-dist train` does; in a program that torchrun started, on all its workers.
 
-    The random streams and settings of torch are afterwards as they were, and the object too.
+    The random streams and settings of torch are afterwards as they were, and the objects too.
 
     Args:
         config: what a configuration's file says as a mapping, with its sections or with dotted keys; the path of a
             file, or the name of a packaged one; or a `Config`.
         task: data, loss and metric, in the place of `task.*`. With several workers each makes an equal one.
+        network: `(x, state) → (y, state)` with its own output layer and an output for every step, in the place of
+            `model.*`. A copy is trained, on the device of the run, from the weights that it has: with several workers
+            these must be equal.
 
     Returns:
         The result, with `path`, the run's folder, and `history`.
@@ -43,7 +48,7 @@ def fit(
         Interrupted: Ctrl-C, or a signal: the run was saved, and `"resume": "auto"` resumes it.
         LostWorkerError: another worker died or did not respond in time.
     """
-    given = Given(task)
+    given = Given(task, None if network is None else copy.deepcopy(network).cpu())
     with _restored(task):
         return train(_configured(config, given), given=given)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from fptt_dist.config import GIVEN, ConfigError
 from fptt_dist.tasks import Task
 
@@ -13,9 +15,11 @@ class Given:
 
     Attributes:
         task: data, loss and metric; None: as configured.
+        network: `(x, state) → (y, state)` with its own output layer; None: as configured.
     """
 
     task: Task | None = None
+    network: nn.Module | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return the dotted keys that say in config.yaml which objects there are.
@@ -29,6 +33,8 @@ class Given:
             if type(length) is not int or length < 1:
                 raise ConfigError(f"task={name}(…): {name}.length is {length!r}, not a whole number from 1 on")
             found |= {"task.name": GIVEN + name, "task.length": length}
+        if self.network is not None:
+            found["model.layer"] = GIVEN + type(self.network).__name__
         return found
 
 

@@ -1,5 +1,6 @@
 """A run that was trained: its network with the weights that it evaluates, read from a checkpoint without a trainer."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from fptt_dist.algorithm.fptt import CENTER
 from fptt_dist.config import Config, ConfigError, Run
 from fptt_dist.config import load as load_config
 from fptt_dist.history import require_config, require_schema
-from fptt_dist.models import AwdLstm, Network
+from fptt_dist.models import AwdLstm, Network, UserNetwork
 from fptt_dist.parallel import Communicator, LaunchEnvironment
 from fptt_dist.parallel.placement.shard import full_shard
 from fptt_dist.tasks import Task, TaskShape
@@ -49,7 +50,7 @@ class SavedRun:
     folder: RunDirectory
     config: Config
     checkpoint: Path
-    network: Network | AwdLstm
+    network: Network | AwdLstm | UserNetwork
     weights: Literal["center", "weights", "average"]
     device: torch.device
     shape: TaskShape
@@ -81,7 +82,13 @@ def evaluate_run(path: Path, which: str = "best", *, trust_code: bool = False) -
     return {**{split: values[run.task.metric] for split, values in metrics.items()}, "metrics": metrics}
 
 
-def load(run: str | Path, checkpoint: Literal["best", "latest"] = "best", *, trust_code: bool = False) -> nn.Module:
+def load(
+    run: str | Path,
+    checkpoint: Literal["best", "latest"] = "best",
+    *,
+    trust_code: bool = False,
+    network: nn.Module | None = None,
+) -> nn.Module:
     """Return the network of a run, in evaluation mode, with the weights that the run evaluates.
 
     Neither the task nor its data are needed.
@@ -90,6 +97,8 @@ def load(run: str | Path, checkpoint: Literal["best", "latest"] = "best", *, tru
         run: the run's folder.
         checkpoint: the best one in validation, or the newest.
         trust_code: whether code that the run's folder keeps may be executed: a layer or network of the author's.
+        network: of a run that was given one: another one that was made in the same way, of which a copy gets the
+            weights.
 
     Returns:
         `(x, state) → (y, state)`, time-major, on the device that the run computes on.
@@ -97,10 +106,17 @@ def load(run: str | Path, checkpoint: Literal["best", "latest"] = "best", *, tru
     Raises:
         ConfigError: no run there, no such checkpoint, or code that may not be executed.
     """
-    return open_run(Path(run), checkpoint, trust_code=trust_code).network
+    return open_run(Path(run), checkpoint, trust_code=trust_code, network=network).network
 
 
-def open_run(path: Path, which: str = "best", *, trust_code: bool = False, with_task: bool = False) -> SavedRun:
+def open_run(
+    path: Path,
+    which: str = "best",
+    *,
+    trust_code: bool = False,
+    with_task: bool = False,
+    network: nn.Module | None = None,
+) -> SavedRun:
     """Return a run with the weights of its "best" or "latest" checkpoint.
 
     Args:
@@ -108,6 +124,7 @@ def open_run(path: Path, which: str = "best", *, trust_code: bool = False, with_
         which: "best" or "latest".
         trust_code: whether code that the folder keeps may be executed, see `trusted`.
         with_task: whether the task is needed, and its data.
+        network: see `load`.
 
     Raises:
         ConfigError: no run there, no such checkpoint, one of another model, or code that may not be executed.
@@ -130,9 +147,10 @@ def open_run(path: Path, which: str = "best", *, trust_code: bool = False, with_
         with exit_refused(config):
             kept = kept or (TaskShape.of(task), task.input_description())
     assert kept is not None
-    network = build_model(config, kept[0]).to(device)
-    weights = _load_weights(network, config, checkpoint)
-    return SavedRun(folder, config, checkpoint, network.eval(), weights, device, *kept, task)
+    given = None if network is None else copy.deepcopy(network).cpu()
+    built = build_model(config, kept[0], given).to(device)
+    weights = _load_weights(built, config, checkpoint)
+    return SavedRun(folder, config, checkpoint, built.eval(), weights, device, *kept, task)
 
 
 def _find_checkpoint(folder: RunDirectory, which: str, check: ContentCheck) -> Path:

@@ -38,7 +38,7 @@ from fptt_dist.training.result import Result
 from fptt_dist.training.run_dir import RunDirectory, versions
 from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
 from fptt_dist.training.setup import factory, seeds, task_factory
-from fptt_dist.training.setup.consistency import check_data
+from fptt_dist.training.setup.consistency import check_data, check_weights
 from fptt_dist.training.setup.engine import batch_shares, build_engine, set_partition
 from fptt_dist.training.train_state import Best, OnValidation, Progress, best_after
 from fptt_dist.training.window_loop import BatchResult, WindowLoop
@@ -93,7 +93,9 @@ class Trainer:
         set_partition(self.task, config, self.engine.rank, self.engine.world)
         if not config.data.workers:  # whose processes read the data in the host's memory
             self.task.to(device)
-        self.network = factory.build_model(config, TaskShape.of(self.task)).to(device)
+        self.network = factory.build_model(config, TaskShape.of(self.task), given.network).to(device)
+        if given.network is not None:
+            check_weights(self.engine.everyone, self.network)
         if config.train.compile_update and device.type == "cuda":
             compile_steps(self.network)  # on a CPU few layers gain by it, after half a minute
         self.counts = self.network.parameter_counts()  # an engine may remove the weights from the network

@@ -27,17 +27,33 @@ SCRIPT = """
 import json, os
 from pathlib import Path
 
-import fptt_dist
+import fptt_dist, torch
 from waves import Waves
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = torch.nn.GRU(1, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x, state=None):
+        y, state = self.gru(x, state)
+        return self.head(y), state
+
+def refused(name, **objects):
+    try:
+        fptt_dist.fit({**keys, "run.dir": name}, **objects)
+    except fptt_dist.config.ConfigError as error:
+        Path(f"{name}.{rank}").write_text(str(error))
 
 keys, rank = json.loads(Path("keys.json").read_text()), os.environ["RANK"]
 for run in ("first", "second"):
     result = fptt_dist.fit({**keys, "run.dir": run}, task=Waves(12))
     Path(f"{run}.{rank}").write_text(f"{result.value} {result.workers}")
-try:
-    fptt_dist.fit({**keys, "run.dir": "third"}, task=Waves(12, noise=0.5 + int(rank)))
-except fptt_dist.config.ConfigError as error:
-    Path(f"third.{rank}").write_text(str(error))
+refused("data", task=Waves(12, noise=0.5 + int(rank)))
+torch.manual_seed(int(rank))
+refused("weights", task=Waves(12), network=Net())
+torch.manual_seed(0)
+fptt_dist.fit({**keys, "run.dir": "network"}, task=Waves(12), network=Net())
 """
 
 
@@ -67,7 +83,11 @@ def test_a_program_trains_what_the_command_trains(tmp_path: Path) -> None:
         assert evaluations[0] == evaluations[1]
         value = evaluations[1][-1]["value"]
         assert [(tmp_path / f"{run}.{rank}").read_text() for rank in range(WORLD)] == [f"{value} {WORLD}"] * WORLD
-    refused = {(tmp_path / f"third.{rank}").read_text() for rank in range(WORLD)}
-    assert len(refused) == 1
-    assert refused.pop().startswith("rank 1 finds other data than rank 0, as many sequences of other values: ")
-    assert not (tmp_path / "third").exists()
+    for name, message in (
+        ("data", "rank 1 finds other data than rank 0, as many sequences of other values: "),
+        ("weights", "rank 1 was given a network of other weights than rank 0: call torch.manual_seed(0) on each"),
+    ):
+        [refused] = {(tmp_path / f"{name}.{rank}").read_text() for rank in range(WORLD)}
+        assert refused.startswith(message)
+        assert not (tmp_path / name).exists()
+    assert records(tmp_path / "network", "evaluation")[-1]["split"] == "test"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fptt_dist import Task, fit, load
 from fptt_dist.cli import main
@@ -21,7 +22,7 @@ from fptt_dist.training.result import Result
 from fptt_dist.training.run import train
 from fptt_dist.user_code import load_class
 from tests.own_tasks import write_waves
-from tests.training.helpers import assert_same_run
+from tests.training.helpers import assert_same_run, without_clock
 
 STEPS = 12
 KEYS = {
@@ -71,6 +72,44 @@ def test_an_object_trains_what_its_class_in_a_file_trains(tmp_path: Path) -> Non
     assert isinstance(load(tmp_path / "object"), torch.nn.Module)  # which needs no task
 
 
+class Net(nn.Module):
+    """The network of model.layer=gru, with weights that are drawn in the same order."""
+
+    def __init__(self, inputs: int = 1, outputs: int = 2, hidden: int = 4) -> None:
+        super().__init__()
+        self.first = nn.GRU(inputs, hidden)
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Any]:
+        hidden, state = self.first(x, state)
+        return self.head(hidden), state
+
+
+def test_a_network_of_ones_own_is_the_package_s(tmp_path: Path) -> None:
+    """It learns what the same network learns by its name in the configuration, which has one output per window."""
+    torch.manual_seed(0)
+    network, task = Net(), waves(tmp_path)(STEPS)
+    first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    gru = fit(keys(tmp_path / "gru", model={"layer": "gru", "hidden": 4}), task=task)
+    own, again = (fit(keys(tmp_path / name), task=task, network=network) for name in ("own", "again"))
+    assert without_clock(own.history) == without_clock(again.history)
+    losses, expected = ([each["loss"] for each in run.history if each["kind"] == "train"] for run in (own, gru))
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert (own.metrics, own.best_batch, own.parameters) == (gru.metrics, gru.best_batch, gru.parameters)
+    assert all(torch.equal(first[name], tensor) for name, tensor in network.state_dict().items())
+    assert 'model:\n  layer: "python:Net"\n' in (tmp_path / "own" / "config.yaml").read_text()
+    x = torch.randn(STEPS, 3, 1)
+    with torch.no_grad():
+        y, state = load(tmp_path / "own", network=network)(x, None)
+        expected, after = load(tmp_path / "gru")(x, None)
+    torch.testing.assert_close((y, state), (expected, after))
+    assert not torch.allclose(y, network.eval()(x, None)[0][-1:])
+    with pytest.raises(ConfigError, match=r"^model\.layer=python:Net is an object of .* in Python, network=Net\(…\)$"):
+        load(tmp_path / "own")
+    with pytest.raises(ConfigError, match=r"other model"):
+        load(tmp_path / "own", network=Net(hidden=5))
+
+
 def test_a_configuration_is_a_mapping_a_file_a_name_or_an_object(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,6 +120,7 @@ def test_a_configuration_is_a_mapping_a_file_a_name_or_an_object(
         "fptt.windows": 3,
         "train.batch_size": 4,
         "train.max_batches": 2,
+        "logging.tensorboard": False,
         "device": "cpu",
     }
     flat = load_config("add_task", {**small, "run.dir": "file"})

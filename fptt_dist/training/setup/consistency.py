@@ -5,6 +5,7 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from fptt_dist import version
 from fptt_dist.config import Config, ConfigError
@@ -80,6 +81,27 @@ def check_data(everyone: Communicator, task: Task, batch_size: int) -> None:
             raise ConfigError(
                 f"rank {rank} finds other data than rank 0, as many sequences of other values: give all the same "
                 "data.root, and the same files to a task of your own, which may draw random numbers from its seed alone"
+            )
+
+
+def check_weights(everyone: Communicator, network: nn.Module) -> None:
+    """Compare the initial weights of a network that each worker was given.
+
+    Raises:
+        ConfigError: on every worker, which rank has others.
+    """
+    if everyone.world == 1:
+        return
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    found = everyone.all_gather_object(digest.hexdigest(), name="same weights")
+    for rank, other in enumerate(found):
+        if other != found[0]:
+            raise ConfigError(
+                f"rank {rank} was given a network of other weights than rank 0: call torch.manual_seed(0) on each "
+                "worker before the network is made"
             )
 
 
