@@ -6,18 +6,18 @@ from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.schema.root import Sections
 from fptt_dist.config.schema.user_class import GIVEN
 
-ARGUMENTS = {"task.name": "task", "model.layer": "network"}
-"""Keys that may name an object, and the arguments of `fit`."""
+KEYS = {"task": "task.name", "network": "model.layer"}
+"""Arguments of `fit`, and the keys that name their objects."""
 
 
 def objects_of(config: Sections) -> dict[str, str]:
-    """Return the keys of a configuration that name an object, with the name of its class."""
+    """Return the arguments that a run's `fit` was given, with the names of their classes."""
     found = {}
-    for key in ARGUMENTS:
+    for argument, key in KEYS.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name, None)
         if isinstance(value, str) and value.startswith(GIVEN):
-            found[key] = value.removeprefix(GIVEN)
+            found[argument] = value.removeprefix(GIVEN)
     return found
 
 
@@ -27,14 +27,14 @@ def require_objects(config: Sections, given: Container[str] = ()) -> None:
     Raises:
         ConfigError: it is of a run that only the program with the object can train or evaluate.
     """
-    for key, name in objects_of(config).items():
-        if key not in given:
-            raise missing_object(key, name)
+    for argument, name in objects_of(config).items():
+        if KEYS[argument] not in given:
+            raise missing_object(argument, name)
 
 
-def missing_object(key: str, name: str) -> ConfigError:
+def missing_object(argument: str, name: str) -> ConfigError:
     """Return the error for an object of the class `name` that is needed and not given."""
     return ConfigError(
-        f"{key}={GIVEN}{name} is an object of a program, which no file holds: give it again in Python, "
-        f"{ARGUMENTS[key]}={name}(…)"
+        f"{KEYS[argument]}={GIVEN}{name} is an object of a program, which no file holds: give it again in Python, "
+        f"{argument}={name}(…)"
     )

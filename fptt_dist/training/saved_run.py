@@ -10,7 +10,7 @@ from torch import nn
 
 from fptt_dist.algorithm.averaging import AVERAGE, AVERAGED
 from fptt_dist.algorithm.fptt import CENTER
-from fptt_dist.config import Config, ConfigError, Run
+from fptt_dist.config import Config, ConfigError, Run, objects_of
 from fptt_dist.config import load as load_config
 from fptt_dist.history import require_config, require_schema
 from fptt_dist.models import AwdLstm, Network, UserNetwork
@@ -147,6 +147,8 @@ def open_run(
         with exit_refused(config):
             kept = kept or (TaskShape.of(task), task.input_description())
     assert kept is not None
+    if network is not None and "network" not in objects_of(config):
+        raise ConfigError(f"{path} was given no network, it has model.layer={config.model.layer}: leave network=… out")
     given = None if network is None else copy.deepcopy(network).cpu()
     built = build_model(config, kept[0], given).to(device)
     weights = _load_weights(built, config, checkpoint)

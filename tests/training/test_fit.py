@@ -106,6 +106,8 @@ def test_a_network_of_ones_own_is_the_package_s(tmp_path: Path) -> None:
     assert not torch.allclose(y, network.eval()(x, None)[0][-1:])
     with pytest.raises(ConfigError, match=r"^model\.layer=python:Net is an object of .* in Python, network=Net\(…\)$"):
         load(tmp_path / "own")
+    with pytest.raises(ConfigError, match=r"gru was given no network, it has model\.layer=gru: leave network=… out$"):
+        load(tmp_path / "gru", network=network)
     with pytest.raises(ConfigError, match=r"other model"):
         load(tmp_path / "own", network=Net(hidden=5))
 

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from fptt_dist import train
+from fptt_dist.training.run import train
 from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.tasks import DataError

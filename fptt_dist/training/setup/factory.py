@@ -56,7 +56,7 @@ def build_model(config: Config, shape: TaskShape, network: nn.Module | None = No
 def _given(model: settings.GivenNetwork, shape: TaskShape, network: nn.Module | None) -> UserNetwork:
     """Return the network that the user gave, after trying it out."""
     if network is None:
-        raise missing_object("model.layer", short_name(model.layer))
+        raise missing_object("network", short_name(model.layer))
     try:
         check_protocol(
             network, shape.inputs, shape.outputs, symbols=shape.vocabulary_size, axes="steps, sequences, outputs"

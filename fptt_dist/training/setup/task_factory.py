@@ -49,7 +49,7 @@ def build_task(config: Config) -> Task:
         case settings.UserTask() as task:
             return _users(config, task)
         case settings.GivenTask() as task:
-            raise missing_object("task.name", short_name(task.name))
+            raise missing_object("task", short_name(task.name))
 
 
 def _pixels(config: Config, task: settings.PixelsTask) -> Pixels:
