@@ -26,7 +26,7 @@ def test_the_names() -> None:
 
 
 def test_the_arguments() -> None:
-    assert list(inspect.signature(fptt_dist.fit).parameters) == ["config", "task"]
+    assert list(inspect.signature(fptt_dist.fit).parameters) == ["config", "task", "network"]
     assert list(inspect.signature(fptt_dist.window_slices).parameters) == ["length", "windows"]
     assert list(inspect.signature(fptt_dist.FPTT).parameters) == [
         *(
