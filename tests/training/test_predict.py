@@ -13,13 +13,13 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from fptt_dist.training.run import train
 from fptt_dist.config import Config, ConfigError, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.tasks import DataError
 from fptt_dist.training.predict.predict import predict_run
 from fptt_dist.training.predict.series import predicted, read_series
 from fptt_dist.training.predict.stream import streamed, streamed_rows
+from fptt_dist.training.run import train
 from fptt_dist.training.saved_run import open_run
 from tests.training.helpers import isolated
 from tests.training.texts import tiny_text
