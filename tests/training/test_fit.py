@@ -188,7 +188,7 @@ def without(run: Path, sweep: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert not (run.parent / "swept").exists()
 
 
-def test_a_mistake_is_one_message_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_mistake_is_one_message_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task, before = waves(tmp_path)(STEPS), settings_of_the_process()
     short, lengthless = waves(tmp_path)(STEPS), waves(tmp_path)(STEPS)
     short.train_examples, lengthless.length = 0, None
@@ -213,6 +213,11 @@ def test_a_mistake_is_one_message_and_changes_nothing(tmp_path: Path) -> None:
             r"task\.name=python:Waves is an .*",
         ),
     ]
+    notebook = waves(tmp_path)(STEPS)
+    type(notebook).__module__ = "__main__"
+    monkeypatch.delattr("__main__.__file__", raising=False)
+    said = r"data\.workers=2: Waves is defined in a notebook, where .* import it from a file, or type data\.workers=0"
+    mistakes.append((keys(tmp_path / "run", **{"data.workers": 2}), notebook, said))
     for config, object_, message in mistakes:
         with pytest.raises(ConfigError) as raised:
             fit(config, task=object_)

@@ -1,5 +1,6 @@
 """Build a run's task from its configuration."""
 
+import sys
 from pathlib import Path
 
 from fptt_dist import config as settings
@@ -147,6 +148,12 @@ def given_task(config: Config, task: Task) -> Task:
     Raises:
         ConfigError: it cannot be trained.
     """
+    workers, kind = config.data.workers, type(task)
+    if workers and kind.__module__ == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
+        raise ConfigError(
+            f"data.workers={workers}: {kind.__name__} is defined in a notebook, where a data worker process does not "
+            "find it: import it from a file, or type data.workers=0"
+        )
     try:
         with own_streams(config.seed):  # what it draws from the global streams is the same at every start
             check_task(task, length=config.task.sequence_length, batch_size=config.train.batch_size)
