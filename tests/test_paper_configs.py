@@ -284,7 +284,7 @@ def test_every_cell_has_a_row_for_every_algorithm() -> None:
         for row in rows("cells"):
             own = resolved("cells", budget)[row.name]
             assert (own.model.layer, own.algorithm) == (row.label, row.column)
-            assert own.model.hidden == 64
+            assert own.model.model_dump()["hidden"] == 64
             assert row.name == f"{row.config}-{own.model.layer}-{own.algorithm}"
             found.setdefault(row.config, set()).add((row.label, row.column))
         assert found == {
@@ -320,7 +320,9 @@ def shape_of(own: Config) -> TaskShape:
 
 def built(name: str) -> Network | AwdLstm:
     own = config(name)
-    return build_model(own, shape_of(own))
+    network = build_model(own, shape_of(own))
+    assert isinstance(network, Network | AwdLstm)
+    return network
 
 
 def check_parameters(names: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from fptt_dist.config.schema.parallel import (
     HierarchicalParallel,
     SingleProcess,
 )
+from fptt_dist.config.schema.pretrained import Pretrained
 from fptt_dist.config.schema.root import (
     Checkpoint,
     Data,
@@ -92,6 +93,7 @@ __all__ = [
     "OneStack",
     "PixelsTask",
     "PlateauLr",
+    "Pretrained",
     "RMSprop",
     "Run",
     "SingleProcess",

@@ -129,11 +129,7 @@ def open_run(
     Raises:
         ConfigError: no run there, no such checkpoint, one of another model, or code that may not be executed.
     """
-    if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
-    require_schema(path)
-    require_config(path)
-    saved = trusted(load_config(path / "config.yaml"), path, trust_code=trust_code)
+    saved = trusted(run_config(path), path, trust_code=trust_code)
     config = saved.model_copy(update={"run": Run(dir=str(path))})  # it may have been moved
     folder = RunDirectory(config)
     environment = LaunchEnvironment()
@@ -141,7 +137,7 @@ def open_run(
     prepare_torch(device, environment)
     kept = read_network(path)
     task = build_task(config) if with_task or kept is None else None
-    checkpoint = _find_checkpoint(folder, which, ContentCheck(task, config.train.batch_size))
+    checkpoint = find_checkpoint(folder, which, ContentCheck(task, config.train.batch_size))
     if task is not None:
         task.load_state_dict(read_tensors(checkpoint, "task.safetensors"))
         with exit_refused(config):
@@ -155,7 +151,25 @@ def open_run(
     return SavedRun(folder, config, checkpoint, built.eval(), weights, device, *kept, task)
 
 
-def _find_checkpoint(folder: RunDirectory, which: str, check: ContentCheck) -> Path:
+def run_config(path: Path) -> Config:
+    """Return the configuration of a run by its folder.
+
+    Raises:
+        ConfigError: no run there, or one of another version.
+    """
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{path} is not a run's folder, it has no config.yaml: type the folder of one run")
+    require_schema(path)
+    require_config(path)
+    return load_config(path / "config.yaml")
+
+
+def find_checkpoint(folder: RunDirectory, which: str, check: ContentCheck) -> Path:
+    """Return the folder of a run's "best" or "latest" checkpoint.
+
+    Raises:
+        ConfigError: it has none, or none that is valid.
+    """
     store = CheckpointStore(folder.checkpoints, check=check)
     found = store.resolve_pointer("best") if which == "best" else store.newest()
     if found is None:
@@ -176,14 +190,27 @@ def _load_weights(network: nn.Module, config: Config, checkpoint: Path) -> Liter
     shards = [full_shard(name, parameter) for name, parameter in network.named_parameters()]
     saved = SavedState.mean_of(checkpoint, values)
     state_dict.load_model(shards, network, saved)
-    averaged = config.evaluate.weights == "auto" and _has_average(plain_optimizer_values(checkpoint, values))
-    weights = "average" if averaged else weights_to_evaluate(config)
-    key = {"average": AVERAGE, "center": CENTER}.get(weights)
+    weights, key = evaluated_weights(config, checkpoint, values)
     for shard in shards:
         entry: Any = dict(saved.entries(shard)).get(key) if key else None
         if entry is not None:  # a parameter that never had a gradient has none
             shard.tensor.copy_(entry.view(shard.shape))
     return weights
+
+
+def evaluated_weights(
+    config: Config, checkpoint: Path, values: dict[str, Any]
+) -> tuple[Literal["center", "weights", "average"], str | None]:
+    """Return which weights a run evaluates at a checkpoint, and their key in the optimizer's state; None of W itself.
+
+    Args:
+        config: of the run.
+        checkpoint: its folder.
+        values: the content of its `state.json`.
+    """
+    averaged = config.evaluate.weights == "auto" and _has_average(plain_optimizer_values(checkpoint, values))
+    weights = "average" if averaged else weights_to_evaluate(config)
+    return weights, {"average": AVERAGE, "center": CENTER}.get(weights)
 
 
 def _has_average(optimizer_values: list[dict[str, Any]]) -> bool:

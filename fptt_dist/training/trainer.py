@@ -32,6 +32,7 @@ from fptt_dist.training.given import NOTHING, Given
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
 from fptt_dist.training.non_finite import NonFiniteError, UpdateLog, describe, fault_in_data, non_finite
+from fptt_dist.training.pretrained import freeze, start_from
 from fptt_dist.training.process.resume_hint import resume_hint
 from fptt_dist.training.process.signals import StopFlag, agreed_interruption
 from fptt_dist.training.result import Result
@@ -94,6 +95,9 @@ class Trainer:
         if not config.data.workers:  # whose processes read the data in the host's memory
             self.task.to(device)
         self.network = factory.build_model(config, TaskShape.of(self.task), given.network).to(device)
+        if not any(self.folder.checkpoints.glob("step-*")):  # a run that resumes has weights of its own
+            start_from(self.network, config, self.task)
+        freeze(self.network, config, self.engine.world)
         if given.network is not None:
             check_weights(self.engine.everyone, self.network)
         if config.train.compile_update and device.type == "cuda":

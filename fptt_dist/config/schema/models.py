@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fptt_dist.config.schema.section import Conflict, Section, refuse
+from fptt_dist.config.schema.pretrained import Pretrained
+from fptt_dist.config.schema.section import Conflict, refuse
 from fptt_dist.config.schema.user_class import ANY, GIVEN_CLASS, ClassPath, GivenClass, UserClass
 
 # More is a slip of the keyboard, which would build for hours or ask for memory that no machine has.
@@ -28,7 +29,7 @@ _Probability = Annotated[float, Field(ge=0, lt=1)]
 LAYER = "the recurrent layer"
 
 
-class OneStack(Section):
+class OneStack(Pretrained):
     """Keys of every stack of layers of one kind."""
 
     hidden: _Hidden = 128
@@ -50,7 +51,7 @@ class ChronoStack(OneStack):
     )
 
 
-class UserLayer(Section):
+class UserLayer(Pretrained):
     """A network of a layer of your own: a class in a file (`docs/own-cell.md`)."""
 
     layer: ClassPath = Field(default=ANY, description=LAYER)
@@ -67,13 +68,13 @@ class UserLayer(Section):
         return UserClass.of("model.layer", self.layer)
 
 
-class GivenNetwork(Section):
+class GivenNetwork(Pretrained):
     """A network that `fptt_dist.fit` was given as an object: all of it, with its output layer."""
 
     layer: GivenClass = Field(default=GIVEN_CLASS, description=LAYER)
 
 
-class AwdLSTM(Section):
+class AwdLSTM(Pretrained):
     """The regularized language model of Merity et al. (2018), with a mixture of softmaxes (Yang et al. 2018)."""
 
     layer: Literal["awd_lstm"] = Field(default="awd_lstm", description=LAYER)

@@ -189,7 +189,7 @@ class Sections(Section):
         config = self.with_files({own.key: own.file.absolute() for own in self.user_classes})
         if isinstance(config.task, ArraysTask):
             config = config.model_copy(update={"task": config.task.with_absolute_files()})
-        return config
+        return config.model_copy(update={"model": config.model.with_absolute_source()})
 
     def with_files(self, files: Mapping[str, Path]) -> Self:
         """Return the same configuration, with other paths of the user's files, by the key that names each."""

@@ -93,7 +93,7 @@ def _network(config: Config, shape: TaskShape, own: type[nn.Module] | None) -> N
     assert not isinstance(model, settings.GivenNetwork)
     if isinstance(model, settings.AwdLSTM):
         assert shape.vocabulary_size is not None
-        return AwdLstm(shape.vocabulary_size, **model.model_dump(exclude={"layer"}))
+        return AwdLstm(shape.vocabulary_size, **model.model_dump(exclude={"layer", *settings.Pretrained.model_fields}))
     inputs = shape.inputs if shape.vocabulary_size is None else model.embedding or model.hidden
     if isinstance(model, settings.UserLayer):
         assert own is not None
