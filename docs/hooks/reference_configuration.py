@@ -53,11 +53,14 @@ def _groups(section: str) -> list[tuple[str, list[Key]]]:
             heading = "" if folder == section else f"\n### {folder} {{ #{folder} }}\n"
         else:
             chooser = next(
-                key.name
-                for key in keys
-                if key.name.rpartition(".")[0] == folder and variant in key.type.removeprefix("one of ").split(", ")
+                (
+                    f"{key.name}={variant}"
+                    for key in keys
+                    if key.name.rpartition(".")[0] == folder and variant in key.type.removeprefix("one of ").split(", ")
+                ),
+                f"{folder}.{variant}",  # a key in the place of the one with these values
             )
-            heading = f"\n### With `{chooser}={variant}` {{ #{folder}-{variant} }}\n"
+            heading = f"\n### With `{chooser}` {{ #{folder}-{variant} }}\n"
         groups.append((heading, list(members)))
     return groups
 

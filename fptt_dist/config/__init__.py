@@ -11,7 +11,7 @@ from fptt_dist.config.rules import Config
 from fptt_dist.config.schema.cells.gru import GRU
 from fptt_dist.config.schema.cells.indrnn import IndRNN
 from fptt_dist.config.schema.cells.lstm import LSTM
-from fptt_dist.config.schema.models import AwdLSTM, ChronoStack, GivenNetwork, OneStack, UserLayer
+from fptt_dist.config.schema.models import AwdLSTM, ChronoStack, OneStack, UserLayer, WholeNetwork
 from fptt_dist.config.schema.optimizers import SGD, Adam, AdamW, NtAsgd, RMSprop
 from fptt_dist.config.schema.parallel import (
     AutoParallel,
@@ -80,7 +80,6 @@ __all__ = [
     "Evaluate",
     "Fptt",
     "FsdpParallel",
-    "GivenNetwork",
     "GivenTask",
     "HierarchicalParallel",
     "IndRNN",
@@ -102,6 +101,7 @@ __all__ = [
     "UserClass",
     "UserLayer",
     "UserTask",
+    "WholeNetwork",
     "apply_overrides",
     "changes",
     "describe",

@@ -9,7 +9,7 @@ from pydantic_core import PydanticUndefined
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loading.suggest import did_you_mean
 from fptt_dist.config.rules import Config
-from fptt_dist.config.schema.section import Section, choice_of, section_of
+from fptt_dist.config.schema.section import Choice, Section, choice_of, section_of
 from fptt_dist.config.values import allowed, show
 
 
@@ -18,7 +18,8 @@ class Key:
     """One key: its dotted name, its type and range in words, its default and its meaning.
 
     `default` is text that `parse_overrides` accepts, or "required". `variant` is the value of the section's tag that
-    the key belongs to, None for keys that are always there. A name occurs once for each variant that has it.
+    the key belongs to, or the key in the tag's place, None for keys that are always there. A name occurs once for each
+    variant that has it.
     """
 
     name: str
@@ -50,12 +51,12 @@ def key_names(schema: type[Section]) -> list[str]:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a configuration file, for editors."""
     schema = Config.model_json_schema()
-    for variants, tag, default in _choices(Config):
-        for name, variant in variants.items():
-            if name != default:
+    for choice in _choices(Config):
+        for name, variant in choice.variants.items():
+            if name != choice.default:
                 # Without its tag, a section is the default variant and no other.
                 definition = schema["$defs"][variant.__name__]
-                definition["required"] = sorted({tag, *definition.get("required", ())})
+                definition["required"] = sorted({choice.key_of(name), *definition.get("required", ())})
     schema["properties"]["extends"] = {
         "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}],
         "description": "path of a configuration to start from, or several, a later one wins",
@@ -63,13 +64,13 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-def _choices(model: type[Section]) -> Iterator[tuple[dict[str, type[Section]], str, str]]:
-    """Every group of variants in `model` and below, with the name of its tag and its default."""
+def _choices(model: type[Section]) -> Iterator[Choice]:
+    """Every group of variants in `model` and below."""
     for field in model.model_fields.values():
         choice = choice_of(field)
         inner = section_of(field)
         if choice:
-            yield choice.variants, choice.tag, choice.default
+            yield choice
         elif inner:
             yield from _choices(inner)
 
@@ -81,7 +82,7 @@ def _keys(model: type[Section], prefix: str, variant: str | None) -> Iterator[Ke
         inner = section_of(field)
         if choice:
             tag = f"{prefix}{name}.{choice.tag}"
-            yield Key(tag, f"one of {', '.join(choice.variants)}", choice.default, field.description or "", variant)
+            yield Key(tag, f"one of {', '.join(choice.names)}", choice.default, field.description or "", variant)
             for value, section in choice.variants.items():
                 yield from (key for key in _keys(section, f"{prefix}{name}.", value) if key.name != tag)
         elif inner:

@@ -6,7 +6,7 @@ from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.schema.root import Sections
 from fptt_dist.config.schema.user_class import GIVEN
 
-KEYS = {"task": "task.name", "network": "model.layer"}
+KEYS = {"task": "task.name", "network": "model.network"}
 """Arguments of `fit`, and the keys that name their objects."""
 
 

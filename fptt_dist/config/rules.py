@@ -5,7 +5,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from fptt_dist.config.schema.models import GivenNetwork
+from fptt_dist.config.schema.models import AwdLSTM, WholeNetwork
 from fptt_dist.config.schema.parallel import ConsensusParallel, DataParallel, DeepspeedParallel, HierarchicalParallel
 from fptt_dist.config.schema.root import Sections
 from fptt_dist.config.schema.section import Conflict, refuse
@@ -96,13 +96,13 @@ def _task(config: Sections) -> Iterator[Conflict]:
         )
         yield Conflict(text, ("data.partition", "task.name"))
     if task != "language":
-        if model.layer == "awd_lstm":
+        if isinstance(model, AwdLSTM):
             text = (
                 f"model.layer=awd_lstm is a language model, and task.name={task} is no text: "
                 "type task.name=language, or model.layer=lstm"
             )
             yield Conflict(text, ("model.layer", "task.name"))
-        elif not isinstance(model, GivenNetwork) and model.embedding is not None:
+        elif not isinstance(model, WholeNetwork) and model.embedding is not None:
             text = (
                 f"model.embedding={model.embedding} is for words or characters, and task.name={task} is no "
                 "text: type model.embedding=null, or task.name=language"

@@ -52,6 +52,8 @@ def _allowed(annotation: Any, marks: list[Any]) -> str:
         return "keys with their values"
     if type(None) in args:
         return f"{_allowed(args[0], marks)} or null"
+    if any(getattr(mark, "pattern", None) for mark in marks):
+        return "PATH.py:CLASS"
     bounds = [
         f"{sign} {getattr(mark, name)}"
         for mark in marks

@@ -1,4 +1,4 @@
-"""A whole network of the user's."""
+"""A whole network of the user's, as the training loop calls it."""
 
 from typing import Literal
 
@@ -8,14 +8,17 @@ from fptt_dist.types import State
 
 
 class UserNetwork(nn.Module):
-    """A network of the user's, with the outputs of the steps that a task needs.
+    """A network of the user's: `(x, state) → (y, state)`, time-major.
 
     Args:
-        module: `(x, state) → (y (S, B, O), state)`, with an output for each step.
-        output_steps: "all" gives an output for each step, "last" for the window's last step alone.
+        module: `(x (S, B, I), or ids (S, B), state) → (y (S, B, O), state)`, with an output for each step.
+        output_steps: "all" gives each step's output, "last" that of the window's last step alone.
+
+    Attributes:
+        module: the user's.
     """
 
-    def __init__(self, module: nn.Module, output_steps: Literal["last", "all"] = "all") -> None:
+    def __init__(self, module: nn.Module, *, output_steps: Literal["last", "all"] = "all") -> None:
         super().__init__()
         self.module = module
         self.output_steps = output_steps
@@ -26,6 +29,6 @@ class UserNetwork(nn.Module):
         return (y if self.output_steps == "all" else y[-1:]), state
 
     def parameter_counts(self) -> dict[str, int]:
-        """Number of parameters: all are "recurrent", as nobody says which are not, and "total"."""
-        total = sum(parameter.numel() for parameter in self.parameters())
+        """Number of parameters, as "recurrent" too: which of them recur cannot be told."""
+        total = sum(p.numel() for p in self.parameters())
         return {"recurrent": total, "total": total}

@@ -34,7 +34,7 @@ class Given:
                 raise ConfigError(f"task={name}(…): {name}.length is {length!r}, not a whole number from 1 on")
             found |= {"task.name": GIVEN + name, "task.length": length}
         if self.network is not None:
-            found["model.layer"] = GIVEN + type(self.network).__name__
+            found["model.network"] = GIVEN + type(self.network).__name__
         return found
 
 

@@ -144,7 +144,7 @@ def open_run(
             kept = kept or (TaskShape.of(task), task.input_description())
     assert kept is not None
     if network is not None and "network" not in objects_of(config):
-        raise ConfigError(f"{path} was given no network, it has model.layer={config.model.layer}: leave network=… out")
+        raise ConfigError(f"{path} was given no network: leave network=… out")
     given = None if network is None else copy.deepcopy(network).cpu()
     built = build_model(config, kept[0], given).to(device)
     weights = _load_weights(built, config, checkpoint)

@@ -48,7 +48,9 @@ def test_defaults_are_what_an_override_accepts() -> None:
     words = {key.default for key in describe() if key.default != "required"}
     assert parse_overrides([f"{index}={word}" for index, word in enumerate(words)])
     required = [key.name for key in describe() if key.default == "required"]
-    assert required == ["task.train", "task.length", "task.length", "task.length", "schedule.milestones"]
+    assert required == [
+        *("task.train", "task.length", "task.length", "task.length", "model.network", "schedule.milestones")
+    ]
 
 
 def test_a_prefix_is_a_whole_key_or_section() -> None:
@@ -76,3 +78,4 @@ def test_a_section_without_tag_fits_the_default_variant_only() -> None:
     assert definitions["StepLr"]["required"] == ["milestones", "name"]
     assert definitions["CosineAlpha"]["required"] == ["name"]
     assert definitions["GRU"]["required"] == ["layer"]
+    assert definitions["WholeNetwork"]["required"] == ["network"]

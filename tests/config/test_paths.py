@@ -18,6 +18,7 @@ SCHEMAS = (Config, Sweep, Cluster)
 PATHS = {  # with what else must be given for the key to be there
     "data.root": {},
     "model.layer": {},
+    "model.network": {},
     "parallel.deepspeed_config": {"parallel.strategy": "deepspeed"},
     "run.dir": {},
     "task.name": {"task.length": 5},
@@ -30,8 +31,8 @@ NO_PATHS = {
     *("Cluster.setup", "Cluster.sbatch", "Cluster.srun", "Cluster.python"),  # commands and their options
     *(f"ArraysTask.{name}_column" for name in ("series", "time", "split")),
     *(f"ArraysTask.{name}" for name in ("target_columns", "feature_columns", "monitor")),
-    *("UserTask.options", "UserTask.monitor"),  # the former is for the user's class
-    *("GivenTask.name", "GivenNetwork.layer"),  # of classes
+    *("UserTask.options", "UserLayer.options", "WholeNetwork.options"),  # for the user's class
+    *("UserTask.monitor", "GivenTask.name"),
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }
 (CHECK,) = get_args(LocalPath)[1:]
@@ -63,6 +64,7 @@ def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
     assert checked == {
         "Data.root",
         "UserLayer.layer",
+        "WholeNetwork.network",
         "UserTask.name",
         "DeepspeedParallel.deepspeed_config",
         "Run.dir",
@@ -104,7 +106,7 @@ def test_nul(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_remote_path_wherever_it_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for key, more in PATHS.items():
-        value = "s3://bucket/cell.py:Net" if key in ("model.layer", "task.name") else "s3://bucket/x"
+        value = "s3://bucket/cell.py:Net" if key in ("model.layer", "model.network", "task.name") else "s3://bucket/x"
         said = f'{key}: "{value}" is a remote path, and only local ones are supported (a mounted file system is one): '
         said += "type a path without s3://"
         section, name = key.split(".")

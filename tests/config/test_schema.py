@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from fptt_dist.config import SGD, Adam, AddingTask, Config, Fptt, StepLr, Train
+from fptt_dist.config import LSTM, SGD, Adam, AddingTask, Config, Fptt, StepLr, Train
 from fptt_dist.config.schema.section import Section, choice_of, section_of
 
 ENDS = {"train": {"max_epochs": 1}}
@@ -49,7 +49,8 @@ def test_defaults_are_those_of_the_named_variants() -> None:
     config = read()
     assert config.task == AddingTask(length=200, markers="halves", examples=12800, validation=2000, test=2000)
     assert config.optimizer == Adam(lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False)
-    assert (config.model.layer, config.schedule.name, config.parallel.strategy) == ("lstm", "constant", "auto")
+    assert config.model == LSTM(hidden=128)
+    assert (config.schedule.name, config.parallel.strategy) == ("constant", "auto")
     assert (config.train.batch_size, config.train.max_norm, config.algorithm) == (128, 1.0, "fptt")
 
 

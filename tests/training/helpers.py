@@ -180,8 +180,10 @@ def assert_same_checkpoint(one: Path, other: Path) -> None:
     assert newest[0].name == newest[1].name
     left, right = content(newest[0]), content(newest[1])
     apart = "" if left["state.json"]["replicated"] else "rank/0/"
-    assert any(name.startswith(f"{apart}model.safetensors:recurrent.") for name in left)
-    assert f"{apart}optimizer.safetensors:readout.weight/center" in left
+    weights = tuple(f"{apart}model.safetensors:{part}" for part in ("recurrent.", "module.gru."))
+    centers = [f"{apart}optimizer.safetensors:{part}.weight/center" for part in ("readout", "module.head.0")]
+    assert any(name.startswith(weights) for name in left)
+    assert any(name in left for name in centers)
     assert differing(left, right) == []
 
 

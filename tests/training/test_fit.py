@@ -97,16 +97,18 @@ def test_a_network_of_ones_own_is_the_package_s(tmp_path: Path) -> None:
     assert losses == pytest.approx(expected, rel=1e-6)
     assert (own.metrics, own.best_batch, own.parameters) == (gru.metrics, gru.best_batch, gru.parameters)
     assert all(torch.equal(first[name], tensor) for name, tensor in network.state_dict().items())
-    assert 'model:\n  layer: "python:Net"\n' in (tmp_path / "own" / "config.yaml").read_text()
+    assert 'model:\n  network: "python:Net"\n' in (tmp_path / "own" / "config.yaml").read_text()
     x = torch.randn(STEPS, 3, 1)
     with torch.no_grad():
         y, state = load(tmp_path / "own", network=network)(x, None)
         expected, after = load(tmp_path / "gru")(x, None)
     torch.testing.assert_close((y, state), (expected, after))
     assert not torch.allclose(y, network.eval()(x, None)[0][-1:])
-    with pytest.raises(ConfigError, match=r"^model\.layer=python:Net is an object of .* in Python, network=Net\(…\)$"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.network=python:Net is an object of .* in Python, network=Net\(…\)$"
+    ):
         load(tmp_path / "own")
-    with pytest.raises(ConfigError, match=r"gru was given no network, it has model\.layer=gru: leave network=… out$"):
+    with pytest.raises(ConfigError, match=r"gru was given no network: leave network=… out$"):
         load(tmp_path / "gru", network=network)
     with pytest.raises(ConfigError, match=r"other model"):
         load(tmp_path / "own", network=Net(hidden=5))

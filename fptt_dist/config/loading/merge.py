@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from fptt_dist.config.errors import ConfigError
 from fptt_dist.config.loading.messages import messages
 from fptt_dist.config.rules import Config
-from fptt_dist.config.schema.section import KeyPath, Section, choice_of, leaves, section_of
+from fptt_dist.config.schema.section import Choice, KeyPath, Section, choice_of, leaves, section_of
 from fptt_dist.config.values import show
 
 S = TypeVar("S", bound=Section)
@@ -62,24 +62,39 @@ def _merged(
         choice = choice_of(known)
         inner = section_of(known)
         if choice:
-            before = old.get(choice.tag, choice.default)
-            after = value.get(choice.tag, before)
-            if after != before:
-                notes += _dropped(here, choice.tag, before, after, old, value)
+            before = chosen = _chosen(choice, old, choice.default)
+            if choice.tag in value or choice.key_in(value) != choice.tag:
+                chosen = _chosen(choice, value, choice.default)
+            if chosen != before:
+                notes += _dropped(here, before, chosen, old, value)
                 old = {}
-            inner = choice.variants.get(choice.name_of(after)) if isinstance(after, str) else None
+            inner = _variant(choice, *chosen)
         result[key] = _merged(old, value, inner, here, notes)
     return result
 
 
+def _chosen(choice: Choice, values: Mapping[str, Any], default: str) -> tuple[str, Any]:
+    """Return the key that chooses the variant of a section with these values, and its value."""
+    key = choice.key_in(values)
+    return key, values.get(key, default)
+
+
+def _variant(choice: Choice, key: str, value: Any) -> type[Section] | None:
+    """Return the variant that a key with this value chooses, if there is one."""
+    if key != choice.tag:
+        return choice.variants[key]
+    return choice.variants.get(choice.name_of(value)) if isinstance(value, str) else None
+
+
 def _dropped(
-    path: KeyPath, tag: str, before: Any, after: Any, old: Mapping[str, Any], new: Mapping[str, Any]
+    path: KeyPath, before: tuple[str, Any], after: tuple[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[str]:
     """Return a note on the keys of `old` that the change of variant drops and `new` does not set again."""
-    again = {leaf for leaf, _ in leaves(new)} | {(tag,)}
+    again = {leaf for leaf, _ in leaves(new)} | {(before[0],), (after[0],)}
     gone = [f"{'.'.join((*path, *leaf))}={show(value)}" for leaf, value in leaves(old) if leaf not in again]
-    name = ".".join((*path, tag))
-    return [f"{name}={show(after)} replaces {show(before)}: dropped {', '.join(gone)}"] if gone else []
+    name = ".".join((*path, after[0]))
+    replaced = show(before[1]) if before[0] == after[0] else f"{'.'.join((*path, before[0]))}={show(before[1])}"
+    return [f"{name}={show(after[1])} replaces {replaced}: dropped {', '.join(gone)}"] if gone else []
 
 
 def _holds(values: Any, path: KeyPath) -> bool:

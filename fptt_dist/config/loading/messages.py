@@ -73,11 +73,11 @@ def _lines(problem: Any, where: Mapping[KeyPath, str], schema: type[Section]) ->
         text = _unknown_key(place, given, schema)
     elif problem["type"] == "union_tag_invalid" and choice:
         path = blamed = (*path, choice.tag)
-        text = _refused(given[choice.tag], f"one of {', '.join(choice.variants)}", list(choice.variants))
+        text = _refused(given[choice.tag], f"one of {', '.join(choice.names)}", choice.names)
     elif problem["type"] == "missing":
         text = f"must be set; allowed: {allowed(place.field)}"
         if place.choice:
-            blamed = (*path[:-1], place.choice.tag)
+            blamed = (*path[:-1], place.choice.key_of(place.variant))
     elif problem["type"] == REMOTE_PATH:
         text = problem["msg"]
     elif choice:
@@ -105,9 +105,16 @@ def _unknown_key(place: _Place, given: Any, schema: type[Section]) -> str:
     *section, name = place.path
     dotted = ".".join(section)
     if place.choice:
-        others = [other for other, model in place.choice.variants.items() if name in model.model_fields]
+        choice, instead = place.choice, f"{dotted}.{place.choice.instead}"
+        is_instead = place.variant == choice.instead
+        if is_instead and name == choice.tag:
+            return f"{show(given)} does not go with {instead}, which takes its place: leave one of them out"
+        others = [other for other, model in choice.variants.items() if name in model.model_fields]
         if others:
-            return f"unknown key with {dotted}.{place.choice.tag}={place.variant}; it belongs to {', '.join(others)}"
+            if is_instead:
+                return f"unknown key with {instead}; it goes with {dotted}.{choice.tag}"
+            names = [instead if other == choice.instead else other for other in others]
+            return f"unknown key with {dotted}.{choice.tag}={place.variant}; it belongs to {', '.join(names)}"
     if "." in name:
         return "unknown key; in a file, sections are written one inside another, without dots"
     known = key_names(schema)

@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fptt_dist.config.schema.options import option_conflicts
 from fptt_dist.config.schema.pretrained import Pretrained
 from fptt_dist.config.schema.section import Conflict, refuse
-from fptt_dist.config.schema.user_class import ANY, GIVEN_CLASS, ClassPath, GivenClass, UserClass
+from fptt_dist.config.schema.user_class import ANY, GIVEN, ClassPath, NetworkClass, UserClass
+from fptt_dist.config.values import show
 
 # More is a slip of the keyboard, which would build for hours or ask for memory that no machine has.
 MOST_UNITS, MOST_LAYERS = 2**20, 1000
@@ -27,6 +29,8 @@ _Embedding = Annotated[
 _LogitDropout = Annotated[float, Field(ge=0, lt=1, description="probability of dropping an output, in training")]
 _Probability = Annotated[float, Field(ge=0, lt=1)]
 LAYER = "the recurrent layer"
+OPTIONS = "further keyword arguments of the class: plain values"
+GIVEN_BY_TASK = "the class is given the task's: leave it out"
 
 
 class OneStack(Pretrained):
@@ -61,6 +65,17 @@ class UserLayer(Pretrained):
     )
     embedding: _Embedding = None
     output_dropout: _LogitDropout = 0.0
+    options: dict[str, Any] = Field(default={}, description=OPTIONS)
+
+    @model_validator(mode="after")
+    def _options_are_keyword_arguments(self) -> Self:
+        """Refuse names that no argument can have, those given anyway, and values that no file could hold."""
+        taken = {
+            "inputs": "the class is given the features of a step: leave it out",
+            "hidden": f"the class is given model.hidden: type model.hidden={show(self.options.get('hidden'))}",
+        }
+        refuse([*option_conflicts("model", self.options, taken)])
+        return self
 
     @property
     def user_class(self) -> UserClass:
@@ -68,10 +83,29 @@ class UserLayer(Pretrained):
         return UserClass.of("model.layer", self.layer)
 
 
-class GivenNetwork(Pretrained):
-    """A network that `fptt_dist.fit` was given as an object: all of it, with its output layer."""
+class WholeNetwork(Pretrained):
+    """A whole network of your own: a class in a file (`docs/own-network.md`), or an object that `fit` was given."""
 
-    layer: GivenClass = Field(default=GIVEN_CLASS, description=LAYER)
+    network: NetworkClass = Field(
+        description="the whole network, in place of model.layer: PATH.py:CLASS of an nn.Module, made with the task's "
+        "inputs and outputs"
+    )
+    options: dict[str, Any] = Field(default={}, description=OPTIONS)
+
+    @model_validator(mode="after")
+    def _options_are_keyword_arguments(self) -> Self:
+        """Refuse names that no argument can have, those given anyway, and values that no file could hold."""
+        conflicts = [*option_conflicts("model", self.options, dict.fromkeys(("inputs", "outputs"), GIVEN_BY_TASK))]
+        if self.options and self.user_class is None:
+            text = f"model.options has no effect on model.network={self.network}, an object: leave it out"
+            conflicts.append(Conflict(text, ("model.options", "model.network")))
+        refuse(conflicts)
+        return self
+
+    @property
+    def user_class(self) -> UserClass | None:
+        """The network's class; None of an object that `fit` was given."""
+        return None if self.network.startswith(GIVEN) else UserClass.of("model.network", self.network)
 
 
 class AwdLSTM(Pretrained):

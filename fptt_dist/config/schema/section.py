@@ -26,45 +26,75 @@ class Variants:
 
     Each variant has `tag: Literal["its value"] = "its value"`. Works for a single variant too. A variant may have
     `tag: str = Field(default=NAME, pattern=…)` instead: it is known by NAME, and chosen by what the pattern matches.
+    One variant may have the required key `instead` in place of the tag: it is known by, and chosen where there is, that
+    key.
     """
 
     tag: str
+    instead: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """A tagged union in which a missing tag means the first variant."""
-        variants = self.of(source)
-        default = next(iter(variants))
+        choice = self.of(source)
 
         def choose(value: Any) -> str:
-            found = value.get(self.tag, default) if isinstance(value, Mapping) else getattr(value, self.tag, default)
-            return Choice(self.tag, variants).name_of(found) if isinstance(found, str) else repr(found)
+            values = value if isinstance(value, Mapping) else vars(value) if isinstance(value, Section) else {}
+            key = choice.key_in(values)
+            found = values.get(key, choice.default)
+            if key == self.instead:
+                return key
+            return choice.name_of(found) if isinstance(found, str) else repr(found)
 
-        choices = {name: handler.generate_schema(variant) for name, variant in variants.items()}
+        choices = {name: handler.generate_schema(variant) for name, variant in choice.variants.items()}
         return core_schema.tagged_union_schema(choices, discriminator=choose)
 
-    def of(self, union: Any) -> dict[str, type[Section]]:
-        """The variants of the type `union` by their tag's value, in their order."""
+    def of(self, union: Any) -> "Choice":
+        """The choice among the variants of the type `union`, in their order."""
         members = get_args(union) if get_origin(union) in (Union, UnionType) else (union,)
-        return {member.model_fields[self.tag].default: member for member in members}
+        tags = ((member.model_fields.get(self.tag), member) for member in members)
+        return Choice(
+            self.tag, {self.instead if tag is None else tag.default: member for tag, member in tags}, self.instead
+        )
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Variants of a field: the key that chooses among them, and the variants by its value, the default first."""
+    """Variants of a field: the key that chooses among them, and the variants by its value, the default first.
+
+    `instead` is the key, and the name, of the variant that has it in place of the tag; "" where there is none.
+    """
 
     tag: str
     variants: dict[str, type[Section]]
+    instead: str = ""
 
     @property
     def default(self) -> str:
         """Value of the tag when nobody gave one."""
         return next(iter(self.variants))
 
+    @property
+    def names(self) -> list[str]:
+        """Values of the tag."""
+        return [name for name in self.variants if name != self.instead]
+
+    def key_in(self, values: Mapping[str, Any]) -> str:
+        """The key that chooses the variant of a section with these values."""
+        return self.instead if self.instead in values else self.tag
+
+    def key_of(self, name: str) -> str:
+        """The key that chooses the variant of this name."""
+        return self.instead if name == self.instead else self.tag
+
     def name_of(self, value: str) -> str:
-        """The variant's name for a tag's value; the value itself where it chooses none."""
+        """The variant's name for a tag's value; another text where it chooses none."""
+        if value == self.instead:
+            return repr(value)  # no value of the tag
         if value in self.variants:
             return value
         for name, variant in self.variants.items():
+            if name == self.instead:
+                continue
             patterns = [getattr(mark, "pattern", None) for mark in variant.model_fields[self.tag].metadata]
             if any(pattern and re.search(pattern, value) for pattern in patterns):
                 return name
@@ -76,7 +106,7 @@ def choice_of(field: FieldInfo | None) -> Choice | None:
     if field is None:
         return None
     marks = (mark for mark in field.metadata if isinstance(mark, Variants))
-    return next((Choice(mark.tag, mark.of(field.annotation)) for mark in marks), None)
+    return next((mark.of(field.annotation) for mark in marks), None)
 
 
 def section_of(field: FieldInfo | None) -> type[Section] | None:
@@ -94,7 +124,8 @@ def explicit(section: Section) -> dict[str, Any]:
         value = getattr(section, name)
         if isinstance(value, Section):
             choice = choice_of(field)
-            tag = {choice.tag: getattr(value, choice.tag)} if choice else {}
+            key = choice.key_in(vars(value)) if choice else ""
+            tag = {key: getattr(value, key)} if choice else {}
             is_default = choice is not None and tag == {choice.tag: choice.default}
             value = {**({} if is_default else tag), **explicit(value)}
         values[name] = value

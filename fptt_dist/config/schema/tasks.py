@@ -1,12 +1,12 @@
 """Tasks to learn: one section per task."""
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from fptt_dist.config.schema.options import option_conflicts
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.section import Conflict, Section, Variants, refuse
 from fptt_dist.config.schema.user_class import ANY, GIVEN_CLASS, ClassPath, GivenClass, UserClass
@@ -357,24 +357,11 @@ class UserTask(MeasuredTask):
     @model_validator(mode="after")
     def _options_are_keyword_arguments(self) -> Self:
         """Refuse names that no argument can have, those given anyway, and values that no file could hold."""
-        conflicts = []
-        for name, value in self.options.items():
-            key = f"task.options.{name}"
-            if name == "seed" and self.target is None:
-                conflicts.append(Conflict(f"{key}: the class is given the run's: type seed={show(value)}", (key,)))
-            elif name == "split" and self.target is not None:
-                text = f"{key}: a Dataset is made for each split, train, validation and test: leave it out"
-                conflicts.append(Conflict(text, (key,)))
-            elif not name.isidentifier():
-                text = f"task.options: {show(name)} is no name of a keyword argument: write letters, digits and _"
-                conflicts.append(Conflict(text, ("task.options",)))
-            elif not _is_plain(value):
-                text = (
-                    f"{key}={show(value)} is not allowed; allowed: text, a finite number (64 bits), true, false, "
-                    "null, or lists and mappings of them"
-                )
-                conflicts.append(Conflict(text, (key,)))
-        refuse(conflicts)
+        if self.target is None:
+            taken = {"seed": f"the class is given the run's: type seed={show(self.options.get('seed'))}"}
+        else:
+            taken = {"split": "a Dataset is made for each split, train, validation and test: leave it out"}
+        refuse([*option_conflicts("task", self.options, taken)])
         return self
 
     @property
@@ -408,17 +395,6 @@ class GivenTask(Section):
     def length_text(self) -> str:
         """Keys that the number of steps follows from, for messages."""
         return f"task.length={self.length}"
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a configuration file can hold the value."""
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
-    if type(value) is int:
-        return -(2**63) <= value < 2**63
-    return value is None or type(value) in (str, bool) or (type(value) is float and math.isfinite(value))
 
 
 Task = Annotated[

@@ -15,6 +15,7 @@ GIVEN = "python:"
 GIVEN_CLASS = f"{GIVEN}CLASS"
 GivenClass = Annotated[str, Field(pattern=rf"^{GIVEN}[^\W\d]\w*$")]
 ClassPath = Annotated[LocalPath, Field(pattern=r"^.+\.py:[A-Za-z_]\w*$")]
+NetworkClass = Annotated[LocalPath, Field(pattern=rf"^(.+\.py:[A-Za-z_]|{GIVEN}[^\W\d])\w*$")]
 
 
 @dataclass(frozen=True)

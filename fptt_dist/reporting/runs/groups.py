@@ -33,7 +33,14 @@ UNCOUNTED = (
 WINDOW_KEYS = ("fptt.windows", "fptt.window_length", "fptt.window_remainder")
 SYMBOLS = {"fptt.alpha": "α", "fptt.beta": "β", "fptt.windows": "K", "task.length": "T", "parallel.sync_every": "H"}
 DERIVED = {"fptt.windows": "√T", "parallel.sync_every": "K"}  # what null stands for
-NAMES = ("task.name", "task.dataset", "model.layer", "optimizer.name", "parallel.strategy")  # shown without their keys
+NAMES = (
+    "task.name",
+    "task.dataset",
+    "model.layer",
+    "model.network",
+    "optimizer.name",
+    "parallel.strategy",
+)  # shown without their keys
 SHOWN = 4  # differences in a label, beyond which only those are there that tell it from the others
 LONGEST = 24  # characters of a value in a label
 

@@ -85,13 +85,13 @@ def model_tensors(
         dtypes: their types, such as "float32".
 
     Raises:
-        ConfigError: a user's layer gave a buffer another shape, which a resumed run could not restore.
+        ConfigError: a user's layer or network gave a buffer another shape, which a resumed run could not restore.
     """
     buffers = dict(model.named_buffers())
     for name, buffer in buffers.items():
         if list(buffer.shape) != shapes[name]:
             raise ConfigError(
-                f"model.layer: the buffer {name} had shape {tuple(shapes[name])} and has {tuple(buffer.shape)} now, "
+                f"model: the buffer {name} had shape {tuple(shapes[name])} and has {tuple(buffer.shape)} now, "
                 "which no checkpoint can restore: keep its shape, or do not register it as a buffer"
             )
         buffers[name] = buffer.to(getattr(torch, dtypes[name]))

@@ -11,10 +11,9 @@ from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from fptt_dist import config as settings
 from fptt_dist.algorithm import SCHEMES
-from fptt_dist.config import Config
-from fptt_dist.config.schema.section import Variants
+from fptt_dist.config import Config, WholeNetwork
+from fptt_dist.config.schema.section import choice_of
 from fptt_dist.training.setup.engine import updates_of
 
 API: Any = api_pb2  # their classes are made at run time
@@ -70,7 +69,7 @@ def columns(config: Config, workers: int) -> dict[str, str | int | float]:
     values = {
         "task.name": config.task.name,
         "algorithm": config.algorithm,
-        "model.layer": config.model.layer,
+        **_of_model(config),
         "fptt.alpha": config.fptt.alpha if SCHEMES[config.algorithm].has_regularizer else 0.0,
         "fptt.beta": config.fptt.beta,
         "fptt.windows": config.windows,
@@ -80,13 +79,19 @@ def columns(config: Config, workers: int) -> dict[str, str | int | float]:
         "workers": workers,
         "seed": config.seed,
     }
-    if not isinstance(config.model, settings.GivenNetwork):
-        values["model.hidden"] = config.model.hidden
     if workers > 1:
         syncs = config.parallel.strategy in ("auto", "consensus", "hierarchical")
         every = getattr(config.parallel, "sync_every", None) or updates_of(config)
         values["parallel.sync_every"] = every if syncs else 1
     return values
+
+
+def _of_model(config: Config) -> dict[str, str | int]:
+    """Return the columns of a network: of one of the user's its class, which takes the place of the layer."""
+    model = config.model
+    if isinstance(model, WholeNetwork):
+        return {"model.layer": model.network}
+    return {"model.layer": model.layer, "model.hidden": model.hidden}
 
 
 def begin(board: SummaryWriter, config: Config, workers: int) -> None:
@@ -141,7 +146,7 @@ def end(board: SummaryWriter) -> None:
 def _experiment(config: Config) -> Any:
     """Return all columns of all runs, with types: TensorBoard takes those of a folder from any one of its runs."""
     infos = []
-    for name, value in {**columns(config, workers=1), "parallel.sync_every": 0}.items():
+    for name, value in {**columns(config, workers=1), "model.hidden": 0, "parallel.sync_every": 0}.items():
         info = API.HParamInfo(name=name, type=API.DATA_TYPE_FLOAT64, differs=name in SHOWN)
         if isinstance(value, str):
             info.type = API.DATA_TYPE_STRING
@@ -157,9 +162,9 @@ def _choices(name: str) -> list[str]:
     """Return the values that a key with a fixed set of values may have."""
     if name == "algorithm":
         return list(SCHEMES)
-    field = Config.model_fields[name.partition(".")[0]]
-    (variants,) = (mark for mark in field.metadata if isinstance(mark, Variants))
-    return list(variants.of(field.annotation))
+    choice = choice_of(Config.model_fields[name.partition(".")[0]])
+    assert choice is not None
+    return choice.names
 
 
 def _add(board: SummaryWriter, *summaries: Any) -> None:

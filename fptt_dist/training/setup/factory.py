@@ -17,10 +17,12 @@ from fptt_dist.config import Config, ConfigError, missing_object, short_name
 from fptt_dist.models import (
     AwdLstm,
     Network,
+    Sizes,
     UserNetwork,
-    check_protocol,
+    check_module,
     chrono_init,
     make_layer,
+    make_network,
     recurrent_layer,
 )
 from fptt_dist.parallel import Weights
@@ -34,36 +36,41 @@ def build_model(config: Config, shape: TaskShape, network: nn.Module | None = No
     """Return the network, initialized from the run's seed: the same on every worker.
 
     Args:
-        config: of the run.
-        shape: sizes of its task.
-        network: the object that `config` names, which is used as it is.
+        config: the run's.
+        shape: sizes of the task.
+        network: the object that model.network=python:CLASS names, as it is.
 
     Raises:
-        ConfigError: chrono initialization for a sequence that is too short, a user's layer or network that cannot be
-            trained, or one that is not given.
+        ConfigError: chrono initialization for a sequence that is too short, or a user's layer or network that cannot be
+            trained.
     """
-    if isinstance(config.model, settings.GivenNetwork):
-        return _given(config.model, shape, network)
-    own = config.model.user_class if isinstance(config.model, settings.UserLayer) else None
+    model = config.model
+    own = model.user_class if isinstance(model, settings.UserLayer | settings.WholeNetwork) else None
     try:
         kind = None if own is None else load_class(own.file, own.name, nn.Module)
         torch.manual_seed(config.seed)
+        if isinstance(model, settings.WholeNetwork):
+            return _users_network(model, shape, kind, network)
         return _network(config, shape, kind)
     except UserCodeError as error:
-        raise ConfigError(f"model.layer={own}: {error}") from error
+        is_network = isinstance(model, settings.WholeNetwork)
+        name = f"model.network={model.network}" if is_network else f"model.layer={model.layer}"
+        raise ConfigError(f"{name}: {error}") from error
 
 
-def _given(model: settings.GivenNetwork, shape: TaskShape, network: nn.Module | None) -> UserNetwork:
-    """Return the network that the user gave, after trying it out."""
-    if network is None:
-        raise missing_object("network", short_name(model.layer))
-    try:
-        check_protocol(
-            network, shape.inputs, shape.outputs, symbols=shape.vocabulary_size, axes="steps, sequences, outputs"
-        )
-    except UserCodeError as error:
-        raise ConfigError(f"model.layer={model.layer}: {error}") from error
-    return UserNetwork(network, shape.output_steps)
+def _users_network(
+    model: settings.WholeNetwork, shape: TaskShape, own: type[nn.Module] | None, given: nn.Module | None
+) -> UserNetwork:
+    """Return a user's network: of the class `own`, or the object that was given."""
+    inputs, is_text = shape.vocabulary_size or shape.inputs, shape.vocabulary_size is not None
+    if own is not None:
+        network = make_network(own, inputs, shape.outputs, model.options, is_text=is_text)
+    elif given is None:
+        raise missing_object("network", short_name(model.network))
+    else:
+        check_module(given, Sizes(inputs, shape.outputs, "outputs", is_text))
+        network = given
+    return UserNetwork(network, output_steps=shape.output_steps)
 
 
 @contextmanager
@@ -73,7 +80,7 @@ def exit_refused(config: Config) -> Iterator[None]:
     Any other is left alone: Ray ends its actors by one.
 
     Raises:
-        ConfigError: a user's layer or task raised SystemExit.
+        ConfigError: a user's layer, network or task raised SystemExit.
     """
     try:
         yield
@@ -90,14 +97,14 @@ def exit_refused(config: Config) -> Iterator[None]:
 def _network(config: Config, shape: TaskShape, own: type[nn.Module] | None) -> Network | AwdLstm:
     """Return the network; `own` is the class of a user's layer."""
     model = config.model
-    assert not isinstance(model, settings.GivenNetwork)
+    assert not isinstance(model, settings.WholeNetwork)
     if isinstance(model, settings.AwdLSTM):
         assert shape.vocabulary_size is not None
         return AwdLstm(shape.vocabulary_size, **model.model_dump(exclude={"layer", *settings.Pretrained.model_fields}))
     inputs = shape.inputs if shape.vocabulary_size is None else model.embedding or model.hidden
     if isinstance(model, settings.UserLayer):
         assert own is not None
-        layer = make_layer(own, inputs, model.hidden)
+        layer = make_layer(own, inputs, model.hidden, model.options)
     else:
         more = model.layer_arguments(shape.length)
         layer = recurrent_layer(model.layer, inputs, model.hidden, layers=model.layers, dropout=model.dropout, **more)

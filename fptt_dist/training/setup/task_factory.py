@@ -170,7 +170,7 @@ def _check_model(config: Config, task: Task) -> None:
         raise ConfigError(
             f"model.layer=awd_lstm is a language model, and {name} has no vocabulary_size: type model.layer=lstm"
         )
-    embedding = None if isinstance(config.model, settings.GivenNetwork) else config.model.embedding
+    embedding = None if isinstance(config.model, settings.WholeNetwork) else config.model.embedding
     if task.vocabulary_size is None and embedding is not None:
         raise ConfigError(
             f"model.embedding={embedding} is for words or characters, and {name} has no "

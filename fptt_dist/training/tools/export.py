@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from fptt_dist.config import ConfigError, UserLayer
+from fptt_dist.config import ConfigError
 from fptt_dist.files import write_atomic
 from fptt_dist.models import UserNetwork, save_network
 from fptt_dist.training.saved_run import SavedRun, open_run
@@ -61,9 +61,10 @@ def export_run(
 
 
 def _write_weights(run: SavedRun, out: Path, description: dict[str, Any]) -> None:
-    if isinstance(run.config.model, UserLayer):
+    own = next((each for each in run.config.user_classes if each.key.startswith("model.")), None)
+    if own is not None:
         raise ConfigError(
-            f"{run.folder.path} has model.layer={run.config.model.layer}, and --format=safetensors is for networks of "
+            f"{run.folder.path} has {own.key}={own}, and --format=safetensors is for networks of "
             "this package's layers: type --format=torch or --format=onnx, or load it with its code: "
             f"fptt_dist.load({str(run.folder.path)!r})"
         )
