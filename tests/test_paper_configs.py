@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fptt_dist.config import Config, apply_overrides, changes, load
+from fptt_dist.config import Config, WholeNetwork, apply_overrides, changes, load
 from fptt_dist.config.loading.loader import PACKAGED, packaged, packaged_rows
 from fptt_dist.launchers.paper.reproduce import ROWS_DIFFER
 from fptt_dist.launchers.paper.rows import Budget, TargetRow, load_tables, row_config
-from fptt_dist.models import AwdLstm, Network
+from fptt_dist.models import AwdLstm, Network, UserNetwork
 from fptt_dist.models.recurrent import LAYERS
 from fptt_dist.tasks import TaskShape
 from fptt_dist.training.setup.factory import build_model
@@ -283,6 +283,7 @@ def test_every_cell_has_a_row_for_every_algorithm() -> None:
         found: dict[str, set[tuple[str, str]]] = {}
         for row in rows("cells"):
             own = resolved("cells", budget)[row.name]
+            assert not isinstance(own.model, WholeNetwork)
             assert (own.model.layer, own.algorithm) == (row.label, row.column)
             assert own.model.model_dump()["hidden"] == 64
             assert row.name == f"{row.config}-{own.model.layer}-{own.algorithm}"

@@ -47,7 +47,7 @@ from fptt_dist.training.tools.dynamic_evaluation import evaluate_dynamically
 LOG = logging.getLogger("fptt_dist")
 FOLDER = Path("runs") / "paper"
 """Where the runs of all targets are, by default."""
-ROWS_DIFFER = ("algorithm", "model.layer", "task.name")
+ROWS_DIFFER = ("algorithm", "model.layer", "model.network", "task.name")
 """Keys that tell the rows of every target apart."""
 NO_MATTER = (
     *("checkpoint.", "logging.", "data.root", "run.dir", "resume"),

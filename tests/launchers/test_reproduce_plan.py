@@ -147,6 +147,7 @@ def test_a_word_that_tells_the_rows_apart() -> None:
         "resume=never": "reproduce always resumes what is there: ",
         "algorithm=bptt": "algorithm tells the rows of figure2 apart: ",
         "model.layer=gru": "model.layer tells the rows of figure2 apart: ",
+        "model.network=net": "model.network tells the rows of figure2 apart: ",
         "task.name=copying": "task.name tells the rows of figure2 apart: ",
         "fptt.windows=7": "fptt.windows tells the rows of figure2 apart: ",
         "fptt={windows: 7}": "fptt.windows tells the rows of figure2 apart: ",
