@@ -36,5 +36,5 @@ def missing_object(argument: str, name: str) -> ConfigError:
     """Return the error for an object of the class `name` that is needed and not given."""
     return ConfigError(
         f"{KEYS[argument]}={GIVEN}{name} is an object of a program, which no file holds: give it again in Python, "
-        f"{argument}={name}(…)"
+        f"{argument}={name}(…), or type {KEYS[argument]}=PATH.py:{name} for a class in a file"
     )

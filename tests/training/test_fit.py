@@ -105,7 +105,7 @@ def test_a_network_of_ones_own_is_the_package_s(tmp_path: Path) -> None:
     torch.testing.assert_close((y, state), (expected, after))
     assert not torch.allclose(y, network.eval()(x, None)[0][-1:])
     with pytest.raises(
-        ConfigError, match=r"^model\.network=python:Net is an object of .* in Python, network=Net\(…\)$"
+        ConfigError, match=r"^model\.network=python:Net is an object of .* in Python, network=Net\(…\), or type "
     ):
         load(tmp_path / "own")
     with pytest.raises(ConfigError, match=r"gru was given no network: leave network=… out$"):
