@@ -8,6 +8,7 @@ from fptt_dist.version import __version__
 __all__ = [
     "FPTT",
     "Batch",
+    "Callback",
     "MultiLabelLoss",
     "RegressionLoss",
     "SequenceLoss",
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         window_slices,
     )
     from fptt_dist.tasks import Batch, Task, rank_slice
+    from fptt_dist.training.callbacks import Callback
     from fptt_dist.training.fit import fit
     from fptt_dist.training.saved_run import load
 else:
@@ -44,5 +46,5 @@ else:
         | dict.fromkeys(("MultiLabelLoss", "RegressionLoss", "SequenceLoss"), "algorithm")
         | dict.fromkeys(("StepRegressionLoss", "TerminalLoss"), "algorithm")
         | dict.fromkeys(("Batch", "Task", "rank_slice"), "tasks")
-        | {"load": "training.saved_run", "fit": "training.fit"},
+        | {"Callback": "training.callbacks", "fit": "training.fit", "load": "training.saved_run"},
     )

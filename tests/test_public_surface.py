@@ -14,7 +14,9 @@ from fptt_dist.config import Config
 from tests.test_cli import COMMANDS
 
 LOSSES = ["MultiLabelLoss", "RegressionLoss", "SequenceLoss", "StepRegressionLoss", "TerminalLoss", "UniformEstimate"]
-SURFACE = sorted(["FPTT", "Batch", "Task", "__version__", "fit", "load", "rank_slice", "window_slices", *LOSSES])
+SURFACE = sorted(
+    ["FPTT", "Batch", "Callback", "Task", "__version__", "fit", "load", "rank_slice", "window_slices", *LOSSES]
+)
 
 
 def test_the_names() -> None:
@@ -26,7 +28,7 @@ def test_the_names() -> None:
 
 
 def test_the_arguments() -> None:
-    assert list(inspect.signature(fptt_dist.fit).parameters) == ["config", "task", "network"]
+    assert list(inspect.signature(fptt_dist.fit).parameters) == ["config", "task", "network", "callbacks"]
     assert list(inspect.signature(fptt_dist.window_slices).parameters) == ["length", "windows"]
     assert list(inspect.signature(fptt_dist.FPTT).parameters) == [
         *(

@@ -38,6 +38,12 @@ SECTIONS = {
     "Training from Python": (
         "fptt_dist.training.fit.fit",
         "fptt_dist.training.result.Result",
+        "fptt_dist.Callback",
+        "fptt_dist.training.callbacks.RunStart",
+        "fptt_dist.training.callbacks.BatchEnd",
+        "fptt_dist.training.callbacks.Validation",
+        "fptt_dist.training.callbacks.SavedCheckpoint",
+        "fptt_dist.training.callbacks.CallbackError",
         "fptt_dist.config.loading.loader.load",
         "fptt_dist.config.loading.overrides.parse_overrides",
         "fptt_dist.config.loading.overrides.apply_overrides",

@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from fptt_dist.config import Config, apply_overrides, load
+from fptt_dist.config import Config, ConfigError, apply_overrides, load
 from fptt_dist.config.values import show
 from fptt_dist.history import load_to_train
 from fptt_dist.tasks import Task
+from fptt_dist.training.callbacks import Callback
 from fptt_dist.training.given import Given
 from fptt_dist.training.result import Result
 from fptt_dist.training.run import train
@@ -25,6 +26,7 @@ def fit(
     *,
     task: Task | None = None,
     network: nn.Module | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Train a run as the command `fptt-dist train` does; in a program that torchrun started, on all its workers.
 
@@ -37,6 +39,7 @@ def fit(
         network: `(x, state) → (y, state)` with its own output layer and an output for every step, in the place of
             `model.*`. A copy is trained, on the device of the run, from the weights that it has: with several workers
             these must be equal.
+        callbacks: called while the run trains, on rank 0, in this order.
 
     Returns:
         The result, with `path`, the run's folder, and `history`.
@@ -45,10 +48,17 @@ def fit(
         ConfigError: a mistake in the configuration or the environment, or an object that cannot be trained.
         DataError: a mistake in the data.
         NonFiniteError: a loss or gradient was not finite.
+        CallbackError: a callback raised an exception.
         Interrupted: Ctrl-C, or a signal: the run was saved, and `"resume": "auto"` resumes it.
         LostWorkerError: another worker died or did not respond in time.
     """
-    given = Given(task, None if network is None else copy.deepcopy(network).cpu())
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigError(
+                f"callbacks: {callback!r} is no object of a class that derives from fptt_dist.Callback: "
+                "type callbacks=[MyCallback()]"
+            )
+    given = Given(task, None if network is None else copy.deepcopy(network).cpu(), tuple(callbacks))
     with _restored(task):
         return train(_configured(config, given), given=given)
 

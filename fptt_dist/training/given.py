@@ -1,4 +1,4 @@
-"""Objects that a program gives to `fptt_dist.fit` in the place of what its configuration would build."""
+"""Objects that a program gives to `fptt_dist.fit` besides the configuration, or in place of what it would build."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +7,7 @@ from torch import nn
 
 from fptt_dist.config import GIVEN, ConfigError
 from fptt_dist.tasks import Task
+from fptt_dist.training.callbacks import Callback
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,12 @@ class Given:
     Attributes:
         task: data, loss and metric; None: as configured.
         network: `(x, state) → (y, state)` with its own output layer; None: as configured.
+        callbacks: called on rank 0, in this order.
     """
 
     task: Task | None = None
     network: nn.Module | None = None
+    callbacks: tuple[Callback, ...] = ()
 
     def settings(self) -> dict[str, Any]:
         """Return the dotted keys that say in config.yaml which objects there are.

@@ -42,6 +42,7 @@ def train(config: Config, watch: OnValidation | None = None, given: Given = NOTH
     Raises:
         ConfigError: a mistake in the configuration or the environment.
         NonFiniteError: a loss or gradient was not finite.
+        CallbackError: a callback raised an exception.
         Interrupted: a signal arrived and the run was saved. After SIGUSR2 in a SLURM job the process ends instead, and
             the job goes back into the queue.
         LostWorkerError: another worker died or did not respond in time.

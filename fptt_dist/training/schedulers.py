@@ -2,7 +2,8 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.optim import Optimizer
@@ -135,3 +136,16 @@ def cosine_factor(warmup: int, final: float, total: int) -> Callable[[int], floa
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return factor
+
+
+@contextmanager
+def scaled_lr(optimizer: Optimizer, steps: int, length: int) -> Iterator[None]:
+    """Multiply the learning rate by steps / length within the context."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate * steps / length
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

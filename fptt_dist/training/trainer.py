@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from fptt_dist.parallel.comm.communicator import checksum
 from fptt_dist.tasks import Split, TaskShape, rank_slice
 from fptt_dist.training import cuda_graph as graph
 from fptt_dist.training.batches import TrainBatches, count_batches
+from fptt_dist.training.callbacks import CallbackList, RunStart
 from fptt_dist.training.checkpoint import state_dict
 from fptt_dist.training.checkpoint.async_store import AsyncCheckpointStore
 from fptt_dist.training.checkpoint.reader import MODEL, OPTIMIZER
@@ -31,13 +31,14 @@ from fptt_dist.training.evaluation import evaluate, measured
 from fptt_dist.training.given import NOTHING, Given
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
+from fptt_dist.training.logging.profile import BatchProfile
 from fptt_dist.training.non_finite import NonFiniteError, UpdateLog, describe, fault_in_data, non_finite
 from fptt_dist.training.pretrained import freeze, start_from
 from fptt_dist.training.process.resume_hint import resume_hint
-from fptt_dist.training.process.signals import StopFlag, agreed_interruption
+from fptt_dist.training.process.signals import Interrupted, StopFlag, agreed_interruption
 from fptt_dist.training.result import Result
 from fptt_dist.training.run_dir import RunDirectory, versions
-from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler
+from fptt_dist.training.schedulers import AlphaScheduler, LrScheduler, scaled_lr
 from fptt_dist.training.setup import factory, seeds, task_factory
 from fptt_dist.training.setup.consistency import check_data, check_weights
 from fptt_dist.training.setup.engine import batch_shares, build_engine, set_partition
@@ -80,6 +81,8 @@ class Trainer:
         order = BatchOrder(config.train.batch_size, self.batches_per_epoch, self.share)
         self.batches = TrainBatches(self.task, order, config, device)
         self._prepare_state()
+        self.callbacks = CallbackList(given.callbacks if self.engine.rank == 0 else (), device)
+        self.profile = BatchProfile(folder, self.total_batches, self.engine.rank, device)
         seeds.seed_worker(config.seed, self.engine.rank)
 
     def _build_engine(self, given: Given) -> None:
@@ -212,12 +215,14 @@ class Trainer:
         Raises:
             NonFiniteError: a loss or gradient was not finite.
             Interrupted: `stop` was set on some worker; a checkpoint was saved.
+            CallbackError: a callback raised an exception.
             OSError: a checkpoint could not be written.
         """
         active = self.engine.rank == 0
         if active:
             self.folder.discard_result()
         with (
+            self.callbacks,
             MetricsLogger(
                 self.folder,
                 active=active,
@@ -228,10 +233,17 @@ class Trainer:
             ) as telemetry,
             self.store,
             self.batches.ahead(self.state.position, self.total_batches),
+            self.profile,
         ):
+            if active:
+                self.callbacks.start(
+                    RunStart.of(self.folder, self.state.position, self.total_batches, self.engine.world)
+                )
             first = True
             while not self.done:
-                self._train_batch(telemetry)
+                with self.profile.batch(self.state.position.batch + 1):
+                    record = self._train_batch(telemetry)
+                self.callbacks.batch_end(self.state.position, record)
                 if first:
                     groups = {id(each): each for each in (*self.engine.communicators(), self.savers)}
                     set_pg_timeouts(list(groups.values()), self.config.parallel.timeout_seconds)
@@ -248,26 +260,31 @@ class Trainer:
                         self.watch(Progress.at(self.state.position, value, best.value, saved, best_folder))
                 if self.store.saved is not None:
                     stop.saved = True
+                self.callbacks.saved(self.store.saved)
                 telemetry.batch(self.state.position.batch)
                 if stop.number is not None:
                     self.engine.control.request_stop()
                 if not self.done and self.engine.control.should_stop():
-                    saved = self.save() if saved is None else saved
-                    self.store.wait()
-                    objects = bool(objects_of(self.config))
-                    message = (
-                        f"stopped by a signal after batch {self.state.position.batch} of {self.total_batches}, saved "
-                        f"in {saved}\n{resume_hint(self.folder.path, self.environment, objects=objects)}"
-                    )
-                    raise agreed_interruption(stop, self.engine.everyone, message)
+                    raise self._interrupted(stop, saved)
             result = self._finish(telemetry)
             if active:
                 telemetry.result(result)
                 self.folder.write_result(result)
+            self.callbacks.end(result)
         return result
 
-    def _train_batch(self, telemetry: MetricsLogger) -> None:
-        """Train on this worker's share of one global batch, K windows."""
+    def _interrupted(self, stop: StopFlag, saved: Path | None) -> Interrupted:
+        """Return the exception to raise after a signal, when this batch is `saved`, here if it was not yet."""
+        saved = self.save() if saved is None else saved
+        self.store.wait()
+        self.callbacks.saved(self.store.saved)
+        batch = self.state.position.batch
+        hint = resume_hint(self.folder.path, self.environment, objects=bool(objects_of(self.config)))
+        message = f"stopped by a signal after batch {batch} of {self.total_batches}, saved in {saved}\n{hint}"
+        return agreed_interruption(stop, self.engine.everyone, message)
+
+    def _train_batch(self, telemetry: MetricsLogger) -> dict[str, Any] | None:
+        """Train on this worker's share of one global batch, K windows; return its record, None without one."""
         began = time.perf_counter()
         position, size = self.state.position, self.config.train.batch_size
         for scheduler in self.schedulers.values():
@@ -275,7 +292,9 @@ class Trainer:
         recorded = (position.batch + 1) % self.config.logging.every_batches == 0
         batch = self.batches.get(position.batch)
         rates = {"lr": self.optimizer.param_groups[0]["lr"], "alpha": self.optimizer.param_groups[0]["alpha"]}
-        with self.engine.placement.collective_errors(), self._rate_in_proportion(len(batch.inputs)):
+        steps, length = len(batch.inputs), self.task.length
+        proportion = scaled_lr(self.optimizer, steps, length) if self.task.scale_lr_by_length else nullcontext()
+        with self.engine.placement.collective_errors(), proportion:
             result, norms = self.runner.run(batch, self.state.carried, measure=recorded)
             self.engine.after_batch()
         self.update_log.add(position.batch, position.updates, result.updates)
@@ -290,25 +309,14 @@ class Trainer:
         position.sequences += size
         elapsed = time.perf_counter() - began
         position.seconds += elapsed
-        if recorded:
-            telemetry.training(self._record(result, norms, rates, size / elapsed))
+        record = self._record(result, norms, rates, size / elapsed) if recorded else None
+        if record is not None:
+            telemetry.training(record)
         if position.batch % self.batches_per_epoch == 0:
             self._end_epoch()
         if self.done:
             self.engine.sync.now()
-
-    @contextmanager
-    def _rate_in_proportion(self, steps: int) -> Iterator[None]:
-        """Scale the learning rate by steps / task.length within the context, where the task asks for it."""
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        if self.task.scale_lr_by_length:
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * steps / self.task.length
-        try:
-            yield
-        finally:
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+        return record
 
     def _end_epoch(self) -> None:
         """End an epoch after its last update: the reset, the estimates, the next epoch's first example."""
@@ -399,7 +407,9 @@ class Trainer:
         value = metrics[self.task.metric]
         now = Best(self.state.position.batch, value, metrics)
         self.state.best = best_after(self.state.best, now, higher_is_better=self.task.higher_is_better)
-        self._report("validation", metrics, telemetry, best=self.state.best.batch == now.batch)
+        is_best = self.state.best.batch == now.batch
+        self._report("validation", metrics, telemetry, best=is_best)
+        self.callbacks.validation(self.state.position, self.task.metric, metrics, is_best=is_best)
         if epoch_ended:
             for scheduler in self.schedulers.values():
                 scheduler.after_epoch(value)
@@ -422,6 +432,9 @@ class Trainer:
         self._check_finite()
         shared, own = self.state.collect(self.folder.run_id if self.engine.rank == 0 else None)
         self._check_storable({**shared, **own})
+        self.store.wait()
+        self.callbacks.saved(self.store.saved)  # before the save that may follow it closely
+        self.callbacks.saving(self.state.position.batch, best=improved)
         return self.store.save(self.state.position.batch, shared=shared, own=own, best=improved)
 
     def restore(self, folder: Path) -> None:
@@ -448,6 +461,7 @@ class Trainer:
             self._validate_if_due(telemetry)
             self.save(improved=True)
         self.store.wait()
+        self.callbacks.saved(self.store.saved)
         position, best = self.state.position, self.state.best
         assert best is not None
         folder = self.store.path_of(best.batch)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from fptt_dist.algorithm import FPTT, TrainingScheme, Window, detach
 from fptt_dist.algorithm.diagnostics import norms as optimizer_norms
@@ -148,16 +149,18 @@ class WindowLoop:
                 losses.extend([torch.zeros((), device=batch.inputs.device)] * len(windows))
                 self.engine.after_update()
                 continue
-            window_losses, window_metrics = self._pass(
-                batch, parts, windows, incoming, outgoing, update=update, measure=measure
-            )
+            with record_function(f"fptt_dist::windows::{windows[0].index}"):
+                window_losses, window_metrics = self._pass(
+                    batch, parts, windows, incoming, outgoing, update=update, measure=measure
+                )
             losses.extend(window_losses)
             metrics.extend(window_metrics)
             if update:
                 closure = self._closure(batch, parts, windows, list(map(replay_state, incoming, outgoing)))
                 last = is_last or self._is_padding(batch, [_rest(windows[-1])])
                 measurement = partial(optimizer_norms, self.optimizer) if measure and last else None
-                norms = self.engine.step(closure, measure=measurement) or norms
+                with record_function("fptt_dist::update"):
+                    norms = self.engine.step(closure, measure=measurement) or norms
                 self.engine.after_update()
             incoming = outgoing
         device = batch.inputs.device

@@ -3,7 +3,7 @@
 import json
 import random
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from torch import Tensor
 from fptt_dist.config import Config, apply_overrides
 from fptt_dist.config import Train as TrainSection
 from fptt_dist.parallel import LaunchEnvironment
+from fptt_dist.training.callbacks import Callback
 from fptt_dist.training.checkpoint.store import MANIFEST, OWN_CHECKSUM, checksum_of_manifest, entry
+from fptt_dist.training.given import Given
 from fptt_dist.training.network_file import keep_network
 from fptt_dist.training.process.signals import Interrupted, StopFlag
 from fptt_dist.training.run_dir import RunDirectory
@@ -84,10 +86,11 @@ class StopAt(StopFlag):
         return signal.SIGTERM if self.trainer.state.position.batch >= self.batch else None
 
 
-def trainer_for(config: Config) -> Trainer:
+def trainer_for(config: Config, callbacks: Sequence[Callback] = ()) -> Trainer:
     """The trainer of a run that starts or resumes, before its first batch."""
     folder = RunDirectory(config)
-    trainer = Trainer(folder, LaunchEnvironment(), build_device(config, LaunchEnvironment()))
+    device = build_device(config, LaunchEnvironment())
+    trainer = Trainer(folder, LaunchEnvironment(), device, given=Given(callbacks=tuple(callbacks)))
     folder.open()
     keep_vocabulary(folder.path, trainer.task)
     keep_network(folder.path, trainer.task)

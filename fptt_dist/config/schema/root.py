@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fptt_dist.config.schema.cells.lstm import LSTM
 from fptt_dist.config.schema.layers import Model
@@ -12,7 +12,7 @@ from fptt_dist.config.schema.optimizers import Adam, Optimizer
 from fptt_dist.config.schema.parallel import AutoParallel, Parallel
 from fptt_dist.config.schema.paths import LocalPath
 from fptt_dist.config.schema.schedules import AlphaSchedule, ConstantAlpha, ConstantLr, LrSchedule
-from fptt_dist.config.schema.section import Section
+from fptt_dist.config.schema.section import Conflict, Section, refuse
 from fptt_dist.config.schema.tasks import AddingTask, ArraysTask, MeasuredTask, Task
 from fptt_dist.config.schema.user_class import UserClass
 
@@ -123,6 +123,23 @@ class Logging(Section):
 
     every_batches: int = Field(default=10, ge=1, description="batches between records")
     tensorboard: bool = Field(default=True, description="write TensorBoard files too")
+    profile: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
+        default=None,
+        strict=False,
+        description="first and last of the batches, counted from 1, of which torch's profiler writes a trace, such as "
+        "[10, 12]; null = none",
+    )
+
+    @model_validator(mode="after")
+    def _profile_has_an_order(self) -> Self:
+        if self.profile is not None and self.profile[0] > self.profile[1]:
+            first, last = self.profile
+            text = (
+                f"logging.profile=[{first}, {last}]: the first batch comes after the last: "
+                f"type logging.profile=[{last}, {first}]"
+            )
+            refuse([Conflict(text, ("logging.profile",))])
+        return self
 
 
 class Data(Section):

@@ -11,9 +11,16 @@ import torch
 @contextmanager
 def own_streams(seed: int) -> Iterator[None]:
     """Seed the global random streams within the context, and put them back after it."""
-    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's task may draw from it
-    with torch.random.fork_rng(devices=[]):
+    with kept_streams():
         seed_worker(seed, 0)
+        yield
+
+
+@contextmanager
+def kept_streams(device: torch.device | None = None) -> Iterator[None]:
+    """Put the global random streams back after the context; those of `device` too, if it is a GPU."""
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's code may draw from it
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
         try:
             yield
         finally:
