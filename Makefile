@@ -49,7 +49,7 @@ run-tests: install
 	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not clients" --hypothesis-profile=full $(TESTS)
 
 # FPTT in other programs: the examples with Lightning, Accelerate, snnTorch, statsmodels; then Lightning, Hugging Face's
-# Trainer, Accelerate, skorch and ignite in an environment of their own, whose versions cannot move those of the others.
+# Trainer, Accelerate, skorch and ignite, and trackers, in an environment of their own, which moves no version of others.
 test-clients: install $(CLIENTS)/.installed
 	$(BIN)/python -m pytest -m "clients and not gpu" tests/examples
 	$(CLIENTS)/bin/python -m pytest -m "clients and not gpu" tests/clients

@@ -32,6 +32,7 @@ from fptt_dist.training.given import NOTHING, Given
 from fptt_dist.training.lock.directory_lock import LostLockError
 from fptt_dist.training.logging.metrics_logger import MetricsLogger, TrafficMeter, mean_and_largest, peak_memory_bytes
 from fptt_dist.training.logging.profile import BatchProfile
+from fptt_dist.training.logging.wandb_callback import trackers
 from fptt_dist.training.non_finite import NonFiniteError, UpdateLog, describe, fault_in_data, non_finite
 from fptt_dist.training.pretrained import freeze, start_from
 from fptt_dist.training.process.resume_hint import resume_hint
@@ -81,7 +82,8 @@ class Trainer:
         order = BatchOrder(config.train.batch_size, self.batches_per_epoch, self.share)
         self.batches = TrainBatches(self.task, order, config, device)
         self._prepare_state()
-        self.callbacks = CallbackList(given.callbacks if self.engine.rank == 0 else (), device)
+        callbacks = [*trackers(config), *given.callbacks]
+        self.callbacks = CallbackList(callbacks if self.engine.rank == 0 else [], device)
         self.profile = BatchProfile(folder, self.total_batches, self.engine.rank, device)
         seeds.seed_worker(config.seed, self.engine.rank)
 

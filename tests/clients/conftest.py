@@ -4,7 +4,17 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 
-CLIENTS = ("accelerate", "ignite.handlers", "lightning", "nbclient", "skorch", "transformers")
+CLIENTS = (
+    "accelerate",
+    "ignite.handlers",
+    "lightning",
+    "mlflow",
+    "nbclient",
+    "skorch",
+    "trackio",
+    "transformers",
+    "wandb",
+)
 
 collect_ignore_glob: list[str] = []
 if all(find_spec(name.partition(".")[0]) for name in CLIENTS):

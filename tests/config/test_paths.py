@@ -33,6 +33,7 @@ NO_PATHS = {
     *(f"ArraysTask.{name}" for name in ("target_columns", "feature_columns", "monitor")),
     *("UserTask.options", "UserLayer.options", "WholeNetwork.options"),  # for the user's class
     *("UserTask.monitor", "GivenTask.name"),
+    "Logging.wandb",
     "Sweep.space",  # its values are checked as the keys of a run that they are
 }
 (CHECK,) = get_args(LocalPath)[1:]

@@ -19,6 +19,7 @@ from fptt_dist.training.callbacks import (
     Validation,
 )
 from fptt_dist.training.checkpoint.store import validate
+from fptt_dist.training.logging import wandb_callback
 from fptt_dist.training.process.signals import Interrupted
 from tests.training.helpers import (
     StopAt,
@@ -169,6 +170,13 @@ class Named(Callback):
 def test_a_class_in_place_of_an_object_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^callbacks: <class '.*Noted'> is no object of a class .*MyCallback\(\)\]$"):
         fit(tiny(tmp_path / "run"), callbacks=[Noted])  # type: ignore[list-item]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_callback, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^logging.wandb=mine: the package wandb is not installed: type pip install"):
+        fit(tiny(tmp_path / "run", {"logging.wandb": "mine"}))
     assert not (tmp_path / "run").exists()
 
 

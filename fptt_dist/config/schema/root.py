@@ -123,6 +123,12 @@ class Logging(Section):
 
     every_batches: int = Field(default=10, ge=1, description="batches between records")
     tensorboard: bool = Field(default=True, description="write TensorBoard files too")
+    wandb: str | None = Field(
+        default=None,
+        min_length=1,
+        description="project of Weights & Biases to which records and result are written too, null = none; needs the "
+        "package wandb",
+    )
     profile: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = Field(
         default=None,
         strict=False,
