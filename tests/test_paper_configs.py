@@ -12,7 +12,7 @@ from fptt_dist.config import Config, WholeNetwork, apply_overrides, changes, loa
 from fptt_dist.config.loading.loader import PACKAGED, packaged, packaged_rows
 from fptt_dist.launchers.paper.reproduce import ROWS_DIFFER
 from fptt_dist.launchers.paper.rows import Budget, TargetRow, load_tables, row_config
-from fptt_dist.models import AwdLstm, Network, UserNetwork
+from fptt_dist.models import AwdLstm, Network
 from fptt_dist.models.recurrent import LAYERS
 from fptt_dist.tasks import TaskShape
 from fptt_dist.training.setup.factory import build_model

@@ -111,7 +111,7 @@ class SavedCheckpoint:
 class Callback:
     """Base class of code that is called while a run trains; every method does nothing unless it is overridden.
 
-    The methods are called on rank 0 only, between batches: meanwhile the other workers wait. They cannot change what is
+    The methods are called on rank 0 only, between batches: meanwhile the other workers wait. They do not change what is
     trained: the global random streams (torch's, NumPy's, Python's) are put back after each call.
 
     An exception, SystemExit included, ends the run on all workers, with the class and the method named. The checkpoints

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from fptt_dist.config import Config, ConfigError, dump, load, parse_overrides
 from fptt_dist.config.schema.cluster import Cluster, load_cluster
 from fptt_dist.config.schema.paths import LocalPath, remote_path
+from fptt_dist.config.schema.pretrained import Pretrained
 from fptt_dist.config.schema.section import Section
 from fptt_dist.config.schema.sweep import Sweep, load_sweep
 from tests.config.test_schema import sections
@@ -17,6 +18,7 @@ from tests.config.test_schema import sections
 SCHEMAS = (Config, Sweep, Cluster)
 PATHS = {  # with what else must be given for the key to be there
     "data.root": {},
+    "model.init_from": {},
     "model.layer": {},
     "model.network": {},
     "parallel.deepspeed_config": {"parallel.strategy": "deepspeed"},
@@ -60,7 +62,9 @@ def keys(model: type[Section], checked: bool) -> set[str]:
 
 def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
     models = [model for schema in SCHEMAS for model in sections(schema)]
-    assert {key for model in models for key in keys(model, False)} == NO_PATHS
+    networks = [model.__name__ for model in models if issubclass(model, Pretrained)]
+    names = {f"{network}.{key}" for network in networks for key in ("init_names", "freeze")}  # of parameters
+    assert {key for model in models for key in keys(model, False)} == NO_PATHS | names
     checked = {key for model in models for key in keys(model, True)}
     assert checked == {
         "Data.root",
@@ -72,6 +76,7 @@ def test_every_key_of_text_is_a_path_or_known_to_be_none() -> None:
         "LanguageTask.text_dir",
         *(f"ArraysTask.{name}" for name in ("train", "validation", "test", "metrics")),
         "UserTask.metrics",
+        *(f"{network}.init_from" for network in networks),
     } | {"Sweep.config"}
 
 
