@@ -27,6 +27,7 @@ def fit(
     task: Task | None = None,
     network: nn.Module | None = None,
     callbacks: Sequence[Callback] = (),
+    trust_code: bool = False,
 ) -> Result:
     """Train a run as the command `fptt-dist train` does; in a program that torchrun started, on all its workers.
 
@@ -40,6 +41,7 @@ def fit(
             `model.*`. A copy is trained, on the device of the run, from the weights that it has: with several workers
             these must be equal.
         callbacks: called while the run trains, on rank 0, in this order.
+        trust_code: of the path of a run's own config.yaml: whether code that the run keeps may be executed.
 
     Returns:
         The result, with `path`, the run's folder, and `history`.
@@ -60,17 +62,18 @@ def fit(
             )
     given = Given(task, None if network is None else copy.deepcopy(network).cpu(), tuple(callbacks))
     with _restored(task):
-        return train(_configured(config, given), given=given)
+        return train(_configured(config, given, trust_code=trust_code), given=given)
 
 
-def _configured(source: Config | Mapping[str, Any] | str | Path, given: Given) -> Config:
+def _configured(source: Config | Mapping[str, Any] | str | Path, given: Given, *, trust_code: bool) -> Config:
     """Return the configuration of a run with the objects that are given."""
     settings = given.settings()
     if isinstance(source, Config):
         return apply_overrides(source, settings)
     if isinstance(source, Mapping):
         return load(source, settings)
-    return load_to_train(source, [f"{key}={show(value)}" for key, value in settings.items()], given=settings)
+    words = [f"{key}={show(value)}" for key, value in settings.items()]
+    return load_to_train(source, words, trust_code=trust_code, given=settings)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from fptt_dist.config import Config, Train, dump, load
+from fptt_dist.config.schema.pretrained import Pretrained
 from fptt_dist.config.schema.section import Section, choice_of, section_of
 from fptt_dist.config.values import show
 
@@ -29,6 +30,8 @@ def values(annotation: Any, marks: list[Any]) -> st.SearchStrategy[Any]:
     if get_origin(annotation) is Literal:
         return st.sampled_from(args)
     if get_origin(annotation) is tuple:
+        if args == (str, ...):
+            return st.lists(texts(), min_size=1, max_size=2).map(tuple)
         if args[-1] is Ellipsis:
             return st.sets(st.integers(1, 50), min_size=1).map(sorted)
         return st.tuples(*(values(arg, []) for arg in args))
@@ -54,7 +57,10 @@ def values(annotation: Any, marks: list[Any]) -> st.SearchStrategy[Any]:
 
 
 def sections(model: type[Section]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({name: contents(field) for name, field in model.model_fields.items()})
+    found = st.fixed_dictionaries({name: contents(field) for name, field in model.model_fields.items()})
+    if not issubclass(model, Pretrained):
+        return found
+    return found.map(lambda keys: keys if keys["init_from"] else {**keys, "init_names": None})  # has no effect alone
 
 
 def contents(field: FieldInfo) -> st.SearchStrategy[Any]:

@@ -71,9 +71,7 @@ def check_parts(folder: Path) -> None:
             assert {tensor.dim() for tensor in held.values()} <= {0, 1}
 
 
-@pytest.mark.parametrize(
-    "how", ["fsdp", "zero 3", *(pytest.param(f"zero {n}", marks=pytest.mark.slow) for n in (1, 2))]
-)
+@pytest.mark.parametrize("how", ["fsdp", *(pytest.param(f"zero {n}", marks=pytest.mark.slow) for n in (1, 2, 3))])
 def test_a_signal_stops_all_one_batch_later(pool: Pool, tmp_path: Path, how: str) -> None:
     """The last rank alone is asked."""
     rarely = keys(how) | {"checkpoint.every_batches": 3}

@@ -97,7 +97,7 @@ def test_a_network_of_ones_own_is_the_package_s(tmp_path: Path) -> None:
     assert losses == pytest.approx(expected, rel=1e-6)
     assert (own.metrics, own.best_batch, own.parameters) == (gru.metrics, gru.best_batch, gru.parameters)
     assert all(torch.equal(first[name], tensor) for name, tensor in network.state_dict().items())
-    assert 'model:\n  network: "python:Net"\n' in (tmp_path / "own" / "config.yaml").read_text()
+    assert '\n  network: "python:Net"\n' in (tmp_path / "own" / "config.yaml").read_text()
     x = torch.randn(STEPS, 3, 1)
     with torch.no_grad():
         y, state = load(tmp_path / "own", network=network)(x, None)

@@ -110,6 +110,7 @@ SHARDED: dict[str, tuple[dict[str, Any], int, tuple[float, float, float]]] = {
 }
 
 
+@pytest.mark.slow
 def test_what_sharded_strategies_hold(subtests: pytest.Subtests, pool: Pool, tmp_path: Path) -> None:
     """W̄ and u are sharded too; the rest is padding, and what does not divide by two."""
     for case, (keys, machines, (weights, master, moments)) in SHARDED.items():

@@ -64,6 +64,7 @@ def test_a_language_model_has_an_embedding(cell: Path, tmp_path: Path) -> None:
     assert result.parameters > result.recurrent_parameters == 3 * 4 + 4 + 16 + 3 * 4 + 4
 
 
+@pytest.mark.slow
 def test_its_program_is_exported_and_its_weights_alone_are_not(cell: Path, tmp_path: Path) -> None:
     train(tiny(tmp_path / "run", own(cell), batches=2))
     with pytest.raises(ConfigError, match=r"--format=safetensors is for networks of this package's layers: type --for"):
