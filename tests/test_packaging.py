@@ -147,7 +147,7 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
 def test_the_version_is_the_same_everywhere_and_doctor_names_what_is_not_installed(installed: Installed) -> None:
     assert installed.run("fptt-dist", "--version").split() == ["fptt-dist", __version__]
     lines = installed.run("fptt-dist", "doctor").splitlines()
-    said = dict(line.split(maxsplit=1) for line in lines)
+    said = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))  # the others continue a row
     assert said["fptt_dist"].strip() == __version__
     program = "import importlib.metadata as m, fptt_dist; print(m.version('fptt-dist'), fptt_dist.__file__)"
     version, file = installed.run("python", "-c", program).split()

@@ -28,7 +28,8 @@ def test_the_names() -> None:
 
 
 def test_the_arguments() -> None:
-    assert list(inspect.signature(fptt_dist.fit).parameters) == ["config", "task", "network", "callbacks"]
+    known = ["config", "task", "network", "callbacks", "trust_code"]
+    assert list(inspect.signature(fptt_dist.fit).parameters) == known
     assert list(inspect.signature(fptt_dist.window_slices).parameters) == ["length", "windows"]
     assert list(inspect.signature(fptt_dist.FPTT).parameters) == [
         *(

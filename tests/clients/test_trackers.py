@@ -108,11 +108,11 @@ def test_a_failure_of_wandb_is_a_warning(
         caplog.clear()
 
 
-@pytest.mark.parametrize("tracker", ["mlflow", "trackio"])
-def test_the_examples_resume_in_one_run(tracker: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("example", ["mlflow_tracker.py", "trackio_tracker.py"])
+def test_the_examples_resume_in_one_run(example: str, tmp_path: Path) -> None:
     stores = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "TRACKIO_DIR": str(tmp_path / "trackio")}
     done = subprocess.run(
-        [sys.executable, ROOT / "examples" / f"{tracker}_tracker.py", "--resume"],
+        [sys.executable, ROOT / "examples" / example, "--resume"],
         cwd=tmp_path,
         env={**os.environ, **stores, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -123,5 +123,5 @@ def test_the_examples_resume_in_one_run(tracker: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     end = re.search(r"^4 losses in one run, the last one at batch 40, test error ([\d.]+)$", done.stdout, re.MULTILINE)
     assert end is not None, done.stdout
-    result = json.loads((tmp_path / "runs" / tracker / "result.json").read_text())
+    result = json.loads((tmp_path / "runs" / example.partition("_")[0] / "result.json").read_text())
     assert float(end[1]) == pytest.approx(result["value"], abs=1e-4)

@@ -179,12 +179,14 @@ def test_lightning_learns_and_resumes_exactly(tmp_path: Path) -> None:
 
 
 def test_every_example_is_described_and_tested() -> None:
-    """Each file has its own section and command in the page, and its name in this file."""
-    page, tests = (ROOT / "docs" / "examples.md").read_text("utf-8"), Path(__file__).read_text("utf-8")
+    """Each file has a section and a command in the pages, and its name in a test."""
+    page, tracking = ((ROOT / "docs" / name).read_text("utf-8") for name in ("examples.md", "callbacks.md"))
+    tests = [(ROOT / "tests" / folder).rglob("*.py") for folder in ("examples", "clients", "training")]
+    tested = "".join(path.read_text("utf-8") for paths in tests for path in paths)
     names = sorted(path.name for path in EXAMPLES.glob("*.py"))
-    assert len(names) == 7
-    sections = re.findall(r"^## .*`examples/(\w+\.py)`$", page, flags=re.MULTILINE)
-    assert sorted(sections) == names
+    assert len(names) == 10
+    headings = "".join(re.findall(r"^## .*$", page, flags=re.MULTILINE))
+    assert sorted(re.findall(r"`examples/(\w+\.py)`", headings)) == names
     for name in names:
-        assert f'"{name}"' in tests
-        assert re.search(rf"^(python|torchrun .*) examples/{name}", page, flags=re.MULTILINE)
+        assert name.removesuffix(".py") in tested
+        assert re.search(rf"^(python|torchrun|fptt-dist) .*examples/{name}", page + tracking, flags=re.MULTILINE), name

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from examples.own_cell import GatedCell
-from fptt_dist.config import AwdLSTM
+from fptt_dist.config import AwdLSTM, Pretrained
 from fptt_dist.layers import PLACES
 from fptt_dist.models import AwdLstm, Network, recurrent_layer
 from fptt_dist.models.programs.onnx_program import onnx_program
@@ -32,7 +32,9 @@ def network(layer: str, layers: int = 1) -> Network:
 def text_network(kind: str) -> nn.Module:
     torch.manual_seed(0)
     if kind == "awd_lstm":
-        keys = AwdLSTM(embedding=6, hidden=HIDDEN, layers=2, num_experts=2).model_dump(exclude={"layer"})
+        keys = AwdLSTM(embedding=6, hidden=HIDDEN, layers=2, num_experts=2).model_dump(
+            exclude={"layer", *Pretrained.model_fields}
+        )
         return AwdLstm(SYMBOLS, **keys).eval()
     return Network(
         recurrent_layer("gru", 5, HIDDEN, layers=2), HIDDEN, SYMBOLS, symbols=SYMBOLS, embedding=5, dropout=0.5

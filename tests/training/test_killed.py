@@ -12,7 +12,7 @@ from fptt_dist.training.run import train
 from tests.training.helpers import MEMORY, assert_same_run, resumed, tiny, train_until
 from tests.training.kill_driver import CASES
 
-STARTING = ["versions.json", "config.yaml"]
+STARTING = ["versions.json", "config.yaml", "network.json"]
 SAVED = ["task.safetensors", "sync.safetensors", "state.json"]
 OWN = [
     *("own loss.safetensors", "own random.safetensors", "own sync.safetensors", "own carried.safetensors"),
