@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from fptt_dist.reporting import write_sweep
 from fptt_dist.training.run import train
@@ -115,7 +116,9 @@ def test_hyper_parameters_are_those_that_took_effect(
     assert (values["fptt.alpha"], values["fptt.windows"]) == (alpha, windows)
 
 
-def test_a_resumed_run_shows_each_batch_once(tmp_path: Path) -> None:
+def test_a_resumed_run_shows_each_batch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A process's writers of one second are ordered by their number as text, in which 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     run = tmp_path / "run"
     parts = tiny(run, {**BOARD, "checkpoint.every_batches": 2}, batches=6)
     train_until(parts, 5)
