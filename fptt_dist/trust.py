@@ -10,7 +10,7 @@ from fptt_dist.config import Config, ConfigError, UserClass
 
 KEPT = {"model.layer": "own_cell.py", "model.network": "own_network.py", "task.name": "own_task.py"}
 MARKS = ("versions.json", "result.json", "checkpoints")
-"""What a run's folder has besides config.yaml, one of them at least."""
+"""Names in a run's folder besides config.yaml, of which it has one at least."""
 
 
 def kept_name(own: UserClass) -> str:

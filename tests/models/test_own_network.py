@@ -27,7 +27,7 @@ class Running(nn.Module):
 
 
 class Fixed(nn.Module):
-    """Whatever `outputs_of` of a subclass makes of the right outputs."""
+    """The right outputs, changed by `outputs_of` of a subclass."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ def waves(folder: Path) -> Any:
 
 
 def settings_of_the_process() -> list[object]:
-    """What a run changes while it lasts."""
+    """State of the process that a run changes while it lasts."""
     flushes = bool(torch.tensor(1e-38) * 0.1 == 0)
     streams = random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
     return [flushes, torch.get_num_threads(), torch.get_default_dtype(), signal.getsignal(signal.SIGINT), *streams]
