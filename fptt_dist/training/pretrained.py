@@ -111,9 +111,8 @@ def _check_names(
 ) -> None:
     missing, others = [name for name in chosen if name not in theirs], [name for name in theirs if name not in own]
     if missing or (strict and others):
-        sides = [f"{path} lacks {_some(missing)}"] * bool(missing) + [f"this network lacks {_some(others)}"] * bool(
-            others
-        )
+        sides = [f"{path} lacks {_some(missing)}"] if missing else []
+        sides += [f"this network lacks {_some(others)}"] if others else []
         common = _beginnings({name: None for name in own if theirs.get(name) == list(own[name].shape)})
         hint = f"type model.init_names=[{', '.join(common)}] to take those that both have" if common else "none fits"
         raise ConfigError(f"model.init_from={path}: {' and '.join(sides)}: {hint}")

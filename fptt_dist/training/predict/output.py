@@ -29,13 +29,24 @@ def check_output(path: Path) -> None:
         raise ConfigError(f"--out {path}: there is no folder {path.parent}")
 
 
-def print_rows(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO) -> None:
-    """Write a CSV table to a stream; every row is there as soon as it is known."""
-    writer = csv.writer(stream, lineterminator="\n")
+def print_rows(header: Sequence[str], rows: Iterable[Sequence[Any]], stream: TextIO, *, at_once: bool = True) -> int:
+    """Write a CSV table to a stream; return its number of rows.
+
+    Args:
+        header: names of the columns.
+        rows: of the table.
+        stream: that is written to.
+        at_once: whether every row is there as soon as it is known.
+    """
+    writer, count = csv.writer(stream, lineterminator="\n"), 0
     writer.writerow(header)
     for row in rows:
-        writer.writerow(_texts(row))
-        stream.flush()
+        writer.writerow([f"{value:.7g}" if isinstance(value, float) else value for value in row])
+        count += 1
+        if at_once:
+            stream.flush()
+    stream.flush()
+    return count
 
 
 def write_rows(header: Sequence[str], rows: Iterable[Sequence[Any]], path: Path) -> int:
@@ -50,7 +61,8 @@ def write_rows(header: Sequence[str], rows: Iterable[Sequence[Any]], path: Path)
     try:
         if path.suffix == ".csv":
             with temporary.open("w", encoding="utf-8", newline="") as file:
-                count = _write_csv(header, rows, file)
+                count = print_rows(header, rows, file, at_once=False)
+                os.fsync(file.fileno())
         else:
             count = _write_columns(header, list(rows), path.suffix, temporary)
         os.replace(temporary, path)
@@ -59,17 +71,6 @@ def write_rows(header: Sequence[str], rows: Iterable[Sequence[Any]], path: Path)
     finally:
         with suppress(OSError):
             temporary.unlink()
-    return count
-
-
-def _write_csv(header: Sequence[str], rows: Iterable[Sequence[Any]], file: TextIO) -> int:
-    writer, count = csv.writer(file, lineterminator="\n"), 0
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow(_texts(row))
-        count += 1
-    file.flush()
-    os.fsync(file.fileno())
     return count
 
 
@@ -86,7 +87,3 @@ def _write_columns(header: Sequence[str], rows: list[Sequence[Any]], suffix: str
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, np.array([math.nan if each is None else each for each in values]))
     return len(rows)
-
-
-def _texts(row: Sequence[Any]) -> list[Any]:
-    return [f"{value:.7g}" if isinstance(value, float) else value for value in row]
